@@ -1,0 +1,113 @@
+"""The options of one environment, as validated plain data.
+
+``trainer.config`` adds what belongs to a run and reads YAML; ``envs.build`` turns these options
+into an environment. Nothing here touches a file or a model.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Unit = Literal["supervised_tokens", "tokens", "rows"]
+
+SPLITS = ("train", "reward", "select", "test")
+
+
+class Options(BaseModel):
+    """Base of every section: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceOptions(Options):
+    """One data set of the mixture."""
+
+    path: str | None = Field(None, description="JSONL or JSON file, or a folder with train/valid/test files")
+    embedded: str | None = Field(None, description="name of a generated task instead of a path")
+    rows: int | None = Field(None, ge=1, description="rows to generate (embedded sources only)")
+    reward: str | None = Field(None, description="file of the reward split, if it is not to be cut")
+    select: str | None = Field(None, description="file of the select split")
+    test: str | None = Field(None, description="file of the test split")
+    target: Weight = Field(1.0, description="weight in rewards and evaluation; 0: a pool only")
+    train: bool = Field(True, description="false: the source is a target only, never trained on")
+    max_epochs: float | None = Field(None, gt=0, description="cap on passes over the rows")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "SourceOptions":
+        if (self.path is None) == (self.embedded is None):
+            raise ValueError("give either path or embedded")
+        if self.rows is not None and self.embedded is None:
+            raise ValueError("rows is for embedded sources; a file's rows are all read")
+        return self
+
+
+class DataOptions(Options):
+    """How rows become token sequences, strata and splits."""
+
+    unit: Unit = Field("supervised_tokens", description="what the ratios of a mixture count")
+    strata: int = Field(4, ge=1, le=64, description="difficulty strata per source")
+    strata_by: str = Field("length", description="length, or column:NAME")
+    max_length: int = Field(512, ge=8, description="tokens in a row, at most, and in a pack")
+    labels: Literal["completions", "all"] = Field("completions", description="which tokens are trained on")
+    template: Literal["auto", "plain"] = Field("auto", description="auto: the tokenizer's chat template if any")
+    over_long: Literal["truncate", "skip", "error"] = "truncate"
+    malformed: Literal["error", "skip"] = "error"
+    duplicates: Literal["report", "drop", "error"] = Field(
+        "report", description="training rows that also stand in a held-out split, or held-out rows in two"
+    )
+    held_out_fraction: Fraction = Field(0.05, description="of a single file, for each held-out split")
+    held_out_tokens: int = Field(2000, ge=1, description="supervised tokens per source in a held-out split")
+
+
+class ModelOptions(Options):
+    """The model that is fine-tuned."""
+
+    name: str = Field("0.1m", description="a preset (0.1m, 1m, 5m), a local folder or a hub name")
+    attention: str = Field("auto", description="auto, documents, sdpa, eager, flash_attention_2")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    init_seed: int = Field(0, description="of a preset's random weights")
+    threads: int = Field(1, ge=1, description="torch threads on CPU")
+
+
+class TrainingOptions(Options):
+    """The optimisation, and how it is cut into decisions."""
+
+    steps: int = Field(300, ge=1, description="optimiser steps in the episode (the budget)")
+    supervised_tokens: int | None = Field(None, ge=1, description="budget in supervised tokens instead")
+    interval: int = Field(10, ge=1, description="optimiser steps between two decisions")
+    packs: int = Field(8, ge=1, description="packs of max_length tokens in a step")
+    accumulation: int = Field(1, ge=1, description="micro-steps that a step is split into")
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Fraction = Field(0.05, description="share of the steps with a rising learning rate")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
+
+
+class EnvironmentOptions(Options):
+    """What the agent sees, does and is paid for."""
+
+    learner: Literal["causal_lm", "curves"] = "causal_lm"
+    action: Literal["logits", "weights"] = "logits"
+    observation: Literal["flat", "dict"] = "flat"
+    reward: str = "progress"
+    prior: Literal["uniform", "proportional"] | dict[str, Weight] = "uniform"
+    floor: Fraction = Field(0.02, description="share of the prior mixed into every mixture of logits")
+    reach: float = Field(0.9, gt=0, lt=1, description="largest weight that logits can give one of K")
+    max_sources: int | None = Field(None, ge=1, description="K_max of the padded spaces")
+    max_strata: int | None = Field(None, ge=1, description="G_max of the padded spaces")
+
+
+class WorldOptions(Options):
+    """Everything that ``envs.build`` needs for one environment."""
+
+    seed: int = Field(0, ge=0)
+    sources: dict[str, SourceOptions] | Literal["embedded"] = "embedded"
+    data: DataOptions = DataOptions()
+    model: ModelOptions = ModelOptions()
+    training: TrainingOptions = TrainingOptions()
+    environment: EnvironmentOptions = EnvironmentOptions()

@@ -1,0 +1,18 @@
+"""Registers the environments with Gymnasium; safe to call more than once."""
+
+import gymnasium as gym
+
+ENVIRONMENTS = {
+    "mixgym/Mixture-v0": "mixgym.envs.environment:make_mixture_env",
+}
+
+
+def register_environments() -> None:
+    """Register every id of :data:`ENVIRONMENTS`.
+
+    There is no ``max_episode_steps``: the end of the budget is a true terminal state, and a time
+    limit would make Stable-Baselines3 bootstrap past it.
+    """
+    for name, entry_point in ENVIRONMENTS.items():
+        if name not in gym.registry:
+            gym.register(id=name, entry_point=entry_point)
