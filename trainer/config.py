@@ -1,0 +1,352 @@
+"""The configuration of a run: YAML and overrides in, validated options out, and back to YAML.
+
+What a world needs is defined by :class:`mixgym.envs.options.WorldOptions`; this module adds the
+agent and the run, reads files strictly (no key twice, no unknown key, no YAML 1.1 surprises such
+as ``no`` for false) and words every mistake as one line that names file, key, value and fix.
+"""
+
+import difflib
+import json
+import re
+import typing
+from collections.abc import Hashable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.options import Options, WorldOptions
+
+COMMAND_LINE = "command line"
+VERSIONS = "versions"
+RECORDED = ("mixgym", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
+
+Path_ = tuple[str | int, ...]
+
+
+class AgentOptions(Options):
+    """Who decides."""
+
+    name: str = Field(default="uniform", description="an algorithm's name (mixgym list algorithms)")
+    options: dict[str, Any] = Field(default={}, description="the algorithm's own options")
+
+
+class RunOptions(Options):
+    """Where the run is recorded, and how often."""
+
+    dir: str = Field(default="runs/finetune", min_length=1, description="the run folder")
+    save_every: int = Field(default=10, ge=1, description="decisions between two checkpoints")
+    keep_last: int = Field(default=2, ge=1, description="checkpoints that are kept")
+    tensorboard: bool = Field(default=True, description="write TensorBoard records")
+
+
+class RunConfig(WorldOptions):
+    """Everything that one run is made of."""
+
+    agent: AgentOptions = AgentOptions()
+    run: RunOptions = RunOptions()
+
+    @model_validator(mode="after")
+    def _names_are_usable(self) -> "RunConfig":
+        for name in self.sources if isinstance(self.sources, dict) else ():
+            if not re.fullmatch(r"[^\s./=]+", name):
+                usable = re.sub(r"[\s./=]+", "-", name)
+                raise ValueError(
+                    f"source name {name!r}: dots, slashes, blanks and = are kept for keys, tags "
+                    f"and overrides; rename it, say to {usable!r}"
+                )
+        return self
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration.
+
+    Args:
+        path: a YAML file, or None for the defaults.
+        overrides: ``key.sub=value`` each, in order; the value is read as YAML.
+
+    Returns:
+        The complete configuration. A ``versions`` block, as written by :func:`dump_config`, is
+        accepted and left out.
+
+    Raises:
+        ConfigError: one line per mistake, each naming file (and line), key, value and fix.
+    """
+    origin = COMMAND_LINE if path is None else str(path)
+    data, lines = ({}, {}) if path is None else _read(Path(path))
+    data.pop(VERSIONS, None)
+    for override in overrides:
+        for key in _apply(data, override):
+            lines[key] = 0
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        mistakes = _mistakes(error, data)
+        raise ConfigError(
+            "\n".join(f"{_place(origin, lines, at)}: {text}" for at, text in mistakes)
+        ) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The complete configuration as YAML, with every default and a ``versions`` block.
+
+    :func:`load_config` reads it back to an equal configuration.
+    """
+    data = config.model_dump(mode="json")
+    data[VERSIONS] = installed_versions()
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of what a run's numbers depend on; ``absent`` if not installed."""
+    versions = {"python": python_version()}
+    for name in RECORDED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+# --- YAML -----------------------------------------------------------------------------------------
+
+_SCALARS = [
+    ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), [*list("~nN"), ""]),
+    ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
+        list("-+.0123456789"),
+    ),
+    ("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"]),
+]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, with YAML 1.2 scalars (``no`` is text, ``1e-3`` a number) and no key twice."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(node.value)  # decimal: 010 is ten, not eight
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        self._check_keys(node)
+        return super().construct_mapping(node, deep=deep)
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEY_TAGS:
+                shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                raise _KeyProblemError(line, f"the key {shown} is not text; write it in quotes")
+            if key.value in seen:
+                raise _KeyProblemError(
+                    line,
+                    f"the key {key.value!r} stands here again, first on line {seen[key.value]}; "
+                    "remove or rename one",
+                )
+            seen[key.value] = line
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML version would take for something else than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+_Loader.yaml_implicit_resolvers = {}  # instead of the 1.1 ones that it inherits
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _tag, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(_tag, _pattern, _first)
+    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+
+
+class _KeyProblemError(Exception):
+    def __init__(self, line: int, text: str) -> None:
+        super().__init__(text)
+        self.line = line
+
+
+def _parse(text: str, origin: str) -> tuple[Any, dict[Path_, int]]:
+    """Return the data, and the line of every key by its path."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        return loader.construct_document(node), dict(_lines_of(node, ()))
+    except _KeyProblemError as error:
+        raise ConfigError(f"{origin}:{error.line}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{origin}:{mark.line + 1}" if mark else origin
+        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()
+
+
+def _lines_of(node: yaml.Node, path: Path_) -> "typing.Iterator[tuple[Path_, int]]":
+    yield path, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _lines_of(value, (*path, key.value))
+            yield (*path, key.value), key.start_mark.line + 1
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    data, lines = _parse(text, str(path))
+    if data is None:
+        return {}, {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds {_shown(data)}; a mapping of options is needed")
+    return data, lines
+
+
+# --- overrides ------------------------------------------------------------------------------------
+
+
+def _apply(data: dict[str, Any], override: str) -> list[Path_]:
+    """Set one ``key.sub=value`` in place.
+
+    Returns:
+        The paths that now come from the command line: the key, and every section that it made.
+    """
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"{COMMAND_LINE}: {override!r} is not an override; write key.sub=value")
+    value, _ = _parse(text, f"{COMMAND_LINE}: {key}")
+    touched: list[Path_] = []
+    section = data
+    for depth, part in enumerate(parts[:-1], start=1):
+        if part not in section:
+            touched.append(tuple(parts[:depth]))
+            section[part] = {}
+        if not isinstance(section[part], dict):
+            raise ConfigError(
+                f"{COMMAND_LINE}: {override!r}: {'.'.join(parts[:depth])} is "
+                f"{_shown(section[part])}, which has no keys; set all of it, "
+                f"{'.'.join(parts[:depth])}={{{parts[depth]}: ...}}"
+            )
+        section = section[part]
+    section[parts[-1]] = value
+    return [*touched, tuple(parts)]
+
+
+def _place(origin: str, lines: Mapping[Path_, int], at: Path_) -> str:
+    """``file:line``, or ``command line`` for what an override gave."""
+    for depth in range(len(at), -1, -1):
+        line = lines.get(at[:depth])
+        if line is not None:
+            return f"{origin}:{line}" if line else COMMAND_LINE
+    return origin
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+def _mistakes(error: ValidationError, data: Any) -> list[tuple[Path_, str]]:
+    """Path and wording of every mistake, once each, in the order in which they were found."""
+    found: dict[Path_, str] = {}
+    for detail in error.errors():
+        at = _clean_path(detail, data)
+        if at is not None and at not in found:
+            found[at] = _worded(detail, at)
+    return list(found.items())
+
+
+def _clean_path(detail: ErrorDetails, data: Any) -> Path_ | None:
+    """The path in the data, without pydantic's names of union branches.
+
+    Returns:
+        None for the branches of a union that the value was not meant for: a mapping is never
+        meant as a word, and anything else never as a mapping.
+    """
+    path: list[str | int] = []
+    value = data
+    for part in detail["loc"]:
+        if isinstance(part, str) and re.match(r"(literal|dict)\[", part):
+            if part.startswith("dict") != isinstance(value, dict):
+                return None
+            continue
+        path.append(part)
+        value = value.get(part) if isinstance(value, dict) else None
+    return tuple(path)
+
+
+def _worded(detail: ErrorDetails, at: Path_) -> str:
+    """One line: dotted key, value seen, what is wanted."""
+    key = ".".join(map(str, at))
+    value = _shown(detail["input"])
+    if detail["type"] == "extra_forbidden":
+        known = sorted(_section_at(at[:-1]))
+        near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{key}: unknown key (value {value}); {advice}"
+    wanted = detail["msg"].removeprefix("Value error, ")
+    wanted = re.sub(r"^Input should be (a valid )?", "must be ", wanted)
+    wanted = re.sub(r"dictionary or instance of \w+|dictionary", "mapping", wanted)
+    if not key:
+        return wanted
+    if detail["type"] == "missing":
+        return f"{key}: missing; give it a value"
+    field = _section_at(at[:-1]).get(str(at[-1]))
+    about = f" ({field})" if field else ""
+    return f"{key}: {value} will not do: {wanted}{about}"
+
+
+def _section_at(at: Path_) -> dict[str, str]:
+    """Known keys of a section and their descriptions; empty where any key may stand."""
+    kind: Any = RunConfig
+    for part in at:
+        kind = _step(kind, part)
+    model = _model_in(kind)
+    if model is None:
+        return {}
+    return {name: field.description or "" for name, field in model.model_fields.items()}
+
+
+def _step(kind: Any, part: str | int) -> Any:
+    """The type of what stands under ``part`` in a value of type ``kind``."""
+    model = _model_in(kind)
+    if model is not None:
+        field = model.model_fields.get(str(part))
+        return field.annotation if field else None
+    for branch in (kind, *typing.get_args(kind)):
+        if typing.get_origin(branch) is dict:
+            return typing.get_args(branch)[1]
+    return None
+
+
+def _model_in(kind: Any) -> type[BaseModel] | None:
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _shown(value: Any) -> str:
+    """A value as short JSON; a mapping or list by its size when it is long."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    if len(text) <= 80:
+        return text
+    return text[:76] + " ..."
