@@ -97,7 +97,7 @@ def dump_config(config: RunConfig) -> str:
 
     :func:`load_config` reads it back to an equal configuration.
     """
-    data = config.model_dump(mode="json")
+    data = config.model_dump()
     data[VERSIONS] = installed_versions()
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
