@@ -1,0 +1,1 @@
+"""Sources: rows, splits, token sequences, difficulty strata and the sampler that draws them."""

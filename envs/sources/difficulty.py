@@ -1,0 +1,250 @@
+"""How hard a row is, and the strata that follow from it.
+
+A :class:`Scorer` gives every row of a source a number, higher for harder. The train rows, sorted by
+(score, order), are split in G groups of equal count (the first groups take the remainder, so
+sizes differ by at most one); fewer rows than G leave the last strata empty. Held-out rows are
+binned by the edges of the train strata: a row is in the first stratum whose hardest train row is
+at least as hard, or in the last filled one. A source without train rows takes its edges from its
+held-out rows. Scorers that need a model stand with the learners, behind the same protocol.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixgym.envs.errors import SourceError
+from mixgym.envs.options import SPLITS
+from mixgym.envs.sources.reading import Row
+from mixgym.envs.sources.source import EncodedRows, IntArray
+
+Scores = NDArray[np.float64]
+
+
+class Scorer(Protocol):
+    """Grades the rows of a source."""
+
+    @property
+    def name(self) -> str:
+        """The word in ``data.strata_by``."""
+        ...
+
+    @property
+    def cost(self) -> int:
+        """Tokens that scoring took so far; 0 without a model."""
+        ...
+
+    @property
+    def is_stratum(self) -> bool:
+        """Whether a score is a stratum's number already (0, 1, ...), to be taken as it is."""
+        ...
+
+    def score(self, rows: EncodedRows, raw: Sequence[Row]) -> Scores:
+        """float64[n], finite; higher is harder.
+
+        Args:
+            rows: n encoded rows.
+            raw: the rows they come from, for their columns.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LengthScorer:
+    """Tokens in the row."""
+
+    name: str = "length"
+    cost: int = 0
+    is_stratum: bool = False
+
+    def score(self, rows: EncodedRows, raw: Sequence[Row]) -> Scores:
+        """float64[n], tokens."""
+        return rows.lengths.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class ColumnScorer:
+    """A numeric column of the rows.
+
+    Texts that read as numbers are numbers. Otherwise, ``labels`` lists the texts that the column
+    may hold, sorted, and a row's stratum is the place of its text in the list.
+    """
+
+    column: str
+    source: str
+    labels: tuple[str, ...] = ()
+    cost: int = 0
+
+    @property
+    def name(self) -> str:
+        """The word in ``data.strata_by``."""
+        return f"column:{self.column}"
+
+    @property
+    def is_stratum(self) -> bool:
+        """Whether scores are places in ``labels``."""
+        return bool(self.labels)
+
+    def score(self, rows: EncodedRows, raw: Sequence[Row]) -> Scores:
+        """float64[n], the column's numbers or the places of its labels.
+
+        Raises:
+            SourceError: naming the place of the first row without a usable value.
+        """
+        place = {label: float(i) for i, label in enumerate(self.labels)}
+        value = self._place if self.labels else self._number
+        return np.array([value(row, place) for row in raw], dtype=np.float64)
+
+    def _place(self, row: Row, place: Mapping[str, float]) -> float:
+        cell = row.columns.get(self.column)
+        if not isinstance(cell, str) or cell not in place:
+            self._refuse(row, f"a label among {', '.join(map(repr, self.labels))}")
+        return place[str(cell)]
+
+    def _number(self, row: Row, _: Mapping[str, float]) -> float:
+        number = _as_number(row.columns.get(self.column))
+        if number is None:
+            self._refuse(row, "a finite number")
+        return float(number or 0.0)
+
+    def _refuse(self, row: Row, wanted: str) -> None:
+        seen = row.columns.get(self.column)
+        problem = f"holds {seen!r}" if self.column in row.columns else "is missing or no scalar"
+        raise SourceError(
+            f"source {self.source!r}: {row.where}: column {self.column!r} {problem}; give every "
+            f"row {wanted}, or set data.strata_by to length"
+        )
+
+
+def scorer_for(strata_by: str, raw: Sequence[Row], strata: int, source: str) -> Scorer:
+    """The scorer that ``data.strata_by`` asks for.
+
+    A column whose first value is a text that is no number is read as labels; at most ``strata``
+    distinct ones can be, each a stratum of its own, in sorted order.
+
+    Args:
+        strata_by: ``length`` or ``column:NAME``.
+        raw: all rows of the source, of all splits.
+        strata: G.
+        source: the source's name, for errors.
+
+    Raises:
+        SourceError: another word, or too many labels.
+    """
+    if strata_by == "length":
+        return LengthScorer()
+    kind, _, column = strata_by.partition(":")
+    if kind != "column" or not column:
+        raise SourceError(f"data.strata_by is {strata_by!r}; give length or column:NAME")
+    cells = [row.columns.get(column) for row in raw]
+    if not cells or not isinstance(cells[0], str) or _as_number(cells[0]) is not None:
+        return ColumnScorer(column, source)
+    labels = sorted({cell for cell in cells if isinstance(cell, str)})
+    if len(labels) > strata:
+        raise SourceError(
+            f"source {source!r}: {raw[0].file}: column {column!r} holds {len(labels)} labels "
+            f"(first: {raw[0].where}, {cells[0]!r}) for {strata} strata; raise data.strata or "
+            "give a numeric column"
+        )
+    return ColumnScorer(column, source, tuple(labels))
+
+
+def _as_number(cell: object) -> float | None:
+    if not isinstance(cell, str | int | float):
+        return None
+    try:
+        number = float(cell)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def equal_groups(scores: Scores, strata: int) -> IntArray:
+    """The stratum of each train row: G groups of equal count by (score, order).
+
+    Args:
+        scores: float64[n].
+        strata: G.
+
+    Returns:
+        int64[n], 0 the easiest.
+
+    Example:
+        >>> equal_groups(np.array([5.0, 1.0, 3.0, 3.0, 2.0]), 2)
+        array([1, 0, 0, 1, 0])
+    """
+    order = np.argsort(scores, kind="stable")
+    groups = np.empty(len(scores), dtype=np.int64)
+    for stratum, part in enumerate(np.array_split(order, strata)):
+        groups[part] = stratum
+    return groups
+
+
+def edges_of(scores: Scores, groups: IntArray) -> Scores:
+    """The hardest score of each filled stratum but the last: float64[filled - 1], rising."""
+    filled = np.unique(groups)
+    return np.array([scores[groups == g].max() for g in filled[:-1]], dtype=np.float64)
+
+
+def bin_by_edges(scores: Scores, edges: Scores) -> IntArray:
+    """The stratum of each held-out row: int64[n], the number of edges below its score."""
+    return np.searchsorted(edges, scores, side="left").astype(np.int64)
+
+
+def stratify(
+    rows: Mapping[str, EncodedRows],
+    raw: Mapping[str, Sequence[Row]],
+    scorer: Scorer,
+    strata: int,
+) -> dict[str, IntArray]:
+    """The strata of all splits of a source.
+
+    Args:
+        rows: by split, the encoded rows.
+        raw: by split, the rows they come from.
+        scorer: see :class:`Scorer`.
+        strata: G.
+
+    Returns:
+        By split int64[n], each in 0 .. G - 1.
+    """
+    scores = {name: scorer.score(rows[name], raw[name]) for name in SPLITS}
+    if scorer.is_stratum:
+        return {name: part.astype(np.int64) for name, part in scores.items()}
+    held_out = np.concatenate([scores[name] for name in SPLITS[1:]])
+    basis = scores["train"] if len(scores["train"]) else held_out
+    groups = equal_groups(basis, strata)
+    edges = edges_of(basis, groups)
+    binned = {name: bin_by_edges(scores[name], edges) for name in SPLITS[1:]}
+    return {"train": groups[: len(scores["train"])], **binned}
+
+
+def cap_rows(
+    supervised: IntArray, strata: IntArray, cap: int, rng: np.random.Generator
+) -> IntArray:
+    """The rows of a held-out split that are kept so that measuring stays cheap.
+
+    Rows are taken in an order drawn by ``rng``: first one of each stratum that has any (even over
+    the cap, so that no stratum goes unmeasured), then all until the first that does not fit;
+    skipping that one for a shorter one would measure short rows only.
+
+    Args:
+        supervised: int64[n], supervised tokens of each row.
+        strata: int64[n], the stratum of each row.
+        cap: supervised tokens that the split should not exceed.
+        rng: the stream of this split's cap.
+
+    Returns:
+        int64[m], the kept rows, rising.
+    """
+    if int(supervised.sum()) <= cap:
+        return np.arange(len(supervised), dtype=np.int64)
+    order = rng.permutation(len(supervised))
+    _, firsts = np.unique(strata[order], return_index=True)
+    firsts.sort()
+    order = np.concatenate([order[firsts], np.delete(order, firsts)])
+    within = int(np.searchsorted(np.cumsum(supervised[order]), cap, side="right"))
+    return np.sort(order[: max(within, len(firsts))]).astype(np.int64)

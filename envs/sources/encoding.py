@@ -1,0 +1,188 @@
+"""Rows to token sequences with labels.
+
+Each text is tokenised once, whole, and a token is supervised if any of its characters belongs to
+a completion (``labels: completions``) or always (``labels: all``). Padding ids play no part, so a
+tokenizer whose pad is its eos does no harm. The first token of a row is never supervised: nothing
+predicts it. Under ``completions``, tokens behind the last completion are dropped, as no loss
+depends on them.
+
+A row over ``max_length`` tokens is, by policy, an error, skipped with a count, or truncated:
+
+- the start is cut, so that the last completion stays whole, with as much before it as fits;
+  completions of earlier turns may go, and their supervised tokens are counted;
+- if the last completion does not fit behind one token of its prompt, it keeps that token and its
+  own beginning, and its end is cut; a row that is all completion (plain text) keeps its beginning.
+
+Nothing here decides which rows are read or how hard they are.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixgym.envs.errors import SourceError
+from mixgym.envs.options import DataOptions
+from mixgym.envs.sources.reading import Row
+from mixgym.envs.sources.source import EncodedRows
+from mixgym.envs.sources.templates import Rendered, choose_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Bools = NDArray[np.bool_]
+
+# rows tokenised at a time: bounds the memory that offsets take as Python objects
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Rows after encoding.
+
+    Attributes:
+        rows: the token sequences.
+        raw: the rows that they come from, one for one; skipped ones are gone.
+        counts: what was skipped, truncated and cut.
+    """
+
+    rows: EncodedRows
+    raw: tuple[Row, ...]
+    counts: Counter[str]
+
+
+def encode_rows(
+    rows: Sequence[Row], tokenizer: "PreTrainedTokenizerFast", data: DataOptions, source: str
+) -> Encoding:
+    """Tokenise, label and truncate rows.
+
+    Args:
+        rows: the rows of one split.
+        tokenizer: a fast tokenizer with an eos token.
+        data: the options of template, labels, max_length and over_long.
+        source: the source's name, for errors.
+
+    Raises:
+        SourceError: the chat template cannot be used, or a row is over-long under ``error``.
+    """
+    template = choose_template(tokenizer, data.template, source)
+    counts: Counter[str] = Counter()
+    kept, encoded = [], []
+    for start in range(0, len(rows), BATCH_ROWS):
+        batch = rows[start : start + BATCH_ROWS]
+        texts = [template.render(row) for row in batch]
+        for row, (tokens, completion) in zip(batch, _tokenise(texts, tokenizer), strict=True):
+            part = _fit(row, completion, data, source, counts)
+            if part is None:
+                continue
+            labels = _labels(completion[part], data)
+            if not labels.any():
+                counts["rows skipped: no supervised token"] += 1
+                continue
+            kept.append(row)
+            encoded.append((tokens[part], labels))
+    return Encoding(EncodedRows.from_lists(encoded), tuple(kept), counts)
+
+
+def _tokenise(
+    texts: Sequence[Rendered], tokenizer: "PreTrainedTokenizerFast"
+) -> Iterator[tuple[NDArray[np.int32], Bools]]:
+    """Tokens of each text, and which of them belong to a completion."""
+    batch = tokenizer(
+        [rendered.text for rendered in texts],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    for rendered, ids, offsets in zip(
+        texts, batch["input_ids"], batch["offset_mapping"], strict=True
+    ):
+        where = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+        yield np.array(ids, dtype=np.int32), completion_mask(where, rendered.spans)
+
+
+def completion_mask(offsets: NDArray[np.int32], spans: Sequence[tuple[int, int]]) -> Bools:
+    """Which tokens overlap a span.
+
+    Tokens of a byte-level tokenizer that share a character all carry that character's place, so
+    they go together. A token of white space may be trimmed to no width at its own end: it stands
+    for the character before.
+
+    Args:
+        offsets: int32[tokens, 2], (start, end) in characters of each token.
+        spans: (start, end) in characters, in order and apart.
+
+    Returns:
+        bool[tokens].
+
+    Example:
+        >>> completion_mask(np.array([[0, 2], [2, 3], [3, 5]], np.int32), [(2, 4)])
+        array([False,  True,  True])
+    """
+    if not spans:
+        return np.zeros(len(offsets), np.bool_)
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    starts = np.where(starts == ends, starts - 1, starts)
+    bounds = np.array(spans, dtype=np.int64)
+    first = np.searchsorted(bounds[:, 1], starts, side="right")
+    span_starts = np.append(bounds[:, 0], np.iinfo(np.int64).max)
+    return np.asarray(span_starts[first] < ends)
+
+
+def window(completion: Bools, max_length: int) -> slice:
+    """The tokens that truncation keeps, by the rules of the module's docstring.
+
+    Args:
+        completion: bool[tokens], at least one true.
+        max_length: tokens that fit, at least 2.
+
+    Example:
+        >>> window(np.array([False, False, False, True, True]), 4)
+        slice(1, 5, None)
+        >>> window(np.array([False, False, True, True, True, True]), 4)
+        slice(1, 5, None)
+    """
+    places = np.flatnonzero(completion)
+    end = int(places[-1]) + 1
+    breaks = np.flatnonzero(np.diff(places) > 1)
+    begin = int(places[breaks[-1] + 1]) if len(breaks) else int(places[0])
+    if end - begin < max_length:
+        return slice(max(0, end - max_length), end)
+    start = max(begin - 1, 0)
+    return slice(start, min(end, start + max_length))
+
+
+def _fit(
+    row: Row, completion: Bools, data: DataOptions, source: str, counts: Counter[str]
+) -> slice | None:
+    """The part of a row that is kept; None to skip it."""
+    places = np.flatnonzero(completion)
+    if not len(places):
+        counts["rows skipped: no supervised token"] += 1
+        return None
+    size = len(completion) if data.labels == "all" else int(places[-1]) + 1
+    if size <= data.max_length:
+        return slice(0, size)
+    if data.over_long == "error":
+        raise SourceError(
+            f"source {source!r}: {row.where} has {size} tokens, more than data.max_length = "
+            f"{data.max_length}; raise it, or set data.over_long to truncate or skip"
+        )
+    if data.over_long == "skip":
+        counts["rows skipped: over-long"] += 1
+        return None
+    part = window(completion, data.max_length)
+    counts["rows truncated"] += 1
+    counts["supervised tokens cut"] += len(places) - int(completion[part].sum())
+    return part
+
+
+def _labels(completion: Bools, data: DataOptions) -> Bools:
+    labels = np.ones_like(completion) if data.labels == "all" else completion.copy()
+    labels[:1] = False
+    return labels
