@@ -4,8 +4,10 @@ A :class:`Scorer` gives every row of a source a number, higher for harder. The t
 (score, order), are split in G groups of equal count (the first groups take the remainder, so
 sizes differ by at most one); fewer rows than G leave the last strata empty. Held-out rows are
 binned by the edges of the train strata: a row is in the first stratum whose hardest train row is
-at least as hard, or in the last filled one. A source without train rows takes its edges from its
-held-out rows. Scorers that need a model stand with the learners, behind the same protocol.
+at least as hard, or in the last filled one. Where train rows of one score fill several strata,
+held-out rows of that score are spread over them in the same proportions. A source without train
+rows takes its edges from its held-out rows. Scorers that need a model stand
+with the learners, behind the same protocol.
 """
 
 import math
@@ -18,8 +20,9 @@ from numpy.typing import NDArray
 
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS
+from mixgym.envs.sources.encoding import Encoding
 from mixgym.envs.sources.reading import Row
-from mixgym.envs.sources.source import EncodedRows, IntArray
+from mixgym.envs.sources.source import IntArray
 
 Scores = NDArray[np.float64]
 
@@ -42,25 +45,24 @@ class Scorer(Protocol):
         """Whether a score is a stratum's number already (0, 1, ...), to be taken as it is."""
         ...
 
-    def score(self, rows: EncodedRows, raw: Sequence[Row]) -> Scores:
+    def score(self, rows: Encoding) -> Scores:
         """float64[n], finite; higher is harder.
 
         Args:
-            rows: n encoded rows.
-            raw: the rows they come from, for their columns.
+            rows: n encoded rows, and the rows they come from for their columns.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LengthScorer:
-    """Tokens in the row."""
+    """Tokens in the row, before truncation: rows that were cut are not all equally hard."""
 
     name: str = "length"
     cost: int = 0
     is_stratum: bool = False
 
-    def score(self, rows: EncodedRows, raw: Sequence[Row]) -> Scores:
+    def score(self, rows: Encoding) -> Scores:
         """float64[n], tokens."""
         return rows.lengths.astype(np.float64)
 
@@ -88,7 +90,7 @@ class ColumnScorer:
         """Whether scores are places in ``labels``."""
         return bool(self.labels)
 
-    def score(self, rows: EncodedRows, raw: Sequence[Row]) -> Scores:
+    def score(self, rows: Encoding) -> Scores:
         """float64[n], the column's numbers or the places of its labels.
 
         Raises:
@@ -96,7 +98,7 @@ class ColumnScorer:
         """
         place = {label: float(i) for i, label in enumerate(self.labels)}
         value = self._place if self.labels else self._number
-        return np.array([value(row, place) for row in raw], dtype=np.float64)
+        return np.array([value(row, place) for row in rows.raw], dtype=np.float64)
 
     def _place(self, row: Row, place: Mapping[str, float]) -> float:
         cell = row.columns.get(self.column)
@@ -183,43 +185,60 @@ def equal_groups(scores: Scores, strata: int) -> IntArray:
     return groups
 
 
-def edges_of(scores: Scores, groups: IntArray) -> Scores:
-    """The hardest score of each filled stratum but the last: float64[filled - 1], rising."""
-    filled = np.unique(groups)
-    return np.array([scores[groups == g].max() for g in filled[:-1]], dtype=np.float64)
+def bin_rows(scores: Scores, train: Scores, groups: IntArray) -> IntArray:
+    """The stratum of each held-out row, by the edges of the train strata.
+
+    Args:
+        scores: float64[n] of the held-out rows.
+        train: float64[m] of the train rows, m > 0.
+        groups: int64[m], strata of the train rows, see :func:`equal_groups`.
+
+    Returns:
+        int64[n].
+
+    Example:
+        >>> train = np.array([1.0, 2.0, 2.0, 2.0, 2.0, 9.0])
+        >>> bin_rows(np.array([0.0, 2.0, 2.0, 5.0, 99.0]), train, np.array([0, 0, 0, 1, 1, 1]))
+        array([0, 0, 1, 1, 1])
+    """
+    order = np.argsort(train, kind="stable")
+    first = np.searchsorted(train[order], scores, side="left")
+    ties = np.searchsorted(train[order], scores, side="right") - first
+    rank, equals = _ranks_among_equals(scores)
+    place = first + (2 * rank + 1) * ties // (2 * equals)
+    return groups[order][np.minimum(place, len(train) - 1)]
 
 
-def bin_by_edges(scores: Scores, edges: Scores) -> IntArray:
-    """The stratum of each held-out row: int64[n], the number of edges below its score."""
-    return np.searchsorted(edges, scores, side="left").astype(np.int64)
+def _ranks_among_equals(scores: Scores) -> tuple[IntArray, IntArray]:
+    """For each score, how many equal ones stand before it, and how many there are in all."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    order = np.argsort(inverse, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    rank = np.empty(len(scores), dtype=np.int64)
+    rank[order] = np.arange(len(scores)) - np.repeat(starts[: len(counts)], counts)
+    return rank, counts[inverse]
 
 
-def stratify(
-    rows: Mapping[str, EncodedRows],
-    raw: Mapping[str, Sequence[Row]],
-    scorer: Scorer,
-    strata: int,
-) -> dict[str, IntArray]:
+def stratify(parts: Mapping[str, Encoding], scorer: Scorer, strata: int) -> dict[str, IntArray]:
     """The strata of all splits of a source.
 
     Args:
-        rows: by split, the encoded rows.
-        raw: by split, the rows they come from.
+        parts: by split, the encoded rows.
         scorer: see :class:`Scorer`.
         strata: G.
 
     Returns:
         By split int64[n], each in 0 .. G - 1.
     """
-    scores = {name: scorer.score(rows[name], raw[name]) for name in SPLITS}
+    scores = {name: scorer.score(parts[name]) for name in SPLITS}
     if scorer.is_stratum:
         return {name: part.astype(np.int64) for name, part in scores.items()}
+    train = scores["train"]
     held_out = np.concatenate([scores[name] for name in SPLITS[1:]])
-    basis = scores["train"] if len(scores["train"]) else held_out
+    basis = train if len(train) else held_out
     groups = equal_groups(basis, strata)
-    edges = edges_of(basis, groups)
-    binned = {name: bin_by_edges(scores[name], edges) for name in SPLITS[1:]}
-    return {"train": groups[: len(scores["train"])], **binned}
+    binned = {name: bin_rows(scores[name], basis, groups) for name in SPLITS[1:]}
+    return {"train": groups[: len(train)], **binned}
 
 
 def cap_rows(

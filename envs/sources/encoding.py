@@ -19,6 +19,7 @@ Nothing here decides which rows are read or how hard they are.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import DataOptions
 from mixgym.envs.sources.reading import Row
-from mixgym.envs.sources.source import EncodedRows
+from mixgym.envs.sources.source import EncodedRows, IntArray
 from mixgym.envs.sources.templates import Rendered, choose_template
 
 if TYPE_CHECKING:
@@ -46,11 +47,13 @@ class Encoding:
     Attributes:
         rows: the token sequences.
         raw: the rows that they come from, one for one; skipped ones are gone.
+        lengths: int64[rows], tokens of each row before truncation.
         counts: what was skipped, truncated and cut.
     """
 
     rows: EncodedRows
     raw: tuple[Row, ...]
+    lengths: IntArray
     counts: Counter[str]
 
 
@@ -70,7 +73,7 @@ def encode_rows(
     """
     template = choose_template(tokenizer, data.template, source)
     counts: Counter[str] = Counter()
-    kept, encoded = [], []
+    kept, encoded, lengths = [], [], []
     for start in range(0, len(rows), BATCH_ROWS):
         batch = rows[start : start + BATCH_ROWS]
         texts = [template.render(row) for row in batch]
@@ -83,8 +86,10 @@ def encode_rows(
                 counts["rows skipped: no supervised token"] += 1
                 continue
             kept.append(row)
+            lengths.append(len(tokens))
             encoded.append((tokens[part], labels))
-    return Encoding(EncodedRows.from_lists(encoded), tuple(kept), counts)
+    sizes = np.array(lengths, dtype=np.int64)
+    return Encoding(EncodedRows.from_lists(encoded), tuple(kept), sizes, counts)
 
 
 def _tokenise(
@@ -102,7 +107,8 @@ def _tokenise(
     for rendered, ids, offsets in zip(
         texts, batch["input_ids"], batch["offset_mapping"], strict=True
     ):
-        where = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+        flat = np.fromiter(chain.from_iterable(offsets), np.int32, count=2 * len(offsets))
+        where = flat.reshape(-1, 2)
         yield np.array(ids, dtype=np.int32), completion_mask(where, rendered.spans)
 
 

@@ -17,7 +17,7 @@ from mixgym.envs.sources.difficulty import cap_rows, scorer_for, stratify
 from mixgym.envs.sources.embedded import TASKS, default_sources, generate
 from mixgym.envs.sources.encoding import Encoding, encode_rows
 from mixgym.envs.sources.reading import ReadRows, Row, read_rows
-from mixgym.envs.sources.source import EncodedRows, IntArray, Source, SourceReport
+from mixgym.envs.sources.source import IntArray, Source, SourceReport
 from mixgym.envs.sources.splits import HELD_OUT, find_files, handle_duplicates, split_rows
 from mixgym.envs.sources.streams import stream
 from mixgym.envs.sources.templates import PlainTemplate
@@ -231,8 +231,6 @@ def _encode_source(
 
 
 def _strata(parts: Mapping[str, Encoding], data: DataOptions, source: str) -> dict[str, IntArray]:
-    rows: dict[str, EncodedRows] = {name: part.rows for name, part in parts.items()}
-    raw = {name: part.raw for name, part in parts.items()}
-    every = [row for part in raw.values() for row in part]
+    every = [row for part in parts.values() for row in part.raw]
     scorer = scorer_for(data.strata_by, every, data.strata, source)
-    return stratify(rows, raw, scorer, data.strata)
+    return stratify(parts, scorer, data.strata)
