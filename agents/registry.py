@@ -1,0 +1,60 @@
+"""One word -> an agent: its factory, what it needs, what it is. Light: imports nothing heavy."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mixgym.agents.requires import Requires
+from mixgym.envs.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A registered scheduler.
+
+    Attributes:
+        summary: one line for ``mixgym list algorithms``.
+        factory: ``module:name`` of a callable ``(env, **options) -> agent``.
+        requires: the environment that it needs.
+    """
+
+    summary: str
+    factory: str
+    requires: Requires
+
+    def load(self) -> Callable[..., Any]:
+        """Import the factory."""
+        module, _, name = self.factory.partition(":")
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return found
+
+
+_RULE = Requires(action="weights", observation="dict", signals=True)
+
+
+def _rule(name: str, summary: str) -> Algorithm:
+    return Algorithm(summary, f"mixgym.agents.rules:{name}", _RULE)
+
+
+ALGORITHMS = {
+    "uniform": _rule("Uniform", "every trainable source alike"),
+    "proportional": _rule("Proportional", "sources by their size"),
+    "temperature": _rule("Temperature", "size ** (1 / tau): between proportional and uniform"),
+    "fixed": _rule("Fixed", "weights that you give"),
+    "scripted": _rule("Scripted", "weights along the budget, linear between the points you give"),
+}
+
+
+def find_algorithm(name: str) -> Algorithm:
+    """The algorithm of that name.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest known one.
+    """
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    near = difflib.get_close_matches(name, ALGORITHMS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"agent.name={name}: unknown; {hint}(known: {', '.join(ALGORITHMS)})")

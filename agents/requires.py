@@ -1,0 +1,25 @@
+"""What an agent asks of its environment; the trainer builds the environment from it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Requires:
+    """The environment that an agent needs.
+
+    Attributes:
+        action: action kind.
+        observation: ``flat`` or ``dict``.
+        signals: whether it reads the raw ``signals`` (only the Dict observation has them).
+        probes: probe name -> period in decisions; they run only then.
+        step_rule: how optimiser steps are taken.
+        reference: whether it needs the losses of a reference model.
+    """
+
+    action: Literal["logits", "weights"] = "logits"
+    observation: Literal["flat", "dict"] = "flat"
+    signals: bool = False
+    probes: dict[str, int] = field(default_factory=dict)
+    step_rule: Literal["plain"] = "plain"
+    reference: bool = False

@@ -1,0 +1,169 @@
+"""One configuration -> one environment, wired. The only place that knows all the parts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from mixgym.envs.environment import EpisodeHook, MixtureEnv, World
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.base import PlainStep
+from mixgym.envs.mixture import FloatArray, Mixture, normalise
+from mixgym.envs.options import EnvironmentOptions, TrainingOptions, Unit, WorldOptions
+from mixgym.envs.sources.source import Source
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The sources of a configuration, encoded, with the tokenizer that did it."""
+
+    sources: tuple[Source, ...]
+    tokenizer: Any
+
+
+def build_environment(
+    options: WorldOptions,
+    *,
+    on_episode_end: EpisodeHook | None = None,
+    render_mode: str | None = None,
+) -> MixtureEnv:
+    """The environment of a configuration.
+
+    Raises:
+        MixgymError: if a source, the model or an option cannot be used (the message says which).
+    """
+    make = _curves_world if options.environment.learner == "curves" else _language_world
+    world, training = make(options)
+    return MixtureEnv(world, options.environment, training, on_episode_end, render_mode)
+
+
+def load_corpus(options: WorldOptions) -> Corpus:
+    """Read and encode the sources; for a preset this trains the tokenizer on their rows."""
+    from mixgym.envs.learners.models import load_tokenizer
+    from mixgym.envs.sources.loading import encode_sources, read_sources, training_texts
+
+    raw = read_sources(options)
+    texts = [training_texts([source]) for source in raw]
+    tokenizer = load_tokenizer(options.model, lambda: _in_turn(texts))
+    return Corpus(tuple(encode_sources(raw, tokenizer, options.data, options.seed)), tokenizer)
+
+
+def cell_sizes(sources: Sequence[Source], unit: Unit) -> FloatArray:
+    """float64[K, G], what the training rows of each cell hold, in the unit of the ratios."""
+    sizes = np.zeros((len(sources), sources[0].n_strata))
+    for k, source in enumerate(sources):
+        rows = source.splits["train"]
+        amount = {
+            "supervised_tokens": rows.supervised,
+            "tokens": rows.lengths,
+            "rows": np.ones(len(rows), np.int64),
+        }[unit]
+        np.add.at(sizes[k], source.strata["train"], amount)
+    return sizes
+
+
+def make_prior(names: Sequence[str], sizes: FloatArray, options: EnvironmentOptions) -> Mixture:
+    """The mixture that a zero action stands for.
+
+    Inside a source it is always the natural one: every stratum by its size.
+
+    Args:
+        names: of the K sources.
+        sizes: float64[K, G], see :func:`cell_sizes`.
+        options: ``prior`` is ``uniform``, ``proportional`` or a weight for every source by name.
+
+    Raises:
+        ConfigError: for names that are missing or unknown.
+    """
+    trainable = sizes.sum(-1) > 0
+    if options.prior == "uniform":
+        weights = trainable.astype(np.float64)
+    elif options.prior == "proportional":
+        weights = sizes.sum(-1)
+    else:
+        wrong = set(names) ^ set(options.prior)
+        if wrong:
+            raise ConfigError(
+                f"environment.prior: give a weight to every source and to no other; "
+                f"{', '.join(sorted(wrong))} is missing or unknown"
+            )
+        weights = np.array([options.prior[name] for name in names]) * trainable
+    if weights.sum() <= 0:
+        raise ConfigError("environment.prior: no source that can be trained on has a weight")
+    return Mixture(weights / weights.sum(), normalise(sizes, sizes > 0))
+
+
+def _in_turn(texts: Sequence[Iterator[str]]) -> Iterator[str]:
+    """One text of each source after the other, so that a cut leaves every source in."""
+    for round_ in zip_longest(*texts):
+        yield from (text for text in round_ if text is not None)
+
+
+def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
+    from mixgym.envs.learners.causal_lm import CausalLM
+    from mixgym.envs.learners.models import load_model
+    from mixgym.envs.packing.plane import PackedPlane
+
+    corpus = load_corpus(options)
+    sources, data, training = corpus.sources, options.data, options.training
+    model = load_model(options.model, data.max_length)
+    _check_vocabulary(corpus, model, options.model.name)
+    learner = CausalLM(
+        model,
+        corpus.tokenizer,
+        sources,
+        max_length=data.max_length,
+        model_options=options.model,
+        training=training,
+        seed=options.seed,
+    )
+    names = [source.name for source in sources]
+    sizes = cell_sizes(sources, data.unit)
+    world = World(
+        names=tuple(names),
+        targets=np.array([source.target for source in sources]),
+        prior=make_prior(names, sizes, options.environment),
+        cell_size=sizes,
+        learner=learner,
+        make_plane=lambda seed: PackedPlane(
+            sources, unit=data.unit, capacity=data.max_length, packs=training.packs, seed=seed
+        ),
+        step_rule=PlainStep(),
+    )
+    return world, training
+
+
+def _check_vocabulary(corpus: Corpus, model: Any, name: str) -> None:
+    size = int(model.config.get_text_config().vocab_size)
+    largest = max(
+        (int(rows.tokens.max()) for s in corpus.sources for rows in s.splits.values() if len(rows)),
+        default=0,
+    )
+    if largest >= size:
+        raise ConfigError(
+            f"model.name={name}: its tokenizer gives token {largest} and its vocabulary has {size}: "
+            "tokenizer and model do not belong together"
+        )
+
+
+def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
+    from mixgym.envs.learners.curves import CurveLearner, TokenPlane, sample_task
+
+    if options.sources != "embedded":
+        raise ConfigError(
+            "environment.learner=curves has no rows: leave sources out, or use learner causal_lm"
+        )
+    task = sample_task(options.seed, strata=options.data.strata)
+    tokens = options.training.packs * options.data.max_length
+    world = World(
+        names=task.names,
+        targets=task.targets,
+        prior=make_prior(task.names, task.size, options.environment),
+        cell_size=task.size,
+        learner=CurveLearner(task),
+        make_plane=lambda seed: TokenPlane(task, tokens),
+        step_rule=PlainStep(),
+    )
+    return world, options.training

@@ -1,0 +1,431 @@
+"""The Gymnasium environment: one episode is one fine-tuning run, one step one decision."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from mixgym.envs.errors import DivergenceError, MixgymError
+from mixgym.envs.learners.base import Evaluation, FloatArray, Learner, StepRule, TrainReport
+from mixgym.envs.mixture import Mixture, MixtureFrame, action_size, make_action_kind
+from mixgym.envs.observations import (
+    View,
+    dict_observation,
+    dict_space,
+    flat_observation,
+    flat_space,
+)
+from mixgym.envs.options import EnvironmentOptions, TrainingOptions
+from mixgym.envs.plan import Budget, DataPlane, IntervalPlan
+from mixgym.envs.records import decision_record
+from mixgym.envs.rendering import render_rgb, render_text
+from mixgym.envs.rewards import Reward, RewardInput, make_reward, target_mean
+
+FAILURE_PENALTY = -1.0  # reward of the decision at which training diverged
+
+EpisodeHook = Callable[["MixtureEnv", dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class World:
+    """The parts that an environment is made of.
+
+    Attributes:
+        names: of the sources, K of them.
+        targets: float64[K].
+        prior: the mixture of a zero action.
+        cell_size: float64[K, G], units of the ratios that each cell holds; 0 marks an empty cell.
+        learner: what is trained.
+        make_plane: a fresh data plane for an episode's seed.
+        step_rule: takes the optimiser steps.
+    """
+
+    names: tuple[str, ...]
+    targets: FloatArray
+    prior: Mixture
+    cell_size: FloatArray
+    learner: Learner
+    make_plane: Callable[[int], DataPlane]
+    step_rule: StepRule
+
+
+@dataclass
+class _Progress:
+    """What an episode has used and seen so far; plain data, saved with the environment."""
+
+    seed: int = 0
+    decisions: int = 0
+    steps: int = 0
+    supervised: int = 0
+    tokens: int = 0
+    measured: int = 0
+    reward: float = 0.0
+    done: bool = False
+    share: list[float] | None = None
+    train_nll: list[float] | None = None
+    history: list[list[float]] | None = None
+
+
+class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
+    """Fine-tuning on a mixture of sources, as an environment (``mixgym/Mixture-v0``).
+
+    Description:
+        An episode is one fine-tuning run. Each step sets the mixture for the next interval of
+        optimiser steps, trains them, and measures held-out losses.
+
+    Action space:
+        ``Box(-1, 1)`` (kind ``logits``) or ``Box(0, 1)`` (kind ``weights``) with K_max + K_max *
+        G_max entries: one per source, then one per stratum, source by source. Infinite entries are
+        clipped; a NaN raises and names its index. Used-up sources and strata get weight 0.
+
+    Observation space:
+        A flat float32 ``Box(-10, 10)``, or the same as a ``Dict`` with raw ``signals``: see
+        :mod:`mixgym.envs.observations`.
+
+    Rewards:
+        By name, see :mod:`mixgym.envs.rewards`. ``progress`` sums to the fall of the
+        target-weighted mean held-out NLL over the episode.
+
+    Starting state:
+        The base model and untouched data. ``reset(seed=s)`` fixes the order of rows.
+
+    Episode end:
+        ``terminated`` when the budget (steps, or supervised tokens) or the data is used up, or when
+        training diverged (reward :data:`FAILURE_PENALTY`, ``info["failure"]`` says why). Never
+        ``truncated``.
+
+    Info:
+        ``decision``: the record of the decision (see :mod:`mixgym.envs.records`).
+
+    Arguments:
+        world: sources, learner and data plane.
+        options: action kind, observation, reward, floor, padding.
+        training: budget and interval.
+        on_episode_end: called as ``hook(env, info)`` inside the last step, while the fine-tuned
+            model is still there: vector environments reset at once. The reset after it is lazy.
+        render_mode: ``rgb_array`` or ``ansi``.
+
+    Cost:
+        One evaluation of the reward split per decision, one at the start.
+
+    Version history:
+        v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
+
+    def __init__(
+        self,
+        world: World,
+        options: EnvironmentOptions,
+        training: TrainingOptions,
+        on_episode_end: EpisodeHook | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.world = world
+        self.options = options
+        self.training = training
+        self.on_episode_end = on_episode_end
+        self.render_mode = render_mode
+        sources, strata = world.cell_size.shape
+        self.padded = (options.max_sources or sources, options.max_strata or strata)
+        if self.padded[0] < sources or self.padded[1] < strata:
+            raise MixgymError(
+                f"environment.max_sources, max_strata = {self.padded}: the task has {sources} "
+                f"sources and {strata} strata"
+            )
+        self._kind = make_action_kind(options.action, floor=options.floor, reach=options.reach)
+        self._reward = make_reward(options.reward)
+        self.action_space = gym.spaces.Box(
+            self._kind.low, self._kind.high, (action_size(self.padded),), np.float32
+        )
+        self.observation_space = (
+            flat_space(self.padded) if options.observation == "flat" else dict_space(self.padded)
+        )
+        self.seconds: dict[str, float] = {}  # of the last decision; measured, so never in info
+        self._start: Evaluation | None = None
+        self._plane: DataPlane | None = None
+        self._stale = True  # the learner has to be reset before it trains
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; the model itself is put back only when the first step trains it."""
+        super().reset(seed=seed)
+        self._progress = _Progress(seed=int(self.np_random.integers(2**31)), history=[])
+        self._plane = self.world.make_plane(self._progress.seed)
+        self._stale = True
+        if self._start is None:
+            self._begin()
+            self._start = self.world.learner.evaluate("reward")
+        self._progress.measured = self._start.tokens
+        self._now = self._before = self._start
+        self._mixture = self.world.prior
+        observation, _ = self._observe()
+        return observation, {"start": self.start_losses()}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Train one interval under the mixture that ``action`` stands for."""
+        if self._plane is None or self._progress.done:
+            raise MixgymError("the episode has ended: call reset() before step()")
+        self._begin()
+        clock = time.perf_counter()
+        seen = flat_observation(self._view(), self.padded)[0].tolist()
+        mixture = self._kind.decode(np.asarray(action, np.float64), self.frame)
+        plan = self._plane.plan(mixture, self._budget())
+        planned = time.perf_counter()
+        try:
+            report = self.world.learner.train(plan, self.world.step_rule, 1.0 - self.remaining)
+            trained = time.perf_counter()
+            measured = self.world.learner.evaluate("reward")
+        except DivergenceError as error:
+            return self._fail(mixture, error)
+        self._before, self._now = self._now, measured
+        reward = self._reward.compute(
+            RewardInput(self._before.source_nll, self._now.source_nll, self.world.targets)
+        )
+        self._account(mixture, plan, report, reward)
+        self.seconds = {
+            "plan_seconds": planned - clock,
+            "train_seconds": trained - planned,
+            "measure_seconds": time.perf_counter() - trained,
+        }
+        observation, clipped = self._observe()
+        record = decision_record(
+            self, action=action, mixture=mixture, plan=plan, report=report, reward=reward
+        )
+        record["cost"]["observation_clipped"] = clipped
+        record["observation"] = seen
+        info: dict[str, Any] = {"decision": record}
+        if self._progress.done and self.on_episode_end is not None:
+            self.on_episode_end(self, info)
+        return observation, reward.value, self._progress.done, False, info
+
+    @property
+    def frame(self) -> MixtureFrame:
+        """What actions are read against now."""
+        if self._plane is None:
+            raise MixgymError("the environment has no episode: call reset() first")
+        return MixtureFrame(self.world.prior, self._plane.available(), self.padded)
+
+    @property
+    def progress(self) -> _Progress:
+        """What the episode has used so far."""
+        return self._progress
+
+    @property
+    def plane(self) -> DataPlane:
+        """The data plane of this episode."""
+        if self._plane is None:
+            raise MixgymError("the environment has no episode: call reset() first")
+        return self._plane
+
+    @property
+    def now(self) -> Evaluation:
+        """The last measurement of the reward split."""
+        return self._now
+
+    @property
+    def remaining(self) -> float:
+        """Share of the budget that is left."""
+        if self.training.supervised_tokens is not None:
+            return max(0.0, 1.0 - self._progress.supervised / self.training.supervised_tokens)
+        return 1.0 - self._progress.steps / self.training.steps
+
+    def encode(self, mixture: Mixture) -> NDArray[np.float32]:
+        """An action for the mixture, in this environment's action kind."""
+        return self._kind.encode(mixture, self.frame).astype(np.float32)
+
+    def start_losses(self) -> dict[str, float]:
+        """Held-out NLL of every measured source before training."""
+        if self._start is None:
+            raise MixgymError("the environment has no episode: call reset() first")
+        values = self._start.source_nll
+        return {
+            name: float(value)
+            for name, value in zip(self.world.names, values, strict=True)
+            if np.isfinite(value)
+        }
+
+    def _begin(self) -> None:
+        if self._stale:
+            self.world.learner.reset()
+            self._stale = False
+
+    def _budget(self) -> Budget:
+        interval = self.training.interval
+        if self.training.supervised_tokens is not None:
+            left = self.training.supervised_tokens - self._progress.supervised
+            return Budget(interval, left)
+        return Budget(min(interval, self.training.steps - self._progress.steps))
+
+    def _account(
+        self, mixture: Mixture, plan: IntervalPlan, report: TrainReport, reward: Reward
+    ) -> None:
+        """Book what the interval used, and see whether the episode is over."""
+        done = self._progress
+        supervised = int(plan.supervised.sum())
+        done.decisions += 1
+        done.steps += len(plan.steps)
+        done.supervised += supervised
+        done.tokens += int(plan.tokens.sum())
+        done.measured += self._now.tokens
+        done.reward = reward.value
+        so_far = np.array(done.share or np.zeros(len(self.world.names))) * (
+            done.supervised - supervised
+        )
+        done.share = ((so_far + plan.supervised.sum(-1)) / max(done.supervised, 1)).tolist()
+        trained = np.array(done.train_nll or np.full(len(self.world.names), np.nan))
+        fresh = report.source_nll
+        done.train_nll = np.where(np.isfinite(fresh), fresh, trained).tolist()
+        assert done.history is not None  # noqa: S101 - reset made it
+        done.history.append(mixture.sources.tolist())
+        self._mixture = mixture
+        ended_early = len(plan.steps) < self._asked_steps(plan)
+        done.done = self.remaining <= 0 or ended_early or not self.plane.available().any()
+
+    def _asked_steps(self, plan: IntervalPlan) -> int:
+        """Steps that the interval should have had; fewer in the plan mean that nothing is left."""
+        if self.training.supervised_tokens is not None:
+            return self.training.interval
+        before = self._progress.steps - len(plan.steps)
+        return min(self.training.interval, self.training.steps - before)
+
+    def _fail(
+        self, mixture: Mixture, error: DivergenceError
+    ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._progress.done = True
+        observation, _ = self._observe()
+        shares = ", ".join(
+            f"{name} {weight:.3f}"
+            for name, weight in zip(self.world.names, mixture.sources, strict=True)
+        )
+        info = {"failure": f"{error} (decision {self._progress.decisions + 1}, shares: {shares})"}
+        return observation, FAILURE_PENALTY, True, False, info
+
+    def _observe(self) -> tuple[Any, float]:
+        observe = flat_observation if self.options.observation == "flat" else dict_observation
+        return observe(self._view(), self.padded)
+
+    def _view(self) -> View:
+        world, done, start = self.world, self._progress, self._start
+        assert start is not None  # noqa: S101 - reset measured it
+        unknown = [np.nan] * len(world.names)
+        return View(
+            remaining=self.remaining,
+            reward=done.reward,
+            targets=world.targets,
+            prior=world.prior.sources,
+            weight=self._mixture.sources,
+            share=np.array(done.share or np.zeros(len(world.names))),
+            nll=self._now.source_nll,
+            nll_before=self._before.source_nll,
+            nll_start=start.source_nll,
+            nll_train=np.array(done.train_nll or unknown, np.float64),
+            mean_nll=target_mean(self._now.source_nll, world.targets),
+            mean_nll_start=target_mean(start.source_nll, world.targets),
+            cell_size=world.cell_size,
+            cell_prior=world.prior.strata,
+            cell_weight=self._mixture.strata,
+            cell_epochs=self.plane.epochs(),
+            cell_nll=self._now.nll,
+            cell_nll_before=self._before.nll,
+            cell_nll_start=start.nll,
+            available=self.plane.available(),
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that :meth:`restore` needs to continue bit-equal, learner included."""
+        self._begin()
+        return {
+            "state": self._state(),
+            "learner": self.world.learner.snapshot(),
+            "step_rule": self.world.step_rule.snapshot(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`snapshot`."""
+        self.world.learner.restore(state["learner"])
+        self.world.step_rule.restore(state["step_rule"])
+        self._set_state(state["state"])
+
+    def fork(self) -> "MixtureEnv":
+        """An independent environment in the same state; data is shared, nothing else is."""
+        self._begin()
+        state = self._state()
+        rule = self.world.step_rule.snapshot()
+        world = replace(self.world, learner=self.world.learner.fork())
+        other = MixtureEnv(world, self.options, self.training, render_mode=self.render_mode)
+        other.world.step_rule.restore(rule)
+        other._set_state(state)
+        return other
+
+    def save(self, folder: Path) -> None:
+        """Write the state to ``folder``: ``learner/``, ``environment.json``."""
+        self._begin()
+        self.world.learner.save(folder / "learner")
+        state = {"state": self._state(), "step_rule": self.world.step_rule.snapshot()}
+        (folder / "environment.json").write_text(json.dumps(state))
+
+    def load(self, folder: Path) -> Any:
+        """Continue from :meth:`save`; returns the observation."""
+        state = json.loads((folder / "environment.json").read_text())
+        self.world.learner.load(folder / "learner")
+        self.world.step_rule.restore(state["step_rule"])
+        self._set_state(state["state"])
+        return self._observe()[0]
+
+    def _state(self) -> dict[str, Any]:
+        assert self._start is not None  # noqa: S101 - there is an episode
+        return {
+            "progress": dict(vars(self._progress)),
+            "random": self.np_random.bit_generator.state,
+            "plane": self.plane.snapshot(),
+            "evaluations": [_pack(e) for e in (self._start, self._before, self._now)],
+            "mixture": [self._mixture.sources.tolist(), self._mixture.strata.tolist()],
+        }
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        self._progress = _Progress(**json.loads(json.dumps(state["progress"])))
+        self.np_random = np.random.default_rng()
+        self.np_random.bit_generator.state = state["random"]
+        self._plane = self.world.make_plane(self._progress.seed)
+        self._plane.restore(state["plane"])
+        self._start, self._before, self._now = map(_unpack, state["evaluations"])
+        self._mixture = Mixture.of(*state["mixture"])
+        self._stale = False
+
+    def render(self) -> Any:
+        """The mixture so far: a picture (``rgb_array``) or a line of text (``ansi``)."""
+        history = np.array(self._progress.history or [self.world.prior.sources.tolist()])
+        if self.render_mode == "rgb_array":
+            return render_rgb(self.world.names, history)
+        if self.render_mode == "ansi":
+            return render_text(self.world.names, history[-1], self._progress.decisions)
+        return None
+
+
+def _pack(evaluation: Evaluation) -> list[Any]:
+    return [evaluation.loss_sum.tolist(), evaluation.supervised.tolist(), evaluation.tokens]
+
+
+def _unpack(state: list[Any]) -> Evaluation:
+    return Evaluation(np.array(state[0], np.float64), np.array(state[1], np.int64), int(state[2]))
+
+
+def make_mixture_env(render_mode: str | None = None, **options: Any) -> MixtureEnv:
+    """Entry point of ``mixgym/Mixture-v0``: plain-data options, learner ``curves`` by default."""
+    from mixgym.envs.build import build_environment
+    from mixgym.envs.options import WorldOptions
+
+    options.setdefault("environment", {})
+    options["environment"] = {"learner": "curves", **dict(options["environment"])}
+    return build_environment(WorldOptions.model_validate(options), render_mode=render_mode)

@@ -1,0 +1,251 @@
+"""Packed documents that cannot see each other, in any causal LM of transformers.
+
+Documents lie end to end in one row. On CPU, attention runs one document at a time (a dense
+block-diagonal mask costs several times as much); elsewhere transformers' own block-diagonal mask
+or the variable-length flash kernels do it. Transformers isolates packed documents only if position
+ids restart, no cache is made and no 2-D mask is given, and leaks silently otherwise:
+:func:`packed_forward` is the one way through which this project calls a model on packed rows, and it
+refuses the three.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mixgym.envs.errors import PackingError
+
+if TYPE_CHECKING:
+    import torch
+
+DOCUMENTS = "mixgym_documents"
+
+
+def document_attention(
+    module: Any,
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: "torch.Tensor | None",
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    document_lengths: Sequence[int] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> "tuple[torch.Tensor, None]":
+    """Causal attention inside each document, for transformers' attention interface.
+
+    Args:
+        module: the attention layer (its ``num_key_value_groups`` is read).
+        query: [1, heads, tokens, head_dim].
+        key: [1, key-value heads, tokens, head_dim].
+        value: like ``key``.
+        attention_mask: must be None.
+        dropout: probability, in training.
+        scaling: of the scores; 1 / sqrt(head_dim) if None.
+        document_lengths: tokens of each document, in order, summing to ``tokens``.
+        sliding_window: refused where it is shorter than a document.
+        softcap: refused.
+
+    Returns:
+        ([1, tokens, heads, head_dim], None).
+
+    Raises:
+        PackingError: if documents could see each other, or the layer asks for what is not here.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    if document_lengths is None or attention_mask is not None:
+        raise PackingError(
+            f"attention {DOCUMENTS!r} needs document_lengths and no attention mask: "
+            "call the model through packed_forward"
+        )
+    lengths = list(document_lengths)
+    if query.shape[0] != 1 or sum(lengths) != query.shape[2]:
+        raise PackingError(
+            f"document lengths sum to {sum(lengths)}, the row has {query.shape[2]} tokens "
+            f"(batch {query.shape[0]}, 1 expected)"
+        )
+    if softcap is not None or (sliding_window is not None and sliding_window < max(lengths)):
+        raise PackingError(
+            f"{type(module).__name__} uses a soft cap or a sliding window shorter than a document: "
+            "set model.attention to eager or sdpa"
+        )
+    grouped = query.shape[1] != key.shape[1]
+    outputs = [
+        scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+        ).transpose(1, 2)
+        # split, not slices: the backward pass of a slice fills a whole row of zeros
+        for q, k, v in zip(
+            query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
+        )
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+def register() -> None:
+    """Make the attention known to transformers (idempotent).
+
+    Its name stays out of the mask registry, so that transformers builds no mask for it.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(DOCUMENTS, document_attention)
+
+
+def packed_forward(
+    model: Any,
+    input_ids: "torch.Tensor",
+    position_ids: "torch.Tensor | None",
+    document_lengths: Sequence[int],
+    *,
+    logits_to_keep: "torch.Tensor | int" = 0,
+    attention_mask: "torch.Tensor | None" = None,
+    use_cache: bool = False,
+) -> "torch.Tensor":
+    """Logits of packed documents.
+
+    Args:
+        model: a causal LM of transformers.
+        input_ids: int64[1, tokens].
+        position_ids: int64[1, tokens], restarting at 0 with every document.
+        document_lengths: tokens of each document.
+        logits_to_keep: positions whose logits are wanted (int64[n]), or 0 for all.
+        attention_mask: refused; it exists so that the refusal can say why.
+        use_cache: refused when true, for the same reason.
+
+    Returns:
+        float[1, n, vocabulary].
+
+    Raises:
+        PackingError: for a mask, a cache, or position ids that do not restart with the documents.
+    """
+    if attention_mask is not None:
+        raise PackingError(
+            "a mask over packed documents makes transformers treat them as one: pass none"
+        )
+    if use_cache:
+        raise PackingError("a cache makes transformers treat packed documents as one: no use_cache")
+    _check_positions(position_ids, document_lengths)
+    extra: dict[str, Any] = {}
+    implementation = model.config._attn_implementation
+    if implementation == DOCUMENTS:
+        extra["document_lengths"] = tuple(document_lengths)
+    elif "flash" in implementation:
+        extra |= _flash_arguments(input_ids, document_lengths)
+    output = model(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        use_cache=False,
+        logits_to_keep=logits_to_keep,
+        **extra,
+    )
+    logits: torch.Tensor = output.logits
+    return logits
+
+
+def _check_positions(
+    position_ids: "torch.Tensor | None", document_lengths: Sequence[int]
+) -> None:
+    import torch
+
+    if position_ids is None:
+        raise PackingError("packed documents need position_ids that restart with each of them")
+    wanted = torch.cat([torch.arange(n, device=position_ids.device) for n in document_lengths])
+    if position_ids.shape != (1, len(wanted)) or not torch.equal(position_ids[0], wanted):
+        raise PackingError(
+            "position_ids do not restart at 0 with every document: "
+            "documents would be told apart wrongly"
+        )
+
+
+def _flash_arguments(
+    input_ids: "torch.Tensor", document_lengths: Sequence[int]
+) -> dict[str, Any]:
+    import torch
+
+    ends = torch.tensor([0, *document_lengths], device=input_ids.device).cumsum(0).to(torch.int32)
+    longest = max(document_lengths)
+    return {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def choose_attention(model: Any, wanted: str, device: str, longest: int) -> str:
+    """Set and return the attention implementation.
+
+    Args:
+        model: a causal LM; its attention is changed.
+        wanted: ``auto``, ``documents`` or a name that transformers knows. ``auto`` is per-document
+            attention on CPU, flash attention on CUDA where it is installed, SDPA otherwise; each
+            only if it isolates documents in this very model (see :func:`leak`).
+        device: ``cpu``, ``cuda``, ...
+        longest: tokens of the longest document there will be.
+
+    Raises:
+        PackingError: if documents see each other with the implementation that was asked for.
+    """
+    register()
+    names = [DOCUMENTS if wanted == "documents" else wanted]
+    if wanted == "auto":
+        names = [DOCUMENTS, "sdpa", "eager"] if device == "cpu" else [*_flash(), "sdpa", "eager"]
+    problems = []
+    for name in names:
+        try:
+            model.set_attn_implementation(name)
+            _check_windows(model, name, longest)
+            found = leak(model)
+        except (PackingError, ValueError, ImportError, NotImplementedError, TypeError) as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if found <= 1e-3:
+            return name
+        problems.append(f"{name}: packed logits differ from unpacked ones by {found:.1e}")
+    raise PackingError(
+        f"{type(model).__name__} does not keep packed documents apart ({'; '.join(problems)}): "
+        "choose another model.attention"
+    )
+
+
+def _check_windows(model: Any, name: str, longest: int) -> None:
+    windows = [getattr(module, "sliding_window", None) for module in model.modules()]
+    shortest = min((w for w in windows if isinstance(w, int)), default=longest)
+    if name == DOCUMENTS and shortest < longest:
+        raise PackingError(f"a sliding window of {shortest} is shorter than {longest} tokens")
+
+
+def _flash() -> list[str]:
+    from transformers.utils import is_flash_attn_2_available
+
+    return ["flash_attention_2"] if is_flash_attn_2_available() else []
+
+
+def leak(model: Any) -> float:
+    """How far the second of two packed documents moves when the first one changes.
+
+    Returns:
+        The largest difference of logits, relative to their largest magnitude.
+    """
+    import torch
+
+    lengths = (7, 5)
+    device = next(model.parameters()).device
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    rows = torch.arange(24, device=device).view(2, 12) * 7 % vocabulary
+    rows[1, 7:] = rows[0, 7:]
+    positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            first, second = (packed_forward(model, row[None], positions, lengths) for row in rows)
+            alone = packed_forward(model, rows[:1, 7:], positions[:, 7:], lengths[1:])
+    finally:
+        model.train(was_training)
+    apart = torch.maximum((first - second)[:, 7:].abs().max(), (first[:, 7:] - alone).abs().max())
+    return float(apart / alone.abs().max().clamp_min(1e-6))

@@ -1,0 +1,178 @@
+"""What the environment asks of a learner, and of the rule that takes its optimiser steps."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixgym.envs.plan import IntervalPlan, Pack
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+PROBES = {
+    "held_out_nll": "token-mean NLL of every source and stratum on a held-out split",
+}
+"""Extra measurements by name; each costs tokens and is charged to ``cost/*``."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What an interval of training did.
+
+    Attributes:
+        loss_sum: float64[K, G], summed NLL of the supervised tokens, each as it was when trained.
+        supervised, tokens, rows: int64[K, G], what was trained on.
+        step_loss: loss of every optimiser step (nats per supervised token).
+        gradient_norm: of every optimiser step, before clipping.
+        learning_rate: of the last step.
+    """
+
+    loss_sum: FloatArray
+    supervised: IntArray
+    tokens: IntArray
+    rows: IntArray
+    step_loss: tuple[float, ...] = ()
+    gradient_norm: tuple[float, ...] = ()
+    learning_rate: float = 0.0
+
+    @property
+    def source_nll(self) -> FloatArray:
+        """float64[K], nats per supervised token; NaN where a source was not trained on."""
+        return token_mean(self.loss_sum.sum(-1), self.supervised.sum(-1))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A measurement on a held-out split.
+
+    Attributes:
+        loss_sum: float64[K, G], summed NLL of the supervised tokens.
+        supervised: int64[K, G], supervised tokens; 0 marks an empty cell.
+        tokens: tokens read, prompts included (the cost of the measurement).
+    """
+
+    loss_sum: FloatArray
+    supervised: IntArray
+    tokens: int
+
+    @property
+    def nll(self) -> FloatArray:
+        """float64[K, G], nats per supervised token; NaN in empty cells."""
+        return token_mean(self.loss_sum, self.supervised)
+
+    @property
+    def source_nll(self) -> FloatArray:
+        """float64[K], token mean over the strata; NaN for a source without held-out rows."""
+        return token_mean(self.loss_sum.sum(-1), self.supervised.sum(-1))
+
+
+def token_mean(loss_sum: FloatArray, count: IntArray) -> FloatArray:
+    """``loss_sum / count``, NaN where the count is 0."""
+    return np.where(count > 0, loss_sum / np.maximum(count, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step measured.
+
+    Attributes:
+        loss_sum: float64[K, G], summed NLL of the supervised tokens (unweighted).
+        loss: the step's loss, sum of w * token loss / sum of w.
+        gradient_norm: before clipping.
+    """
+
+    loss_sum: FloatArray
+    loss: float
+    gradient_norm: float
+
+
+class Trainable(Protocol):
+    """The two halves of an optimiser step, from which step rules are made."""
+
+    def accumulate(self, packs: tuple[Pack, ...]) -> tuple[FloatArray, float]:
+        """Add the gradient of a global batch; return (loss sums [K, G], loss of the step)."""
+        ...
+
+    def apply(self) -> float:
+        """Clip, step the optimiser and the schedule, clear gradients; return the norm."""
+        ...
+
+
+class StepRule(Protocol):
+    """Takes the optimiser steps of a plan; ``plain`` here, ``bilevel`` holds a second model."""
+
+    name: str
+
+    def step(self, model: Trainable, packs: tuple[Pack, ...]) -> StepResult:
+        """Train one global batch."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """State from which :meth:`restore` continues exactly."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a snapshot."""
+        ...
+
+
+@dataclass
+class PlainStep:
+    """The ordinary optimiser step."""
+
+    name: str = field(default="plain", init=False)
+
+    def step(self, model: Trainable, packs: tuple[Pack, ...]) -> StepResult:
+        """See :class:`StepRule`."""
+        loss_sum, loss = model.accumulate(packs)
+        return StepResult(loss_sum, loss, model.apply())
+
+    def snapshot(self) -> dict[str, Any]:
+        """See :class:`StepRule`; there is no state."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`StepRule`."""
+
+
+class Learner(Protocol):
+    """The model being fine-tuned, with its optimiser."""
+
+    def reset(self) -> None:
+        """Back to the model and the optimiser that the episode starts from."""
+        ...
+
+    def train(self, plan: IntervalPlan, step_rule: StepRule, progress: float) -> TrainReport:
+        """Train the plan; ``progress`` in [0, 1] is the share of the budget used before it.
+
+        Raises:
+            DivergenceError: at a non-finite loss; parameters stay as they were before that step.
+        """
+        ...
+
+    def evaluate(self, split: str) -> Evaluation:
+        """Measure NLL on a held-out split; parameters, gradients, optimiser and RNG untouched."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """State in memory from which :meth:`restore` continues bit-equal on CPU."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a snapshot."""
+        ...
+
+    def fork(self) -> "Learner":
+        """An independent copy that continues bit-equal; data is shared, state is not."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write model (Hugging Face format where there is one) and optimiser into ``folder``."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Continue from :meth:`save`."""
+        ...

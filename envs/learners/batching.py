@@ -1,0 +1,99 @@
+"""From packs to tensors: tokens, positions, and the positions whose logits are needed."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mixgym.envs.packing.packers import best_fit_decreasing
+from mixgym.envs.plan import Pack
+from mixgym.envs.sources.source import EncodedRows, IntArray, Source
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass.
+
+    Attributes:
+        input_ids, position_ids: int64[1, tokens]; positions restart with every document.
+        document_lengths: tokens of each document.
+        predictors: int64[n], positions whose logits predict a supervised token.
+        labels: int64[n], the supervised tokens.
+        weights: float32[n], their weights in the loss.
+        cells: int64[n], flat (source, stratum) of each supervised token.
+    """
+
+    input_ids: "torch.Tensor"
+    position_ids: "torch.Tensor"
+    document_lengths: tuple[int, ...]
+    predictors: "torch.Tensor"
+    labels: "torch.Tensor"
+    weights: "torch.Tensor"
+    cells: IntArray
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the row."""
+        return int(self.input_ids.shape[1])
+
+
+def make_batch(
+    packs: Iterable[Pack], splits: Sequence[EncodedRows], groups: int, device: str
+) -> Batch:
+    """Lay the documents of ``packs`` end to end.
+
+    Args:
+        packs: what to lay out; ``Pack.rows`` index ``splits[source]``.
+        splits: for each source the rows that packs refer to.
+        groups: G, strata per source.
+        device: of the tensors.
+    """
+    import torch
+
+    tokens, labels, weights, cells, lengths = [], [], [], [], []
+    for pack in packs:
+        for source, stratum, row in pack.rows.tolist():
+            row_tokens, row_labels = splits[source].row(row)
+            tokens.append(row_tokens)
+            labels.append(row_labels)
+            lengths.append(len(row_tokens))
+            count = int(row_labels.sum())
+            weights.append(np.full(count, pack.weight, np.float32))
+            cells.append(np.full(count, source * groups + stratum, np.int64))
+    ids = np.concatenate(tokens).astype(np.int64)
+    supervised = np.flatnonzero(np.concatenate(labels))
+    positions = np.concatenate([np.arange(n) for n in lengths])
+
+    def tensor(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> "torch.Tensor":
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    return Batch(
+        tensor(ids)[None],
+        tensor(positions)[None],
+        tuple(lengths),
+        tensor(supervised - 1),  # a row's first token is never supervised, so this stays inside it
+        tensor(ids[supervised]),
+        tensor(np.concatenate(weights)),
+        np.concatenate(cells),
+    )
+
+
+def evaluation_packs(sources: Sequence[Source], split: str, capacity: int) -> list[Pack]:
+    """All rows of a split, best-fit packed in one fixed order."""
+    rows = [
+        np.stack([np.full(n, k), source.strata[split], np.arange(n)], axis=1)
+        for k, source in enumerate(sources)
+        if (n := len(source.splits[split]))
+    ]
+    if not rows:
+        return []
+    where = np.concatenate(rows)
+    lengths = np.concatenate([source.splits[split].lengths for source in sources])
+    return [
+        Pack(where[group], lengths[group], capacity)
+        for group in best_fit_decreasing(lengths, capacity)
+    ]

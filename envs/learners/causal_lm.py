@@ -1,0 +1,355 @@
+"""Fine-tuning of any causal LM of transformers, one process, through accelerate.
+
+Rows are packed without padding and never see each other; logits are computed only where a
+supervised token is predicted; the loss of a step is sum of w * token loss / sum of w over all its
+packs and micro-steps. Decisions, sampling and records are somebody else's.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mixgym.envs.errors import ConfigError, DivergenceError
+from mixgym.envs.learners.attention import DOCUMENTS, choose_attention, packed_forward
+from mixgym.envs.learners.base import (
+    Evaluation,
+    FloatArray,
+    StepRule,
+    TrainReport,
+)
+from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
+from mixgym.envs.options import ModelOptions, TrainingOptions
+from mixgym.envs.plan import IntervalPlan, Pack
+from mixgym.envs.sources.source import Source
+from mixgym.envs.sources.streams import stream
+
+if TYPE_CHECKING:
+    import torch
+
+OPTIMIZER_FILE = "optimizer.pt"
+EVALUATION_TOKENS = 4096  # in one forward pass of an evaluation: bounds its memory
+
+
+class CausalLM:
+    """A causal LM with its optimiser; a :class:`~mixgym.envs.learners.base.Learner`.
+
+    Args:
+        model: a causal LM of transformers, in float32; it is trained in place.
+        tokenizer: saved beside the model.
+        sources: whose rows the plans refer to.
+        max_length: tokens in a row, at most.
+        model_options: attention, precision, checkpointing, threads.
+        training: optimiser, schedule, clipping, accumulation.
+        seed: names the dropout stream.
+
+    Raises:
+        ConfigError: if several processes were started: this learner is one process.
+        PackingError: if no attention implementation keeps documents of this model apart.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        sources: Sequence[Source],
+        *,
+        max_length: int,
+        model_options: ModelOptions,
+        training: TrainingOptions,
+        seed: int,
+    ) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']}: fine-tuning runs in one process; "
+                "start mixgym without torchrun"
+            )
+        import torch
+        from accelerate import Accelerator
+
+        if torch.get_num_threads() != model_options.threads:
+            torch.set_num_threads(model_options.threads)
+        self._accelerator = Accelerator(
+            mixed_precision="bf16" if model_options.precision == "bf16" else "no",
+            cpu=not torch.cuda.is_available(),
+        )
+        self.device = str(self._accelerator.device)
+        self.tokenizer = tokenizer
+        self.sources = sources
+        self.shape = (len(sources), sources[0].n_strata)
+        self._max_length = max_length
+        self._training = training
+        self._seed = seed
+        self._evaluations: dict[str, list[Batch]] = {}
+        self.model = model.to(self._accelerator.device)
+        self.attention = choose_attention(
+            self.model, model_options.attention, self._accelerator.device.type, max_length
+        )
+        if model_options.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._dropout = any(
+            isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()
+        ) or any(float(p or 0) > 0 for p in _dropout_rates(model.config))
+        self._optimizer = self._make_optimizer()
+        self._steps = 0
+        self._progress = 0.0
+        self._start = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def reset(self) -> None:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        self.model.load_state_dict(self._start)
+        self._optimizer = self._make_optimizer()
+        self._steps = 0
+        self._progress = 0.0
+
+    def train(self, plan: IntervalPlan, step_rule: StepRule, progress: float) -> TrainReport:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        loss_sum = np.zeros(self.shape)
+        losses, norms = [], []
+        share = self._interval_share(plan)
+        self.model.train()
+        for index, packs in enumerate(plan.steps):
+            self._progress = progress + share * index / max(len(plan.steps), 1)
+            result = step_rule.step(self, packs)
+            loss_sum += result.loss_sum
+            losses.append(result.loss)
+            norms.append(result.gradient_norm)
+        return TrainReport(
+            loss_sum,
+            plan.supervised,
+            plan.tokens,
+            plan.rows,
+            tuple(losses),
+            tuple(norms),
+            self._optimizer.param_groups[0]["lr"],
+        )
+
+    def accumulate(self, packs: tuple[Pack, ...]) -> tuple[FloatArray, float]:
+        """See :class:`~mixgym.envs.learners.base.Trainable`."""
+        import torch
+
+        batches = self._micro_batches(packs)
+        normaliser = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
+        loss_sum, total = np.zeros(self.shape), 0.0
+        for part, batch in enumerate(batches):
+            with self._dropout_stream(part):
+                losses = self._token_losses(batch)
+                loss = (losses * batch.weights).sum() / normaliser
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    self._optimizer.zero_grad(set_to_none=True)
+                    raise DivergenceError(f"the training loss is {value} at step {self._steps + 1}")
+                self._accelerator.backward(loss)
+            loss_sum += self._by_cell(losses, batch)
+            total += value
+        return loss_sum, total
+
+    def apply(self) -> float:
+        """See :class:`~mixgym.envs.learners.base.Trainable`.
+
+        Raises:
+            DivergenceError: if the gradient is not finite; nothing was changed.
+        """
+        import torch
+
+        limit = self._training.clip if self._training.clip is not None else math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not math.isfinite(norm):
+            self._optimizer.zero_grad(set_to_none=True)
+            raise DivergenceError(f"the gradient norm is {norm} at step {self._steps + 1}")
+        rate = self._training.learning_rate * learning_rate_factor(self._progress, self._training)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._steps += 1
+        return norm
+
+    def evaluate(self, split: str) -> Evaluation:
+        """See :class:`~mixgym.envs.learners.base.Learner`.
+
+        Raises:
+            DivergenceError: if a loss is not finite, naming the source.
+        """
+        import torch
+
+        batches = self._evaluation_batches(split)
+        loss_sum, supervised = np.zeros(self.shape), np.zeros(self.shape, np.int64)
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                loss_sum += self._by_cell(self._token_losses(batch), batch)
+                supervised += np.bincount(batch.cells, minlength=supervised.size).reshape(
+                    self.shape
+                )
+        self.model.train(was_training)
+        bad = np.flatnonzero(~np.isfinite(loss_sum).all(-1))
+        if bad.size:
+            name = self.sources[bad[0]].name
+            raise DivergenceError(f"the {split} loss of source {name!r} is not finite")
+        return Evaluation(loss_sum, supervised, sum(batch.tokens for batch in batches))
+
+    def snapshot(self) -> dict[str, Any]:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        return {
+            "model": {name: value.clone() for name, value in self.model.state_dict().items()},
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "steps": self._steps,
+            "progress": self._progress,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        self.model.load_state_dict(state["model"])
+        self._optimizer = self._make_optimizer()
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._steps = int(state["steps"])
+        self._progress = float(state["progress"])
+
+    def fork(self) -> "CausalLM":
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        other._optimizer = other._make_optimizer()
+        other._optimizer.load_state_dict(copy.deepcopy(self._optimizer.state_dict()))
+        return other
+
+    def save(self, folder: Path) -> None:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        import torch
+
+        self.save_model(folder)
+        state = {
+            "optimizer": self._optimizer.state_dict(),
+            "steps": self._steps,
+            "progress": self._progress,
+        }
+        torch.save(state, folder / OPTIMIZER_FILE)
+
+    def save_model(self, folder: Path) -> None:
+        """Write model and tokenizer, loadable by ``from_pretrained`` without this package."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model.load_state_dict(saved.state_dict())
+        state = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+        self._optimizer = self._make_optimizer()
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._steps = int(state["steps"])
+        self._progress = float(state["progress"])
+
+    def _interval_share(self, plan: IntervalPlan) -> float:
+        """The share of the budget that the plan uses."""
+        if self._training.supervised_tokens is not None:
+            return float(plan.supervised.sum()) / self._training.supervised_tokens
+        return len(plan.steps) / self._training.steps
+
+    def _micro_batches(self, packs: tuple[Pack, ...]) -> list[Batch]:
+        """The step's forward passes: as few as accumulation allows, or one a pack under a mask."""
+        splits = [source.splits["train"] for source in self.sources]
+        wanted = self._training.accumulation if self._joins else len(packs)
+        parts = np.array_split(np.arange(len(packs)), min(wanted, len(packs)))
+        return [
+            make_batch([packs[i] for i in part], splits, self.shape[1], self.device)
+            for part in parts
+        ]
+
+    def _token_losses(self, batch: Batch) -> "torch.Tensor":
+        """float32[n], NLL of every supervised token."""
+        import torch
+
+        with self._accelerator.autocast():
+            logits = packed_forward(
+                self.model,
+                batch.input_ids,
+                batch.position_ids,
+                batch.document_lengths,
+                logits_to_keep=batch.predictors,
+            )
+        return torch.nn.functional.cross_entropy(logits[0].float(), batch.labels, reduction="none")
+
+    def _by_cell(self, losses: "torch.Tensor", batch: Batch) -> FloatArray:
+        values = losses.detach().to("cpu").double().numpy()
+        sums = np.bincount(batch.cells, values, minlength=self.shape[0] * self.shape[1])
+        return sums.reshape(self.shape)
+
+    def _evaluation_batches(self, split: str) -> list[Batch]:
+        if split not in self._evaluations:
+            packs = evaluation_packs(self.sources, split, self._max_length)
+            together = max(1, EVALUATION_TOKENS // self._max_length) if self._joins else 1
+            splits = [source.splits[split] for source in self.sources]
+            self._evaluations[split] = [
+                make_batch(packs[i : i + together], splits, self.shape[1], self.device)
+                for i in range(0, len(packs), together)
+            ]
+        return self._evaluations[split]
+
+    @property
+    def _joins(self) -> bool:
+        """Whether packs can share a row at no cost (no mask that grows with its square)."""
+        return self.attention == DOCUMENTS or "flash" in self.attention
+
+    def _make_optimizer(self) -> "torch.optim.AdamW":
+        """AdamW; no decay on biases and norms."""
+        import torch
+
+        decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim >= 2]
+        others = [p for p in self.model.parameters() if p.requires_grad and p.ndim < 2]
+        return torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": self._training.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=self._training.learning_rate,
+            betas=self._training.betas,
+            fused=self._accelerator.device.type in ("cpu", "cuda"),
+        )
+
+    @contextmanager
+    def _dropout_stream(self, part: int) -> Iterator[None]:
+        """Dropout draws from (seed, step, micro-step); the global stream stays untouched."""
+        if not self._dropout:
+            yield
+            return
+        import torch
+
+        seed = stream(self._seed, "dropout", str(self._steps), str(part)).integers(2**63)
+        devices = [] if self.device == "cpu" else [self.device]
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(seed))
+            yield
+
+
+def learning_rate_factor(progress: float, training: TrainingOptions) -> float:
+    """Factor of the learning rate at a share ``progress`` of the budget.
+
+    Rises linearly over the first ``warmup`` of the budget, then stays, falls linearly or follows a
+    half cosine, to 0 at the end.
+    """
+    if training.warmup > 0 and progress < training.warmup:
+        first = 1.0 / max(training.steps, 1)  # so that the first step is not a step of 0
+        return min(1.0, (progress + first) / training.warmup)
+    if training.schedule == "constant":
+        return 1.0
+    left = (1.0 - min(progress, 1.0)) / max(1.0 - training.warmup, 1e-9)
+    return left if training.schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
+
+
+def _dropout_rates(config: Any) -> list[float]:
+    return [
+        value
+        for name, value in config.get_text_config().to_dict().items()
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float)
+    ]

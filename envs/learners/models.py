@@ -1,0 +1,62 @@
+"""Finding the model and its tokenizer: a preset, a local folder, a hub name, or SmolLM2."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners import presets, smollm2
+from mixgym.envs.options import ModelOptions
+
+
+def load_tokenizer(options: ModelOptions, texts: Callable[[], Iterable[str]]) -> Any:
+    """The tokenizer of the model.
+
+    Args:
+        options: which model.
+        texts: training text, called only for a preset, whose tokenizer is trained on it.
+    """
+    if options.name in presets.PRESETS:
+        return presets.build_tokenizer(texts(), presets.PRESETS[options.name].vocabulary)
+    from transformers import AutoTokenizer
+
+    tokenizer = _pretrained(AutoTokenizer, options.name)
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"model.name={options.name}: its tokenizer is a slow one, and labels are placed by "
+            "character offsets: choose a model with a tokenizer.json"
+        )
+    return tokenizer
+
+
+def load_model(options: ModelOptions, max_length: int) -> Any:
+    """The causal LM, in float32, on CPU."""
+    if options.name in presets.PRESETS:
+        preset = presets.PRESETS[options.name]
+        return presets.build_model(preset, seed=options.init_seed, max_positions=max_length)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = _pretrained(AutoModelForCausalLM, options.name, dtype=torch.float32)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and limit < max_length:
+        raise ConfigError(
+            f"data.max_length={max_length}: {options.name} holds {limit} tokens at most"
+        )
+    return model
+
+
+def _pretrained(factory: Any, name: str, **arguments: Any) -> Any:
+    where = str(smollm2.folder()) if name == smollm2.NAME else name
+    if name == smollm2.NAME:
+        smollm2.check()
+    try:
+        return factory.from_pretrained(where, **arguments)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        known = ", ".join([*presets.PRESETS, smollm2.NAME])
+        folder = "is a folder, but " if Path(name).is_dir() else ""
+        raise ConfigError(
+            f"model.name={name}: {folder}cannot be loaded ({reason}); give a preset ({known}), "
+            "a folder written by save_pretrained, or a hub name that is reachable or cached"
+        ) from error

@@ -1,0 +1,309 @@
+"""The mixture: weights over sources, and over the strata inside each source.
+
+The maps from raw actions to weights are pure functions over any leading dimensions, so that one
+environment is a batch of one. Nothing here knows what the weights are used for.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixgym.envs.errors import MixgymError
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Validated weights.
+
+    Attributes:
+        sources: float64[K], sums to 1.
+        strata: float64[K, G]; each row of a source with a weight sums to 1.
+
+    Raises:
+        MixgymError: if a weight is negative or not finite, or a sum is not 1.
+
+    >>> Mixture.of([0.5, 0.5], [[1.0, 0.0], [0.5, 0.5]]).cells.tolist()
+    [[0.5, 0.0], [0.25, 0.25]]
+    """
+
+    sources: FloatArray
+    strata: FloatArray
+
+    def __post_init__(self) -> None:
+        for name, weights in (("sources", self.sources), ("strata", self.strata)):
+            if not np.isfinite(weights).all() or (weights < 0).any():
+                raise MixgymError(f"mixture: {name} must be finite and not negative, got {weights}")
+        if abs(self.sources.sum() - 1.0) > 1e-6:
+            raise MixgymError(f"mixture: source weights must sum to 1, got {self.sources.sum()}")
+        sums = self.strata.sum(-1)
+        used = self.sources > 0
+        if (np.abs(sums[used] - 1.0) > 1e-6).any():
+            raise MixgymError(f"mixture: strata weights must sum to 1 per source, got {sums}")
+
+    @classmethod
+    def of(cls, sources: object, strata: object) -> "Mixture":
+        """Build from anything that NumPy understands."""
+        return cls(np.asarray(sources, np.float64), np.asarray(strata, np.float64))
+
+    @property
+    def cells(self) -> FloatArray:
+        """float64[K, G], the weight of every (source, stratum)."""
+        return self.sources[:, None] * self.strata
+
+    def restricted(self, available: BoolArray) -> "Mixture":
+        """The same mixture over the cells that still have rows.
+
+        A source without an available stratum gets weight 0; what it had goes to the others in
+        proportion. A source whose weighted strata are all used up keeps its weight and spreads it
+        evenly over the strata that are left.
+
+        Args:
+            available: bool[K, G].
+
+        Raises:
+            MixgymError: if no source with a weight has rows left.
+        """
+        strata = normalise(np.where(available, self.strata, 0.0), available)
+        sources = np.where(available.any(-1), self.sources, 0.0)
+        if sources.sum() <= 0:
+            raise MixgymError(
+                "every source with a weight is used up: raise max_epochs, "
+                "or give a weight to a source that has rows left"
+            )
+        return Mixture(sources / sources.sum(), strata)
+
+
+def normalise(weights: FloatArray, mask: BoolArray) -> FloatArray:
+    """Divide by the sum over the last axis; all-zero rows become uniform over ``mask``.
+
+    Rows whose mask is empty stay zero.
+    """
+    total = weights.sum(-1, keepdims=True)
+    count = mask.sum(-1, keepdims=True)
+    uniform = mask / np.maximum(count, 1)
+    return np.where(total > 0, weights / np.where(total > 0, total, 1.0), uniform)
+
+
+def logit_scale(count: int, reach: float) -> float:
+    """The scale s at which one of ``count`` weights can reach ``reach`` from a uniform prior.
+
+    With actions in [-1, 1] the largest weight is 1 / (1 + (K - 1) e^(-2s)); solved for s.
+
+    >>> round(logit_scale(4, 0.9), 2)
+    1.65
+    """
+    if count < 2:
+        return 0.0
+    return max(0.0, 0.5 * float(np.log((count - 1) * reach / (1.0 - reach))))
+
+
+def floored(prior: FloatArray, mask: BoolArray, floor: float) -> FloatArray:
+    """The prior with ``floor`` of uniform mixed in, over the allowed entries only."""
+    prior = normalise(np.where(mask, prior, 0.0), mask)
+    uniform = normalise(mask.astype(np.float64), mask)
+    return (1.0 - floor) * prior + floor * uniform
+
+
+def weights_from_logits(
+    action: FloatArray, prior: FloatArray, mask: BoolArray, scale: float, floor: float
+) -> FloatArray:
+    """p = (1 - e) softmax(s a + log q') + e q', with q' the floored prior.
+
+    A zero action gives q'. Masked entries get weight 0 exactly.
+
+    Args:
+        action: float64[..., n] in [-1, 1].
+        prior: float64[..., n].
+        mask: bool[..., n], the allowed entries.
+        scale: s, see :func:`logit_scale`.
+        floor: e.
+
+    Returns:
+        float64[..., n]; rows with an empty mask are zero.
+    """
+    base = floored(prior, mask, floor)
+    allowed = base > 0
+    logits = np.where(allowed, scale * action + np.log(np.where(allowed, base, 1.0)), -np.inf)
+    top = logits.max(-1, keepdims=True, initial=-np.inf)
+    powers = np.exp(logits - np.where(np.isfinite(top), top, 0.0))
+    soft = normalise(powers, np.zeros_like(mask))
+    return (1.0 - floor) * soft + floor * base
+
+
+def logits_from_weights(
+    weights: FloatArray, prior: FloatArray, mask: BoolArray, scale: float, floor: float
+) -> FloatArray:
+    """The action whose weights are nearest to ``weights``: the inverse up to a shift, clipped.
+
+    The shift puts the largest and the smallest logit at the same distance from 0, so that as much
+    as possible stays inside [-1, 1].
+    """
+    base = floored(prior, mask, floor)
+    allowed = base > 0
+    soft = np.maximum((weights - floor * base) / max(1.0 - floor, 1e-12), 1e-12)
+    raw = np.where(allowed, np.log(soft) - np.log(np.where(allowed, base, 1.0)), 0.0)
+    if scale <= 0:
+        return np.zeros_like(raw)
+    high = np.where(allowed, raw, -np.inf).max(-1, keepdims=True)
+    low = np.where(allowed, raw, np.inf).min(-1, keepdims=True)
+    middle = np.where(np.isfinite(high), (high + low) / 2, 0.0)
+    return np.where(allowed, np.clip((raw - middle) / scale, -1.0, 1.0), 0.0)
+
+
+@dataclass(frozen=True)
+class MixtureFrame:
+    """What actions are read against.
+
+    Attributes:
+        prior: the mixture that a zero action stands for.
+        mask: bool[K, G], the cells that may get a weight.
+        shape: (K_max, G_max), the padded size of actions.
+    """
+
+    prior: Mixture
+    mask: BoolArray
+    shape: tuple[int, int]
+
+
+class ActionKind(Protocol):
+    """How a flat action vector, padded to K_max + K_max * G_max, stands for a mixture."""
+
+    low: float
+    high: float
+
+    def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
+        """The mixture of an action."""
+        ...
+
+    def encode(self, mixture: Mixture, frame: MixtureFrame) -> FloatArray:
+        """An action that stands for the mixture, or for the nearest one in reach."""
+        ...
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Action kind ``logits``: shifts of the prior's logits, in [-1, 1]; the default for agents.
+
+    The global level takes the first K entries, the strata of source k the G entries at
+    ``K_max + k * G_max``. The scales follow from the numbers of sources and strata.
+    """
+
+    floor: float = 0.02
+    reach: float = 0.9
+    low: float = -1.0
+    high: float = 1.0
+
+    def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
+        """See :class:`ActionKind`."""
+        top, strata = split_action(np.clip(action, -1.0, 1.0), frame)
+        return self._apply(top, strata, frame)
+
+    def _apply(self, top: FloatArray, strata: FloatArray, frame: MixtureFrame) -> Mixture:
+        sources, groups = frame.mask.shape
+        weights = weights_from_logits(
+            top,
+            frame.prior.sources,
+            frame.mask.any(-1),
+            logit_scale(sources, self.reach),
+            self.floor,
+        )
+        inner = weights_from_logits(
+            strata, frame.prior.strata, frame.mask, logit_scale(groups, self.reach), self.floor
+        )
+        return Mixture(weights, inner)
+
+    def encode(self, mixture: Mixture, frame: MixtureFrame) -> FloatArray:
+        """See :class:`ActionKind`; weights outside the reach are clipped to it."""
+        sources, groups = frame.mask.shape
+        top = logits_from_weights(
+            mixture.sources,
+            frame.prior.sources,
+            frame.mask.any(-1),
+            logit_scale(sources, self.reach),
+            self.floor,
+        )
+        inner = logits_from_weights(
+            mixture.strata,
+            frame.prior.strata,
+            frame.mask,
+            logit_scale(groups, self.reach),
+            self.floor,
+        )
+        return join_action(top, inner, frame)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Action kind ``weights``: the weights themselves, in [0, 1], normalised per level.
+
+    For rules, which know the mixture that they want: every mixture can be said exactly, weights of
+    0 included. A level that is all zero means the prior.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
+        """See :class:`ActionKind`."""
+        top, strata = split_action(np.clip(action, 0.0, 1.0), frame)
+        if top.sum() <= 0:
+            top = frame.prior.sources
+        empty = strata.sum(-1, keepdims=True) <= 0
+        strata = np.where(empty, frame.prior.strata, strata)
+        asked = Mixture(top / top.sum(), normalise(strata, np.ones_like(frame.mask)))
+        return asked.restricted(frame.mask)
+
+    def encode(self, mixture: Mixture, frame: MixtureFrame) -> FloatArray:
+        """See :class:`ActionKind`."""
+        return join_action(mixture.sources, mixture.strata, frame)
+
+
+def split_action(action: FloatArray, frame: MixtureFrame) -> tuple[FloatArray, FloatArray]:
+    """Cut a padded action into float64[K] and float64[K, G].
+
+    Raises:
+        MixgymError: if the length is wrong or an entry is NaN (the index is named).
+    """
+    most_sources, most_strata = frame.shape
+    action = np.asarray(action, np.float64).reshape(-1)
+    if action.size != action_size(frame.shape):
+        raise MixgymError(
+            f"action has {action.size} entries, {action_size(frame.shape)} expected "
+            f"({most_sources} sources + {most_sources} x {most_strata} strata)"
+        )
+    bad = np.flatnonzero(np.isnan(action))
+    if bad.size:
+        raise MixgymError(f"action[{bad[0]}] is NaN: check the agent's policy for divergence")
+    sources, groups = frame.mask.shape
+    strata = action[most_sources:].reshape(most_sources, most_strata)
+    return action[:sources], strata[:sources, :groups]
+
+
+def join_action(top: FloatArray, strata: FloatArray, frame: MixtureFrame) -> FloatArray:
+    """The inverse of :func:`split_action`; padding is 0."""
+    most_sources, most_strata = frame.shape
+    sources, groups = strata.shape
+    first = np.zeros(most_sources)
+    first[:sources] = top
+    second = np.zeros((most_sources, most_strata))
+    second[:sources, :groups] = strata
+    return np.concatenate([first, second.ravel()])
+
+
+def action_size(shape: tuple[int, int]) -> int:
+    """Entries of a joint action: K_max + K_max * G_max."""
+    return shape[0] + shape[0] * shape[1]
+
+
+def make_action_kind(name: str, *, floor: float, reach: float) -> ActionKind:
+    """The action kind of that name (``logits`` or ``weights``)."""
+    if name == "logits":
+        return Logits(floor=floor, reach=reach)
+    if name == "weights":
+        return Weights()
+    raise MixgymError(f"unknown action kind {name!r}: choose logits or weights")

@@ -1,0 +1,92 @@
+"""The record of a decision: what ``info``, ``decisions.jsonl`` and TensorBoard are made of.
+
+Plain data; every name is API:
+
+    decision, steps, supervised_tokens   counts so far
+    mixture {source: weight}             what was asked for
+    strata {source: [weight, ...]}       inside each source
+    share {source: share}                realised, in supervised tokens, in this interval
+    loss.train, loss.reward {source: nats per token}; loss.train_mean, loss.reward_mean
+    reward.global, reward.local {source: nats}, reward.components {name: value}
+    epochs {source: passes so far}
+    packing.fill, packing.packs, packing.balanced
+    cost.train_tokens, cost.measure_tokens   tokens so far, prompts included
+    gradient_norm, learning_rate         of the interval's last step
+    action [..], observation [..]        what the agent did, and the flat observation that it had
+    cost.observation_clipped             share of the next observation's entries that were clipped
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mixgym.envs.learners.base import TrainReport
+from mixgym.envs.mixture import FloatArray, Mixture
+from mixgym.envs.plan import IntervalPlan
+from mixgym.envs.rewards import Reward, target_mean
+
+if TYPE_CHECKING:
+    from mixgym.envs.environment import MixtureEnv
+
+
+def decision_record(
+    env: "MixtureEnv",
+    *,
+    action: "np.ndarray[Any, Any]",
+    mixture: Mixture,
+    plan: IntervalPlan,
+    report: TrainReport,
+    reward: Reward,
+) -> dict[str, Any]:
+    """The record of the decision that ``env`` has just booked."""
+    names, done = env.world.names, env.progress
+    supervised = plan.supervised.sum(-1)
+    nll = env.now.source_nll
+    size = env.world.cell_size
+    epochs = (env.plane.epochs() * size).sum(-1) / np.maximum(size.sum(-1), 1e-12)
+    return {
+        "decision": done.decisions,
+        "steps": done.steps,
+        "supervised_tokens": done.supervised,
+        "mixture": _named(names, mixture.sources),
+        "strata": {
+            name: [float(w) for w in row] for name, row in zip(names, mixture.strata, strict=True)
+        },
+        "share": _named(names, supervised / max(int(supervised.sum()), 1)),
+        "loss": {
+            "train": _named(names, report.source_nll),
+            "reward": _named(names, nll),
+            "train_mean": float(report.loss_sum.sum() / max(int(supervised.sum()), 1)),
+            "reward_mean": target_mean(nll, env.world.targets),
+        },
+        "reward": {
+            "global": reward.value,
+            "local": _named(names, reward.local),
+            "components": dict(reward.components),
+        },
+        "epochs": _named(names, epochs),
+        "packing": _packing(plan),
+        "cost": {"train_tokens": done.tokens, "measure_tokens": done.measured},
+        "gradient_norm": report.gradient_norm[-1] if report.gradient_norm else None,
+        "learning_rate": report.learning_rate,
+        "action": [float(value) for value in np.asarray(action).ravel()],
+    }
+
+
+def _named(names: tuple[str, ...], values: FloatArray) -> dict[str, float]:
+    """Name -> value; unmeasured (NaN) entries are left out."""
+    return {
+        name: float(value)
+        for name, value in zip(names, values, strict=True)
+        if np.isfinite(value)
+    }
+
+
+def _packing(plan: IntervalPlan) -> dict[str, float]:
+    packs = [pack for step in plan.steps for pack in step]
+    capacity = sum(pack.capacity for pack in packs)
+    return {
+        "packs": float(len(packs)),
+        "fill": sum(pack.tokens for pack in packs) / capacity if capacity else 1.0,
+        "balanced": float(plan.balanced),
+    }
