@@ -158,27 +158,28 @@ def generate(task: str, rows: int | None, seed: int) -> tuple[Row, ...]:
         )
     wanted = TASKS[task].rows if rows is None else rows
     rng = stream(seed, "embedded", task)
-    drawn = [
-        (grade, prompt, completion)
-        for grade in range(GRADES)
-        for prompt, completion in _distinct(TASKS[task].draw, rng, grade, _share(wanted, grade))
-    ]
+    drawn: dict[str, tuple[int, str, str]] = {}
+    for grade in range(GRADES):
+        _draw_new(TASKS[task].draw, rng, grade, _share(wanted, grade), drawn)
+    found = list(drawn.values())
     order = rng.permutation(len(drawn))
-    return tuple(_row(task, line, *drawn[i]) for line, i in enumerate(order, start=1))
+    return tuple(_row(task, line, *found[i]) for line, i in enumerate(order, start=1))
 
 
 def _share(rows: int, grade: int) -> int:
     return (rows + GRADES - 1 - grade) // GRADES
 
 
-def _distinct(draw: Draw, rng: Rng, grade: int, size: int) -> list[tuple[str, str]]:
-    found: dict[str, str] = {}
+def _draw_new(
+    draw: Draw, rng: Rng, grade: int, size: int, drawn: dict[str, tuple[int, str, str]]
+) -> None:
+    """Add ``size`` rows with prompts of their own to ``drawn``, or as many as turn up."""
+    full = len(drawn) + size
     for _ in range(ATTEMPTS_PER_ROW * size):
-        if len(found) == size:
+        if len(drawn) == full:
             break
         prompt, completion = draw(rng, grade)
-        found.setdefault(prompt, completion)
-    return list(found.items())
+        drawn.setdefault(prompt, (grade, prompt, completion))
 
 
 def _row(task: str, line: int, grade: int, prompt: str, completion: str) -> Row:

@@ -1,0 +1,157 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixgym.envs.errors import SourceError
+from mixgym.envs.options import SPLITS
+from mixgym.envs.sources.difficulty import (
+    LengthScorer,
+    bin_rows,
+    cap_rows,
+    equal_groups,
+    scorer_for,
+    stratify,
+)
+from mixgym.envs.sources.encoding import Encoding
+from mixgym.envs.sources.reading import Row
+from mixgym.envs.sources.source import EncodedRows
+
+SCORES = st.lists(st.integers(0, 12).map(float), max_size=40).map(lambda x: np.array(x, np.float64))
+
+
+def encoding(lengths=(), cells=None, cut=10**6):
+    rows = [(np.zeros(min(n, cut), np.int32), np.ones(min(n, cut), np.bool_)) for n in lengths]
+    cells = [None] * len(lengths) if cells is None else cells
+    raw = tuple(
+        Row((), "x", {} if cell is None else {"level": cell}, "a.jsonl", i)
+        for i, cell in enumerate(cells, 1)
+    )
+    return Encoding(EncodedRows.from_lists(rows), raw, np.array(lengths, np.int64), Counter())
+
+
+def parts(**lengths):
+    return {name: encoding(lengths.get(name, ())) for name in SPLITS}
+
+
+def test_length_strata_by_hand():
+    found = stratify(
+        parts(train=[7, 3, 9, 4, 5, 8, 6], reward=[1, 5, 6, 100], test=[]), LengthScorer(), 3
+    )
+    # sorted: 3 4 5 | 6 7 | 8 9
+    assert found["train"].tolist() == [1, 0, 2, 0, 0, 2, 1]
+    assert found["reward"].tolist() == [0, 0, 1, 2]
+    assert found["select"].tolist() == found["test"].tolist() == []
+
+
+def test_length_is_measured_before_truncation():
+    assert LengthScorer().score(encoding([50, 70, 60], cut=8)).tolist() == [50, 70, 60]
+
+
+def test_fewer_rows_than_strata_leave_the_last_empty():
+    found = stratify(parts(train=[4, 2], reward=[1, 3, 9]), LengthScorer(), 4)
+    assert found["train"].tolist() == [1, 0]
+    assert found["reward"].tolist() == [0, 1, 1]
+
+
+def test_a_source_without_train_rows_takes_its_edges_from_its_held_out_rows():
+    found = stratify(parts(reward=[1, 4], select=[2], test=[3]), LengthScorer(), 2)
+    assert [found[name].tolist() for name in SPLITS] == [[], [0, 1], [0], [1]]
+
+
+@given(scores=SCORES, strata=st.integers(1, 8))
+def test_train_strata_are_equal_sorted_and_stable(scores, strata):
+    groups = equal_groups(scores, strata)
+    counts = np.bincount(groups, minlength=strata)
+    assert counts.sum() == len(scores)
+    assert counts.max() - counts.min() <= 1
+    assert (np.diff(counts) <= 0).all()
+    order = np.lexsort((np.arange(len(scores)), scores))
+    assert (np.diff(groups[order]) >= 0).all()
+
+
+@given(train=SCORES.filter(len), held=SCORES, strata=st.integers(1, 6))
+def test_held_out_rows_go_where_train_rows_of_their_score_are(train, held, strata):
+    groups = equal_groups(train, strata)
+    found = bin_rows(held, train, groups)
+    for score, stratum in zip(held, found, strict=True):
+        alike = groups[train == score]
+        if len(alike):
+            assert stratum in alike
+        else:
+            harder = groups[train > score]
+            assert stratum == (harder.min() if len(harder) else groups.max())
+    order = np.argsort(held, kind="stable")
+    assert (np.diff(found[order]) >= 0).all()
+
+
+def test_ties_are_spread_in_the_proportions_of_the_train_rows():
+    train = np.array([1.0] * 6 + [2.0] * 2)
+    groups = equal_groups(train, 2)
+    found = bin_rows(np.ones(9), train, groups)
+    assert np.bincount(found).tolist() == [6, 3]
+
+
+def test_numeric_columns_and_texts_that_read_as_numbers():
+    rows = encoding([1] * 4, [10, 2.5, "9", True])
+    assert scorer_for("column:level", rows.raw, 4, "s").score(rows).tolist() == [10, 2.5, 9, 1]
+    rows = encoding([1] * 2, ["10", "9"])
+    assert scorer_for("column:level", rows.raw, 4, "s").score(rows).tolist() == [10, 9]
+
+
+def test_labels_are_strata_in_sorted_order():
+    train = encoding([1] * 4, ["hard", "easy", "hard", "hard"])
+    reward = encoding([1] * 2, ["medium", "easy"])
+    split = {**parts(), "train": train, "reward": reward}
+    scorer = scorer_for("column:level", train.raw + reward.raw, 3, "s")
+    found = stratify(split, scorer, 3)
+    assert found["train"].tolist() == [1, 0, 1, 1]
+    assert found["reward"].tolist() == [2, 0]
+    assert (scorer.name, scorer.cost) == ("column:level", 0)
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ([1, None], "is missing or no scalar; give every row a finite number"),
+        ([1, "x"], "holds 'x'; give every row a finite number"),
+        ([1, float("nan")], "holds nan"),
+        (["a", None], "give every row a label among 'a'"),
+        (["a", 3], "holds 3; give every row a label among 'a'"),
+    ],
+)
+def test_unusable_cells_are_placed(cells, reason):
+    rows = encoding([1, 1], cells)
+    with pytest.raises(SourceError, match=r"'s': a\.jsonl line 2: column 'level'") as caught:
+        scorer_for("column:level", rows.raw, 4, "s").score(rows)
+    assert reason in str(caught.value)
+    assert "set data.strata_by to length" in str(caught.value)
+
+
+def test_too_many_labels_and_unknown_words():
+    rows = encoding([1] * 3, ["a", "b", "c"])
+    with pytest.raises(
+        SourceError, match=r"3 labels .first: a.jsonl line 1, 'a'. for 2 strata; raise"
+    ):
+        scorer_for("column:level", rows.raw, 2, "s")
+    with pytest.raises(SourceError, match="'perplexity'; give length or column:NAME"):
+        scorer_for("perplexity", rows.raw, 2, "s")
+
+
+@given(
+    cells=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3)), min_size=1, max_size=40),
+    cap=st.integers(1, 200),
+    seed=st.integers(0, 5),
+)
+def test_the_cap_keeps_every_stratum_and_its_word(cells, cap, seed):
+    supervised, strata = np.array(cells, dtype=np.int64).T
+    kept = cap_rows(supervised, strata, cap, np.random.default_rng(seed))
+    assert (np.diff(kept) > 0).all()
+    assert set(strata[kept]) == set(strata)
+    assert supervised[kept].sum() <= cap or len(kept) == len(set(strata))
+    if supervised.sum() <= cap:
+        assert len(kept) == len(supervised)
+    again = cap_rows(supervised, strata, cap, np.random.default_rng(seed))
+    np.testing.assert_array_equal(kept, again)
