@@ -211,7 +211,7 @@ def _json_list(path: Path, data: bytes, source: str) -> list[_Record] | None:
     if not isinstance(value, list):
         _fail(
             source,
-            f"{path} holds a {type(value).__name__}; give a list of objects "
+            f"{path} holds a JSON {type(value).__name__}; give a list of objects "
             'or {"data": [...]}, or name the file .jsonl if it has an object per line',
         )
     return [_Record(str(path), i, "row", row) for i, row in enumerate(value, start=1)]

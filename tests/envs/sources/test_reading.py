@@ -163,7 +163,7 @@ def test_missing_files_and_unknown_types(write, tmp_path, name, reason):
     [
         ("[]", "holds no rows"),
         ("[{]", "not valid JSON"),
-        ("3", "holds a int"),
+        ("3", "holds a JSON int"),
         ('[{"prompt": "a", "completion": ""}]', "malformed"),
     ],
 )
