@@ -165,7 +165,9 @@ class Rule(ABC):
         )
 
         hooks = list(callback) if isinstance(callback, list) else [callback] if callback else []
-        hooks = [hook if isinstance(hook, BaseCallback) else ConvertCallback(hook) for hook in hooks]
+        hooks = [
+            hook if isinstance(hook, BaseCallback) else ConvertCallback(hook) for hook in hooks
+        ]
         chain = CallbackList([*hooks, *([ProgressBarCallback()] if progress_bar else [])])
         chain.init_callback(self)  # type: ignore[arg-type]  # a rule has the members that are used
         return chain

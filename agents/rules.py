@@ -144,10 +144,10 @@ class Scripted(Rule):
             top = interpolate(signals.used, list(self._points), rows)
         if not self._strata:
             return top, None
-        rows = np.array([_padded(r, signals.cells["prior"].shape[1]) for r in self._strata.values()])
-        inner = interpolate(
-            signals.used, list(self._strata), rows / rows.sum(-1, keepdims=True)
+        rows = np.array(
+            [_padded(r, signals.cells["prior"].shape[1]) for r in self._strata.values()]
         )
+        inner = interpolate(signals.used, list(self._strata), rows / rows.sum(-1, keepdims=True))
         return top, np.where(signals.cells["size"] > 0, inner, 0.0)
 
     def options(self) -> dict[str, Any]:

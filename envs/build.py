@@ -108,10 +108,8 @@ def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
 
     corpus = load_corpus(options)
     sources, data, training = corpus.sources, options.data, options.training
-    model = load_model(options.model, data.max_length)
-    _check_vocabulary(corpus, model, options.model.name)
     learner = CausalLM(
-        model,
+        lambda: load_model(options.model, data.max_length),
         corpus.tokenizer,
         sources,
         max_length=data.max_length,
@@ -119,6 +117,7 @@ def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
         training=training,
         seed=options.seed,
     )
+    _check_vocabulary(corpus, learner.model, options.model.name)
     names = [source.name for source in sources]
     sizes = cell_sizes(sources, data.unit)
     world = World(
@@ -143,7 +142,7 @@ def _check_vocabulary(corpus: Corpus, model: Any, name: str) -> None:
     )
     if largest >= size:
         raise ConfigError(
-            f"model.name={name}: its tokenizer gives token {largest} and its vocabulary has {size}: "
+            f"model.name={name}: its tokenizer gives token {largest}, its vocabulary has {size}: "
             "tokenizer and model do not belong together"
         )
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -118,7 +118,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(
         self,
@@ -149,6 +149,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             flat_space(self.padded) if options.observation == "flat" else dict_space(self.padded)
         )
         self.seconds: dict[str, float] = {}  # of the last decision; measured, so never in info
+        self.last_tokens = 0  # of the last interval
+        self.last_supervised: list[int] = []
         self._start: Evaluation | None = None
         self._plane: DataPlane | None = None
         self._stale = True  # the learner has to be reset before it trains
@@ -170,9 +172,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         observation, _ = self._observe()
         return observation, {"start": self.start_losses()}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Train one interval under the mixture that ``action`` stands for."""
         if self._plane is None or self._progress.done:
             raise MixgymError("the episode has ended: call reset() before step()")
@@ -192,7 +192,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         reward = self._reward.compute(
             RewardInput(self._before.source_nll, self._now.source_nll, self.world.targets)
         )
-        self._account(mixture, plan, report, reward)
+        done = self._account(mixture, plan, report, reward)
         self.seconds = {
             "plan_seconds": planned - clock,
             "train_seconds": trained - planned,
@@ -205,9 +205,9 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         record["cost"]["observation_clipped"] = clipped
         record["observation"] = seen
         info: dict[str, Any] = {"decision": record}
-        if self._progress.done and self.on_episode_end is not None:
+        if done and self.on_episode_end is not None:
             self.on_episode_end(self, info)
-        return observation, reward.value, self._progress.done, False, info
+        return observation, reward.value, done, False, info
 
     @property
     def frame(self) -> MixtureFrame:
@@ -269,10 +269,12 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     def _account(
         self, mixture: Mixture, plan: IntervalPlan, report: TrainReport, reward: Reward
-    ) -> None:
-        """Book what the interval used, and see whether the episode is over."""
+    ) -> bool:
+        """Book what the interval used; returns whether the episode is over."""
         done = self._progress
         supervised = int(plan.supervised.sum())
+        self.last_tokens = int(plan.tokens.sum())
+        self.last_supervised = plan.supervised.sum(-1).tolist()
         done.decisions += 1
         done.steps += len(plan.steps)
         done.supervised += supervised
@@ -286,11 +288,12 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         trained = np.array(done.train_nll or np.full(len(self.world.names), np.nan))
         fresh = report.source_nll
         done.train_nll = np.where(np.isfinite(fresh), fresh, trained).tolist()
-        assert done.history is not None  # noqa: S101 - reset made it
+        assert done.history is not None
         done.history.append(mixture.sources.tolist())
         self._mixture = mixture
         ended_early = len(plan.steps) < self._asked_steps(plan)
         done.done = self.remaining <= 0 or ended_early or not self.plane.available().any()
+        return done.done
 
     def _asked_steps(self, plan: IntervalPlan) -> int:
         """Steps that the interval should have had; fewer in the plan mean that nothing is left."""
@@ -317,7 +320,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     def _view(self) -> View:
         world, done, start = self.world, self._progress, self._start
-        assert start is not None  # noqa: S101 - reset measured it
+        assert start is not None
         unknown = [np.nan] * len(world.names)
         return View(
             remaining=self.remaining,
@@ -384,7 +387,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         return self._observe()[0]
 
     def _state(self) -> dict[str, Any]:
-        assert self._start is not None  # noqa: S101 - there is an episode
+        assert self._start is not None
         return {
             "progress": dict(vars(self._progress)),
             "random": self.np_random.bit_generator.state,

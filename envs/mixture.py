@@ -112,7 +112,7 @@ def floored(prior: FloatArray, mask: BoolArray, floor: float) -> FloatArray:
 def weights_from_logits(
     action: FloatArray, prior: FloatArray, mask: BoolArray, scale: float, floor: float
 ) -> FloatArray:
-    """p = (1 - e) softmax(s a + log q') + e q', with q' the floored prior.
+    """P = (1 - e) softmax(s a + log q') + e q', with q' the floored prior.
 
     A zero action gives q'. Masked entries get weight 0 exactly.
 
@@ -173,8 +173,15 @@ class MixtureFrame:
 class ActionKind(Protocol):
     """How a flat action vector, padded to K_max + K_max * G_max, stands for a mixture."""
 
-    low: float
-    high: float
+    @property
+    def low(self) -> float:
+        """Smallest entry of an action."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """Largest entry of an action."""
+        ...
 
     def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
         """The mixture of an action."""
@@ -208,7 +215,7 @@ class Logits:
         weights = weights_from_logits(
             top,
             frame.prior.sources,
-            frame.mask.any(-1),
+            np.asarray(frame.mask.any(-1)),
             logit_scale(sources, self.reach),
             self.floor,
         )
@@ -223,7 +230,7 @@ class Logits:
         top = logits_from_weights(
             mixture.sources,
             frame.prior.sources,
-            frame.mask.any(-1),
+            np.asarray(frame.mask.any(-1)),
             logit_scale(sources, self.reach),
             self.floor,
         )

@@ -3,9 +3,9 @@
 The default observation is one flat float32 vector, the concatenation of ``progress`` (P,),
 ``sources`` (K_max, S), ``strata`` (K_max, G_max, D) and ``masks`` (K_max + K_max * G_max,), clipped
 to [-10, 10]. The Dict observation has the same parts, and the raw numbers that rules read in
-``signals`` (K_max, ...) and ``cell_signals`` (K_max, G_max, ...). Every part of the Dict is flattened,
-as Stable-Baselines3 wants it; :func:`parts_of` gives the shapes back. Absent sources and strata are
-all zero.
+``signals`` (K_max, ...) and ``cell_signals`` (K_max, G_max, ...). Every part of the Dict is
+flattened, as Stable-Baselines3 wants it; :func:`parts_of` gives the shapes back. Absent sources and
+strata are all zero.
 """
 
 from dataclasses import dataclass
@@ -213,12 +213,12 @@ def _features(view: View, shape: tuple[int, int]) -> dict[str, FloatArray]:
     ]
     masks = np.concatenate(
         [
-            _padded(view.available.any(-1)[:, None], (shape[0], 1)).ravel(),
+            _padded(np.asarray(view.available.any(-1))[:, None], (shape[0], 1)).ravel(),
             _padded(view.available[..., None], (*shape, 1)).ravel(),
         ]
     )
     return {
-        "progress": np.array([float(value) for value in progress]),
+        "progress": np.array(progress, np.float64),
         "sources": _padded(np.stack(sources, -1), (shape[0], len(SOURCES))),
         "strata": _padded(
             np.where(present[..., None], np.stack(strata, -1), 0.0), (*shape, len(STRATA))

@@ -24,7 +24,9 @@ class Options(BaseModel):
 class SourceOptions(Options):
     """One data set of the mixture."""
 
-    path: str | None = Field(None, description="JSONL or JSON file, or a folder with train/valid/test files")
+    path: str | None = Field(
+        None, description="JSONL or JSON file, or a folder with train/valid/test files"
+    )
     embedded: str | None = Field(None, description="name of a generated task instead of a path")
     rows: int | None = Field(None, ge=1, description="rows to generate (embedded sources only)")
     reward: str | None = Field(None, description="file of the reward split, if it is not to be cut")
@@ -50,15 +52,24 @@ class DataOptions(Options):
     strata: int = Field(4, ge=1, le=64, description="difficulty strata per source")
     strata_by: str = Field("length", description="length, or column:NAME")
     max_length: int = Field(512, ge=8, description="tokens in a row, at most, and in a pack")
-    labels: Literal["completions", "all"] = Field("completions", description="which tokens are trained on")
-    template: Literal["auto", "plain"] = Field("auto", description="auto: the tokenizer's chat template if any")
+    labels: Literal["completions", "all"] = Field(
+        "completions", description="which tokens are trained on"
+    )
+    template: Literal["auto", "plain"] = Field(
+        "auto", description="auto: the tokenizer's chat template if any"
+    )
     over_long: Literal["truncate", "skip", "error"] = "truncate"
     malformed: Literal["error", "skip"] = "error"
     duplicates: Literal["report", "drop", "error"] = Field(
-        "report", description="training rows that also stand in a held-out split, or held-out rows in two"
+        "report",
+        description="training rows that also stand in a held-out split, or held-out rows in two",
     )
-    held_out_fraction: Fraction = Field(0.05, description="of a single file, for each held-out split")
-    held_out_tokens: int = Field(2000, ge=1, description="supervised tokens per source in a held-out split")
+    held_out_fraction: Fraction = Field(
+        0.05, description="of a single file, for each held-out split"
+    )
+    held_out_tokens: int = Field(
+        2000, ge=1, description="supervised tokens per source in a held-out split"
+    )
 
 
 class ModelOptions(Options):
@@ -76,7 +87,9 @@ class TrainingOptions(Options):
     """The optimisation, and how it is cut into decisions."""
 
     steps: int = Field(300, ge=1, description="optimiser steps in the episode (the budget)")
-    supervised_tokens: int | None = Field(None, ge=1, description="budget in supervised tokens instead")
+    supervised_tokens: int | None = Field(
+        None, ge=1, description="budget in supervised tokens instead"
+    )
     interval: int = Field(10, ge=1, description="optimiser steps between two decisions")
     packs: int = Field(8, ge=1, description="packs of max_length tokens in a step")
     accumulation: int = Field(1, ge=1, description="micro-steps that a step is split into")
@@ -96,8 +109,12 @@ class EnvironmentOptions(Options):
     observation: Literal["flat", "dict"] = "flat"
     reward: str = "progress"
     prior: Literal["uniform", "proportional"] | dict[str, Weight] = "uniform"
-    floor: Fraction = Field(0.02, description="share of the prior mixed into every mixture of logits")
-    reach: float = Field(0.9, gt=0, lt=1, description="largest weight that logits can give one of K")
+    floor: Fraction = Field(
+        0.02, description="share of the prior mixed into every mixture of logits"
+    )
+    reach: float = Field(
+        0.9, gt=0, lt=1, description="largest weight that logits can give one of K"
+    )
     max_sources: int | None = Field(None, ge=1, description="K_max of the padded spaces")
     max_strata: int | None = Field(None, ge=1, description="G_max of the padded spaces")
 

@@ -11,7 +11,8 @@ Plain data; every name is API:
     epochs {source: passes so far}
     packing.fill, packing.packs, packing.balanced
     cost.train_tokens, cost.measure_tokens   tokens so far, prompts included
-    gradient_norm, learning_rate         of the interval's last step
+    optimizer.learning_rate              of the interval's last step
+    optimizer.gradient_norm              before clipping, mean over the interval's steps
     action [..], observation [..]        what the agent did, and the flat observation that it had
     cost.observation_clipped             share of the next observation's entries that were clipped
 """
@@ -67,8 +68,10 @@ def decision_record(
         "epochs": _named(names, epochs),
         "packing": _packing(plan),
         "cost": {"train_tokens": done.tokens, "measure_tokens": done.measured},
-        "gradient_norm": report.gradient_norm[-1] if report.gradient_norm else None,
-        "learning_rate": report.learning_rate,
+        "optimizer": {
+            "learning_rate": report.learning_rate,
+            "gradient_norm": float(np.mean(report.gradient_norm)) if report.gradient_norm else None,
+        },
         "action": [float(value) for value in np.asarray(action).ravel()],
     }
 
@@ -76,9 +79,7 @@ def decision_record(
 def _named(names: tuple[str, ...], values: FloatArray) -> dict[str, float]:
     """Name -> value; unmeasured (NaN) entries are left out."""
     return {
-        name: float(value)
-        for name, value in zip(names, values, strict=True)
-        if np.isfinite(value)
+        name: float(value) for name, value in zip(names, values, strict=True) if np.isfinite(value)
     }
 
 

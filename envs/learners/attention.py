@@ -4,8 +4,8 @@ Documents lie end to end in one row. On CPU, attention runs one document at a ti
 block-diagonal mask costs several times as much); elsewhere transformers' own block-diagonal mask
 or the variable-length flash kernels do it. Transformers isolates packed documents only if position
 ids restart, no cache is made and no 2-D mask is given, and leaks silently otherwise:
-:func:`packed_forward` is the one way through which this project calls a model on packed rows, and it
-refuses the three.
+:func:`packed_forward` is the one way through which this project calls a model on packed rows, and
+it refuses the three.
 """
 
 from collections.abc import Sequence
@@ -146,9 +146,7 @@ def packed_forward(
     return logits
 
 
-def _check_positions(
-    position_ids: "torch.Tensor | None", document_lengths: Sequence[int]
-) -> None:
+def _check_positions(position_ids: "torch.Tensor | None", document_lengths: Sequence[int]) -> None:
     import torch
 
     if position_ids is None:
@@ -161,9 +159,7 @@ def _check_positions(
         )
 
 
-def _flash_arguments(
-    input_ids: "torch.Tensor", document_lengths: Sequence[int]
-) -> dict[str, Any]:
+def _flash_arguments(input_ids: "torch.Tensor", document_lengths: Sequence[int]) -> dict[str, Any]:
     import torch
 
     ends = torch.tensor([0, *document_lengths], device=input_ids.device).cumsum(0).to(torch.int32)
@@ -220,7 +216,7 @@ def _check_windows(model: Any, name: str, longest: int) -> None:
 
 
 def _flash() -> list[str]:
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     return ["flash_attention_2"] if is_flash_attn_2_available() else []
 

@@ -8,7 +8,7 @@ packs and micro-steps. Decisions, sampling and records are somebody else's.
 import copy
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 OPTIMIZER_FILE = "optimizer.pt"
+KEPT_PARAMETERS = 20_000_000  # models up to this size keep a copy of their starting weights
 EVALUATION_TOKENS = 4096  # in one forward pass of an evaluation: bounds its memory
 
 
@@ -40,7 +41,7 @@ class CausalLM:
     """A causal LM with its optimiser; a :class:`~mixgym.envs.learners.base.Learner`.
 
     Args:
-        model: a causal LM of transformers, in float32; it is trained in place.
+        make_model: gives a causal LM of transformers, in float32, always with the same weights.
         tokenizer: saved beside the model.
         sources: whose rows the plans refer to.
         max_length: tokens in a row, at most.
@@ -55,7 +56,7 @@ class CausalLM:
 
     def __init__(
         self,
-        model: Any,
+        make_model: Callable[[], Any],
         tokenizer: Any,
         sources: Sequence[Source],
         *,
@@ -86,23 +87,25 @@ class CausalLM:
         self._training = training
         self._seed = seed
         self._evaluations: dict[str, list[Batch]] = {}
-        self.model = model.to(self._accelerator.device)
+        self._make_model = make_model
+        self.model = make_model().to(self._accelerator.device)
         self.attention = choose_attention(
             self.model, model_options.attention, self._accelerator.device.type, max_length
         )
         if model_options.gradient_checkpointing:
+            # the other kind of checkpointing would draw dropout twice
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._dropout = any(
-            isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()
-        ) or any(float(p or 0) > 0 for p in _dropout_rates(model.config))
+            isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules()
+        ) or any(rate > 0 for rate in _dropout_rates(self.model.config))
         self._optimizer = self._make_optimizer()
         self._steps = 0
         self._progress = 0.0
-        self._start = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self._start = self._copy_if_small()
 
     def reset(self) -> None:
         """See :class:`~mixgym.envs.learners.base.Learner`."""
-        self.model.load_state_dict(self._start)
+        self.model.load_state_dict(self._start or self._make_model().state_dict())
         self._optimizer = self._make_optimizer()
         self._steps = 0
         self._progress = 0.0
@@ -250,6 +253,12 @@ class CausalLM:
         self._steps = int(state["steps"])
         self._progress = float(state["progress"])
 
+    def _copy_if_small(self) -> "dict[str, torch.Tensor] | None":
+        """The starting weights: kept for quick resets, or built anew where that costs memory."""
+        if self.model.num_parameters() > KEPT_PARAMETERS:
+            return None
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
     def _interval_share(self, plan: IntervalPlan) -> float:
         """The share of the budget that the plan uses."""
         if self._training.supervised_tokens is not None:
@@ -283,7 +292,7 @@ class CausalLM:
     def _by_cell(self, losses: "torch.Tensor", batch: Batch) -> FloatArray:
         values = losses.detach().to("cpu").double().numpy()
         sums = np.bincount(batch.cells, values, minlength=self.shape[0] * self.shape[1])
-        return sums.reshape(self.shape)
+        return sums.astype(np.float64).reshape(self.shape)
 
     def _evaluation_batches(self, split: str) -> list[Batch]:
         if split not in self._evaluations:

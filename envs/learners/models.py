@@ -60,3 +60,14 @@ def _pretrained(factory: Any, name: str, **arguments: Any) -> Any:
             f"model.name={name}: {folder}cannot be loaded ({reason}); give a preset ({known}), "
             "a folder written by save_pretrained, or a hub name that is reachable or cached"
         ) from error
+
+
+def describe(options: ModelOptions) -> tuple[int, int]:
+    """(parameters, vocabulary) of a model that is not a preset, without loading its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _pretrained(AutoConfig, options.name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return int(model.num_parameters()), int(config.get_text_config().vocab_size)

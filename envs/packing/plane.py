@@ -105,7 +105,9 @@ class PackedPlane:
         return IntervalPlan(
             mixture,
             tuple(tuple(packs[step::count]) for step in range(count)),
-            *totals,
+            rows=totals[0],
+            tokens=totals[1],
+            supervised=totals[2],
             balanced=drawn.balanced,
         )
 

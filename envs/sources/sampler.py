@@ -93,9 +93,7 @@ class MixtureSampler:
         self.seed = seed
         self.shape = (len(sources), sources[0].n_strata)
         self.cells = [
-            _cell(source, stratum, unit)
-            for source in sources
-            for stratum in range(source.n_strata)
+            _cell(source, stratum, unit) for source in sources for stratum in range(source.n_strata)
         ]
         self._longest = np.array([cell.units.max(initial=0.0) for cell in self.cells])
         self._drawn = np.zeros(len(self.cells), np.int64)
@@ -141,7 +139,7 @@ class MixtureSampler:
         Fewer only if a capped cell runs dry: the rows after that belong to another mixture, which
         :meth:`take` and a further :meth:`set_mixture` arrange.
         """
-        assert self._weights is not None  # noqa: S101 - set_mixture comes first by construction
+        assert self._weights is not None
         active = np.flatnonzero(self._weights > 0)
         rate = sum(self._weights[c] * _tokens_per_unit(self.cells[c]) for c in active)
         horizon = self._units.sum() + 1.1 * tokens / rate + self._longest[active].max()
@@ -153,7 +151,9 @@ class MixtureSampler:
 
     def _until(self, active: NDArray[np.intp], horizon: float) -> tuple[Proposal, bool]:
         """All rows due before ``horizon`` units; true if a capped cell ends the list."""
-        due_at, cells, positions = [], [], []
+        due_at: list[FloatArray] = []
+        cells: list[IntArray] = []
+        positions: list[IntArray] = []
         end = np.inf
         for c in active:
             times, upcoming, dry_at = self._due(int(c), horizon)
@@ -161,14 +161,18 @@ class MixtureSampler:
             due_at.append(times)
             cells.append(np.full(len(times), c, np.int64))
             positions.append(upcoming)
-        due, cell, position = map(np.concatenate, (due_at, cells, positions))
+        due, cell, position = (
+            np.concatenate(due_at),
+            np.concatenate(cells),
+            np.concatenate(positions),
+        )
         keep = np.flatnonzero(due <= end)
         keep = keep[np.lexsort((cell[keep], due[keep]))]
         return self._proposal(cell[keep], position[keep]), bool(np.isfinite(end))
 
     def _due(self, c: int, horizon: float) -> tuple[FloatArray, IntArray, float]:
         """Due times and positions of a cell's rows before ``horizon``; when it runs dry, if so."""
-        assert self._weights is not None  # noqa: S101
+        assert self._weights is not None
         cell, weight, have = self.cells[c], self._weights[c], self._units[c]
         mean = cell.units.mean()
         count = int((horizon * weight - have) / mean * 1.2) + 4
@@ -203,7 +207,7 @@ class MixtureSampler:
 
     def _balanced(self, cell: IntArray, units: FloatArray) -> BoolArray:
         """Where stopping keeps every |realised - requested| within the cell's longest row."""
-        assert self._weights is not None  # noqa: S101
+        assert self._weights is not None
         total = self._units.sum() + np.cumsum(units)
         good = np.ones(len(cell), np.bool_)
         for c in np.flatnonzero(self._weights > 0):

@@ -48,9 +48,7 @@ class EncodedRows:
         return EncodedRows.from_lists([self.row(int(i)) for i in rows])
 
     @classmethod
-    def from_lists(
-        cls, rows: list[tuple[NDArray[np.int32], NDArray[np.bool_]]]
-    ) -> "EncodedRows":
+    def from_lists(cls, rows: list[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> "EncodedRows":
         """Join ``(tokens, labels)`` pairs."""
         lengths = np.array([len(tokens) for tokens, _ in rows], dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -1,0 +1,250 @@
+"""``mixgym finetune``: one fine-tuning run under a schedule, killed and resumed at will."""
+
+import io
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixgym.envs.environment import MixtureEnv
+from mixgym.envs.errors import ConfigError, DivergenceError
+from mixgym.envs.learners.base import Evaluation
+from mixgym.envs.rendering import mixture_figure, render_rgb
+from mixgym.envs.rewards import target_mean
+from mixgym.trainer import storage
+from mixgym.trainer.config import RunConfig
+from mixgym.trainer.driving import Seat, seat
+from mixgym.trainer.recorder import AGENT, ENVIRONMENT, Progress, Recorder
+from mixgym.trainer.runs import FINISHED, RunFolder
+from mixgym.trainer.tables import finetune_table, show
+from mixgym.trainer.tensorboard import RunWriter
+
+MODEL, PICTURE = "model", "mixture.png"
+ENDLESS = sys.maxsize // 2  # decisions: the episode ends the run
+
+
+@dataclass
+class _Outcome:
+    """What the end of the episode measured, while the fine-tuned model was there."""
+
+    test_before: Evaluation | None = None
+    test_after: Evaluation | None = None
+    history: list[list[float]] = field(default_factory=list)
+
+
+def finetune_command(
+    config: RunConfig, *, resume: bool = False, json_output: bool = False
+) -> dict[str, Any]:
+    """Run, and print the table of the outcome unless JSON is wanted."""
+    quiet_transformers()
+    summary = finetune(config, resume=resume, progress=True)
+    if not json_output:
+        show(finetune_table(summary))
+    return summary
+
+
+def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
+    """One fine-tuning run.
+
+    Args:
+        config: what to run; on resume the folder's own configuration counts, and ``config`` only
+            says which folder.
+        resume: continue the run in ``config.run.dir`` from its last checkpoint.
+        progress: show a bar on standard error.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        DivergenceError: at a non-finite loss; the message names step, shares and checkpoint.
+        MixgymError: for anything else that is wrong with the input.
+    """
+    run = RunFolder.open(config.run.dir) if resume else RunFolder.create(config.run.dir, config)
+    if resume:
+        _check_same(config, run)
+        if run.finished:
+            return run.read_summary() or {}
+    outcome = _Outcome()
+    try:
+        place = seat(run.config, lambda env, info: _finish(env, run, outcome))
+    except Exception:
+        if not resume:  # nothing was trained: leave no folder behind that looks like a run
+            storage.remove_folder(run.path)
+        raise
+    purge = _restore(run, place)
+    writer = RunWriter(run.tensorboard, *purge) if run.config.run.tensorboard else None
+    recorder = Recorder(run, place.env, writer)
+    bar = Progress(place.env, disable=not progress)
+    try:
+        place.agent.learn(ENDLESS, callback=[recorder, bar], reset_num_timesteps=False)
+        summary = _summary(run, place, outcome, recorder)
+        _leave(run, place, outcome, writer, summary)
+    except DivergenceError as error:
+        run.write_summary({"status": "diverged", "failure": str(error)})
+        raise
+    finally:
+        bar.close()
+        if writer is not None:
+            writer.close()
+    return summary
+
+
+def _check_same(config: RunConfig, run: RunFolder) -> None:
+    """Refuse to resume under another configuration than the run was started with."""
+    asked, had = config.model_dump(), run.config.model_dump()
+    asked["run"]["dir"] = had["run"]["dir"]
+    changed = [name for name in had if asked[name] != had[name]]
+    if changed:
+        raise ConfigError(
+            f"{run.path}: --resume continues the run as it was started, and {', '.join(changed)} "
+            "differs now: leave it as in config.yaml, or start a new run in another folder"
+        )
+
+
+def _restore(run: RunFolder, place: Seat) -> tuple[int, int]:
+    """Go back to the last checkpoint, or to the start; what was recorded later is cut.
+
+    Returns:
+        The first decision and the first token count that will be recorded (again).
+    """
+    latest = run.latest_checkpoint()
+    if latest is None:
+        run.cut_decisions(0)
+        place.agent.begin(place.vector.reset())
+        return 1, 1
+    decision, folder = latest
+    run.cut_decisions(decision)
+    place.vector.reset()
+    observation = place.env.load(folder / ENVIRONMENT)
+    place.agent.set_memory(json.loads((folder / AGENT).read_text())["memory"])
+    place.agent.begin(_batched(observation), decision)
+    return decision + 1, place.env.progress.supervised + 1
+
+
+def _batched(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {name: values[None] for name, values in observation.items()}
+    return observation[None]
+
+
+def _finish(env: MixtureEnv, run: RunFolder, outcome: _Outcome) -> None:
+    """Inside the last step: measure the test split, save the model, measure the base model."""
+    learner = env.world.learner
+    outcome.history = list(env.progress.history or [])
+    outcome.test_after = learner.evaluate("test")
+    save_model = getattr(learner, "save_model", None)
+    if save_model is not None:
+        with storage.atomic_folder(run.path / MODEL) as temporary:
+            save_model(temporary)
+    learner.reset()
+    outcome.test_before = learner.evaluate("test")
+
+
+def _summary(run: RunFolder, place: Seat, outcome: _Outcome, recorder: Recorder) -> dict[str, Any]:
+    world = place.env.world
+    records = run.read_decisions()
+    before, after = outcome.test_before, outcome.test_after
+    assert before is not None
+    assert after is not None
+    last = records[-1]
+    supervised = (
+        np.array([[r["share"].get(name, 0.0) for name in world.names] for r in records])
+        * np.diff([0, *(r["supervised_tokens"] for r in records)])[:, None]
+    )
+    shares = supervised.sum(0) / max(supervised.sum(), 1e-9)
+    seconds = dict(recorder.seconds)
+    busy = seconds.get("plan_seconds", 0) + seconds.get("train_seconds", 0)
+    measured = seconds.get("measure_seconds", 0)
+    return {
+        "status": FINISHED,
+        "agent": run.config.agent.name,
+        "model": str(run.path / MODEL),
+        "decisions": last["decision"],
+        "steps": last["steps"],
+        "supervised_tokens": last["supervised_tokens"],
+        "return": float(sum(r["reward"]["global"] for r in records)),
+        "test": {
+            "mean_before": target_mean(before.source_nll, world.targets),
+            "mean_after": target_mean(after.source_nll, world.targets),
+            "worst_after": worst(after.source_nll, world.targets),
+        },
+        "sources": {
+            name: {
+                "target": float(world.targets[k]),
+                "share": float(shares[k]),
+                "epochs": last["epochs"].get(name, 0.0),
+                "test_before": _number(before.source_nll[k]),
+                "test_after": _number(after.source_nll[k]),
+                "reward_after": last["loss"]["reward"].get(name),
+            }
+            for k, name in enumerate(world.names)
+        },
+        "cost": last["cost"],
+        "time": {
+            **seconds,
+            "measured_share": measured / max(measured + busy, 1e-9),
+            "tokens_per_cpu_second": last["cost"]["train_tokens"]
+            / max(seconds.get("cpu_seconds", 0.0), 1e-9),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    }
+
+
+def worst(nll: "np.ndarray[Any, np.dtype[np.float64]]", targets: Any) -> float:
+    """The largest NLL among the sources that are targets."""
+    used = (targets > 0) & np.isfinite(nll)
+    return float(nll[used].max())
+
+
+def _leave(
+    run: RunFolder,
+    place: Seat,
+    outcome: _Outcome,
+    writer: RunWriter | None,
+    summary: dict[str, Any],
+) -> None:
+    """Leave picture and hyper-parameters, and the summary last: it marks the run as finished."""
+    history = np.array(outcome.history)
+    names = place.env.world.names
+    figure = mixture_figure(names, history, f"mixture: {run.config.agent.name}")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    storage.write_bytes(run.path / PICTURE, picture.getvalue())
+    if writer is not None:
+        writer.image("mixture", render_rgb(names, history), summary["decisions"])
+        writer.hparams(
+            {
+                "agent": run.config.agent.name,
+                "model": run.config.model.name,
+                "seed": run.config.seed,
+                "interval": run.config.training.interval,
+                "learning_rate": run.config.training.learning_rate,
+            },
+            {
+                "rollout/ep_rew_mean": summary["return"],
+                "test/mean": summary["test"]["mean_after"],
+                "test/worst": summary["test"]["worst_after"],
+            },
+        )
+    run.write_summary(summary)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def quiet_transformers() -> None:
+    """Keep the terminal for the run: no advice and no loading bars from transformers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def model_folder(run: str | Path) -> Path:
+    """Where a run leaves its Hugging Face model."""
+    return Path(run) / MODEL

@@ -1,0 +1,299 @@
+"""``mixgym plan``: what a run will read, repeat and cost. Nothing is trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixgym.agents.registry import find_algorithm
+from mixgym.envs.build import cell_sizes, load_corpus, make_prior
+from mixgym.envs.environment import MixtureEnv, World
+from mixgym.envs.learners.base import Evaluation, PlainStep, StepRule, TrainReport
+from mixgym.envs.options import SPLITS
+from mixgym.envs.packing.plane import PackedPlane
+from mixgym.envs.plan import IntervalPlan
+from mixgym.envs.sources.source import Source
+from mixgym.trainer.config import RunConfig
+from mixgym.trainer.driving import make_agent, suited
+from mixgym.trainer.tables import number, show, table
+
+READ_WARNING = 8.0  # tokens read per supervised token, above which a source is pointed out
+MEASURE_WARNING = 0.1  # share of all compute that measuring should stay below
+BACKWARD = 3.0  # forward and backward cost three times a forward pass
+
+
+def plan_command(config: RunConfig, *, json_output: bool = False) -> dict[str, Any]:
+    """Plan, and print the tables unless JSON is wanted."""
+    from mixgym.trainer.finetune import quiet_transformers
+
+    quiet_transformers()
+    report = make_plan(config)
+    if not json_output:
+        show(*plan_tables(report))
+    return report
+
+
+def make_plan(config: RunConfig) -> dict[str, Any]:
+    """The report: sources, the run as the agent would drive it, and what it costs.
+
+    The data plane is really run, for the whole budget, under the agent's mixture (a rule) or the
+    prior (an agent that has to be trained), with a learner that does nothing: epochs and shares
+    are those of the run.
+
+    Raises:
+        MixgymError: for whatever ``finetune`` would refuse in the sources or the configuration.
+    """
+    find_algorithm(config.agent.name)
+    corpus = load_corpus(config)
+    rehearsal = _rehearse(config, corpus.sources)
+    sources = {
+        source.name: _source_report(source, rehearsal.epochs[k], rehearsal.supervised[k])
+        for k, source in enumerate(corpus.sources)
+    }
+    report = {
+        "sources": sources,
+        "run": {
+            "agent": config.agent.name,
+            "steps": rehearsal.steps,
+            "decisions": rehearsal.decisions,
+            "tokens": rehearsal.tokens,
+            "supervised_tokens": int(rehearsal.supervised.sum()),
+            "fill": rehearsal.fill,
+        },
+        "cost": _costs(corpus.sources, rehearsal),
+        "memory": _memory(config),
+    }
+    report["warnings"] = _warnings(report)
+    return report
+
+
+@dataclass
+class _Rehearsal:
+    steps: int
+    decisions: int
+    tokens: int
+    fill: float
+    epochs: "np.ndarray[Any, np.dtype[np.float64]]"
+    supervised: "np.ndarray[Any, np.dtype[np.int64]]"
+
+
+class _IdleLearner:
+    """Trains nothing and measures a constant, so that rules can be rehearsed."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._shape = shape
+
+    def reset(self) -> None:
+        """Nothing to put back."""
+
+    def train(self, plan: IntervalPlan, step_rule: StepRule, progress: float) -> TrainReport:
+        """Nothing is trained."""
+        loss = plan.supervised.astype(np.float64)
+        return TrainReport(loss, plan.supervised, plan.tokens, plan.rows)
+
+    def evaluate(self, split: str) -> Evaluation:
+        """One nat per token everywhere."""
+        return Evaluation(np.ones(self._shape), np.ones(self._shape, np.int64), 0)
+
+    def snapshot(self) -> dict[str, Any]:
+        """No state."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """No state."""
+
+    def fork(self) -> "_IdleLearner":
+        """No state."""
+        return self
+
+    def save(self, folder: Path) -> None:
+        """No state."""
+
+    def load(self, folder: Path) -> None:
+        """No state."""
+
+
+def _rehearse(config: RunConfig, sources: Sequence[Source]) -> _Rehearsal:
+    suits = suited(config, find_algorithm(config.agent.name).requires)
+    data, training = config.data, config.training
+    names = tuple(source.name for source in sources)
+    sizes = cell_sizes(sources, data.unit)
+    world = World(
+        names=names,
+        targets=np.array([source.target for source in sources]),
+        prior=make_prior(names, sizes, config.environment),
+        cell_size=sizes,
+        learner=_IdleLearner(sizes.shape),
+        make_plane=lambda seed: PackedPlane(
+            sources, unit=data.unit, capacity=data.max_length, packs=training.packs, seed=seed
+        ),
+        step_rule=PlainStep(),
+    )
+    env = MixtureEnv(world, suits.environment, training)
+    agent = make_agent(config.agent, None, names)
+    observation, _ = env.reset(seed=config.seed)
+    state, done, supervised, fills = None, False, np.zeros(len(names), np.int64), []
+    while not done:
+        action, state = agent.predict(observation, state)
+        observation, _, done, _, info = env.step(action)
+        supervised += np.array(env.last_supervised)
+        fills.append(info["decision"]["packing"]["fill"])
+    epochs = np.array([info["decision"]["epochs"][name] for name in names])
+    used = env.progress
+    return _Rehearsal(
+        used.steps, used.decisions, used.tokens, float(np.mean(fills)), epochs, supervised
+    )
+
+
+def _source_report(source: Source, epochs: float, supervised: int) -> dict[str, Any]:
+    train = source.splits["train"]
+    ratio = float(train.lengths.sum() / max(int(train.supervised.sum()), 1))
+    strata = [
+        {
+            "rows": int((mine := source.strata["train"] == g).sum()),
+            "supervised_tokens": int(train.supervised[mine].sum()),
+            "longest": int(train.lengths[mine].max(initial=0)),
+        }
+        for g in range(source.n_strata)
+    ]
+    return {
+        "origin": source.report.origin,
+        "format": source.report.row_format,
+        "target": source.target,
+        "rows": {split: len(source.splits[split]) for split in SPLITS},
+        "tokens": int(train.lengths.sum()),
+        "supervised_tokens": int(train.supervised.sum()),
+        "held_out_supervised_tokens": {
+            split: int(source.splits[split].supervised.sum()) for split in SPLITS[1:]
+        },
+        "tokens_per_supervised_token": ratio,
+        "expected_epochs": float(epochs),
+        "expected_supervised_tokens": int(supervised),
+        "strata": strata,
+        "counts": dict(source.report.counts),
+    }
+
+
+def _costs(sources: Sequence[Source], rehearsal: _Rehearsal) -> dict[str, Any]:
+    """Tokens read by every measurement, and its share of all compute in forward passes."""
+    read = {
+        split: sum(int(source.splits[split].lengths.sum()) for source in sources)
+        for split in ("reward", "test")
+    }
+    progress = read["reward"] * (rehearsal.decisions + 1)
+    train = BACKWARD * rehearsal.tokens
+    total = train + progress + 2 * read["test"]
+    return {
+        "reward_evaluation_tokens": read["reward"],
+        "reward_evaluations": rehearsal.decisions + 1,
+        "test_evaluation_tokens": read["test"],
+        "test_evaluations": 2,
+        "measured_share": (progress + 2 * read["test"]) / total,
+        "measured_share_of_decisions": progress / (train + progress),
+    }
+
+
+def _memory(config: RunConfig) -> dict[str, Any]:
+    """Bytes of weights, gradients and AdamW's state, and of the largest logits at most."""
+    parameters, vocabulary = _model_size(config)
+    tokens = config.training.packs * config.data.max_length / config.training.accumulation
+    return {
+        "parameters": parameters,
+        "weights_gradients_optimizer_bytes": 16 * parameters,
+        "largest_logits_bytes": int(2 * 4 * tokens * vocabulary),
+    }
+
+
+def _model_size(config: RunConfig) -> tuple[int, int]:
+    from mixgym.envs.learners.presets import PRESETS
+
+    if config.model.name in PRESETS:
+        preset = PRESETS[config.model.name]
+        return preset.parameters, preset.vocabulary
+    from mixgym.envs.learners.models import describe
+
+    return describe(config.model)
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    found = [
+        f"{name}: {row['tokens_per_supervised_token']:.1f} tokens are read per supervised token; "
+        "long prompts cost compute that ratios in supervised tokens do not show"
+        for name, row in report["sources"].items()
+        if row["tokens_per_supervised_token"] > READ_WARNING
+    ]
+    share = report["cost"]["measured_share_of_decisions"]
+    if share > MEASURE_WARNING:
+        found.append(
+            f"measuring takes {100 * share:.0f}% of the compute: "
+            "raise training.interval, or lower data.held_out_tokens"
+        )
+    return found
+
+
+def plan_tables(report: dict[str, Any]) -> list[Any]:
+    """What is printed."""
+    sources = report["sources"]
+    rows = [
+        [
+            name,
+            number(row["target"], 1),
+            " / ".join(f"{row['rows'][split]:,}" for split in SPLITS),
+            f"{row['tokens']:,}",
+            f"{row['supervised_tokens']:,}",
+            number(row["tokens_per_supervised_token"], 1),
+            f"{row['expected_supervised_tokens']:,}",
+            number(row["expected_epochs"], 2),
+        ]
+        for name, row in sources.items()
+    ]
+    strata = [
+        [
+            name,
+            *(
+                f"{s['rows']:,} rows, {s['supervised_tokens']:,}, <= {s['longest']}"
+                for s in row["strata"]
+            ),
+        ]
+        for name, row in sources.items()
+    ]
+    groups = max(len(row["strata"]) for row in sources.values())
+    run, cost, memory = report["run"], report["cost"], report["memory"]
+    counts = [
+        f"{name}: {', '.join(f'{key} {value:,}' for key, value in row['counts'].items())}"
+        for name, row in sources.items()
+    ]
+    return [
+        table(
+            "sources",
+            [
+                "source",
+                "target",
+                "rows train / reward / select / test",
+                "tokens",
+                "supervised",
+                "read per supervised",
+                "expected supervised",
+                "epochs",
+            ],
+            rows,
+        ),
+        table(
+            "strata of the training rows: rows, supervised tokens, longest row in tokens",
+            ["source", *(f"stratum {g}" for g in range(groups))],
+            strata,
+        ),
+        *counts,
+        f"run: {run['steps']} steps in {run['decisions']} decisions of {run['agent']}, "
+        f"{run['tokens']:,} tokens, {run['supervised_tokens']:,} supervised, "
+        f"packs {100 * run['fill']:.1f}% full",
+        f"measuring: {cost['reward_evaluation_tokens']:,} tokens per decision, "
+        f"{100 * cost['measured_share_of_decisions']:.1f}% of the compute; the test split once "
+        f"before and once after, {cost['test_evaluation_tokens']:,} tokens each",
+        f"memory: {memory['parameters']:,} parameters, "
+        f"{memory['weights_gradients_optimizer_bytes'] / 2**20:,.0f} MiB with gradients and "
+        f"AdamW, logits {memory['largest_logits_bytes'] / 2**20:,.0f} MiB at most",
+        *(f"warning: {line}" for line in report["warnings"]),
+    ]
