@@ -22,9 +22,9 @@ def merge(
     progress: "Callable[[int, int], None] | None" = None,
 ) -> MergeReport:
     """Merge models into a new folder; see :func:`mixgym.trainer.merging.engine.merge`."""
-    from mixgym.trainer.merging import engine
+    from mixgym.trainer.merging.dispatch import run
 
-    return engine.merge(recipe, dry_run=dry_run, progress=progress)
+    return run(recipe, dry_run=dry_run, progress=progress)
 
 
 def merge_command(*args: Any, **kwargs: Any) -> MergeReport:

@@ -185,9 +185,10 @@ class AdapterCheckpoint:
                     "trained on, untied if the head was trained"
                 )
         for name, pair in self.adapter.pairs.items():
-            shape = (self.adapter.file.tensors[pair.b].shape[0],)
-            shape += (self.adapter.file.tensors[pair.a].shape[1],)
-            expected = shape[::-1] if pair.transposed else shape
+            a, b = (self.adapter.file.tensors[factor] for factor in (pair.a, pair.b))
+            expected = (b.shape[0], a.shape[1])
+            if pair.transposed:
+                expected = expected[::-1]
             if name in known and known[name].shape != expected:
                 raise MergeError(
                     f"model {self.label}: the adapter's factors make {name} {list(expected)}, its "

@@ -7,7 +7,7 @@ arithmetic stands in the kernel modules.
 from dataclasses import dataclass, field
 from typing import Literal
 
-Family = Literal["linear", "geometric", "staged", "select", "nearswap", "passthrough"]
+Family = Literal["linear", "geometric", "staged", "select", "nearswap", "passthrough", "adapters"]
 
 SPARSIFIERS: dict[str, str] = {
     "none": "keep every delta",
@@ -40,6 +40,7 @@ PARAMETERS: dict[str, str] = {
     "granularity": "what one draw decides: element, row, tensor or layer",
     "max_iter": "iterations at most (karcher)",
     "tol": "angle in radians at which to stop (karcher)",
+    "rank": "rank to cut the merged adapter to; 0 keeps it whole (lora_cat)",
 }
 
 PER_TENSOR = ("weight", "lambda", "density", "epsilon", "gamma", "select_topk", "t")
@@ -76,6 +77,7 @@ _DEFAULTS: dict[str, float | int | str | bool] = {
     "granularity": "element",
     "max_iter": 100,
     "tol": 1e-9,
+    "rank": 0,
 }
 
 
@@ -217,6 +219,14 @@ _SPECS = (
         defaults={"t": 0.001},
     ),
     MethodSpec("passthrough", "copy one model", "passthrough", "unused", (1, 1)),
+    MethodSpec(
+        "lora_cat",
+        "weighted average of LoRA adapters as one adapter, exact: their ranks add up",
+        "adapters",
+        "unused",
+        accepts=("weight", "normalize", "rank"),
+        defaults={"normalize": True},
+    ),
 )
 
 METHODS: dict[str, MethodSpec] = {spec.name: spec for spec in _SPECS}

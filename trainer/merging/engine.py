@@ -52,8 +52,6 @@ def merge(
             exist, or is as it was.
     """
     began = time.monotonic()
-    if not recipe.out:
-        raise MergeError("no output folder; give one with --out")
     with ExitStack() as stack:
         plan = make_plan(recipe, stack)
         _refuse_input_as_output(plan, Path(recipe.out))
@@ -130,10 +128,7 @@ class _Run:
         return self._tallied(kernel.tally, measured)
 
     def _measures_apart(self, kernel: Kernel, job: TensorJob) -> bool:
-        counted = self._recipe.spec.family in ("nearswap",) or type(kernel).__name__ in (
-            "StagedKernel",
-        )
-        return self._recipe.statistics and job.base is not None and not counted
+        return self._recipe.statistics and job.base is not None and not kernel.measures_deltas
 
     def _tallied(self, counted: Tally, measured: Tally) -> Tally:
         if measured.compared:

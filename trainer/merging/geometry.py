@@ -69,7 +69,7 @@ def _tangent_mean(units: Matrix, weights: Vector, at: Vector) -> Vector:
 
 
 def _length(units: Matrix, coefficients: Vector) -> float:
-    return float(np.sqrt(max(0.0, coefficients @ units @ coefficients)))
+    return float(np.sqrt(max(0.0, float(coefficients @ units @ coefficients))))
 
 
 def _step(units: Matrix, at: Vector, tangent: Vector) -> Vector:

@@ -26,6 +26,8 @@ class Kernel(Protocol):
     passes: int
     whole_rows: bool
     """Whether chunks must hold whole rows (along the last axis)."""
+    measures_deltas: bool
+    """Whether the tally has the deltas' lengths and zeros anyway."""
     tally: Tally
 
     def observe(self, stage: int, chunk: Chunk) -> None:
@@ -97,6 +99,7 @@ class LinearKernel:
 
     passes = 0
     whole_rows = False
+    measures_deltas = False
 
     def __init__(self, combination: Combination) -> None:
         self._combination = combination
@@ -129,6 +132,7 @@ class GramKernel:
         self._method = method
         self._settings = settings
         self._relative = relative
+        self.measures_deltas = relative
         self._gram = GramSum(settings.models)
         self._combination: Combination | None = None
         self.tally = Tally()
@@ -177,6 +181,7 @@ class RowSlerpKernel:
 
     passes = 0
     whole_rows = True
+    measures_deltas = False
 
     def __init__(self, settings: StageSettings, relative: bool) -> None:
         self._settings = settings
@@ -207,6 +212,8 @@ class RowSlerpKernel:
 
 class StagedKernel:
     """Base plus the deltas, first thinned by a sparsifier and then merged by a combiner."""
+
+    measures_deltas = True
 
     def __init__(self, sparsify: str, combine: str, settings: StageSettings) -> None:
         self._sparsifier = SPARSIFY[sparsify](settings)
@@ -268,6 +275,7 @@ class NearswapKernel:
 
     passes = 0
     whole_rows = False
+    measures_deltas = True
 
     def __init__(self, settings: StageSettings) -> None:
         self._reach = abs(float(settings.shared["t"]))

@@ -159,13 +159,13 @@ def _check_weights(
     )
     if needs_shares and abs(fsum(weights)) < 1e-12:
         raise MergeError(
-            f"the weights of {', '.join(e.model for e in recipe.models)} sum to 0 at tensor {name}, "
-            "so that they cannot be made shares; give at least one a weight above 0"
+            f"the weights of {', '.join(e.model for e in recipe.models)} sum to 0 at tensor "
+            f"{name}, so that they cannot be made shares; give at least one a weight above 0"
         )
     as_probabilities = recipe.stages[1] == "select" or recipe.spec.family == "geometric"
     for entry, weight in zip(recipe.models, weights, strict=True):
-        if as_probabilities and recipe.spec.family != "linear" and weight < 0:
+        if as_probabilities and weight < 0:
             raise MergeError(
-                f"the weight of model {entry.model} is {weight:g} at tensor {name}; {recipe.method} "
-                "needs weights of at least 0"
+                f"the weight of model {entry.model} is {weight:g} at tensor {name}; "
+                f"{recipe.method} needs weights of at least 0"
             )

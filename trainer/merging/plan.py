@@ -16,6 +16,7 @@ from mixgym.trainer.merging.checkpoint import Checkpoint, TensorInfo
 from mixgym.trainer.merging.chunk import Origin
 from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.kernels import (
+    Combination,
     GramKernel,
     Kernel,
     LinearKernel,
@@ -25,7 +26,6 @@ from mixgym.trainer.merging.kernels import (
     build_dense_sum,
     build_linear,
 )
-from mixgym.trainer.merging.kernels import Combination
 from mixgym.trainer.merging.numerics import DTYPE_WORDS, STORAGE, promote, working_type
 from mixgym.trainer.merging.parameters import layer_of, resample_rounds, resolve
 from mixgym.trainer.merging.reading import open_checkpoint

@@ -12,6 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mixgym.trainer.merging.checkpoint import TensorInfo
 from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.numerics import Array, storage_type
@@ -94,7 +96,7 @@ class SafetensorsFile:
     def read(self, name: str, start: int, out: Array) -> None:
         """Fill ``out`` with elements from flat index ``start`` on."""
         offset = self._data_start + self._offsets[name] + start * out.itemsize
-        left = memoryview(out).cast("B") if out.size else memoryview(b"")
+        left = memoryview(out.view(np.uint8).data)
         while left.nbytes:
             try:
                 got = os.preadv(self._handle, [left], offset)

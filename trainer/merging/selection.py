@@ -67,6 +67,7 @@ class SelectKernel:
         self._draws = draws
         self._rounds = resample
         self._is_thinned = sparsify != "none"
+        self.measures_deltas = self._is_thinned
         self._sparsifier = SPARSIFY[sparsify](settings)
         self.passes = self._sparsifier.passes
         self.whole_rows = self._sparsifier.whole_rows

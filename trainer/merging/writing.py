@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from mixgym.trainer.merging.checkpoint import TensorInfo
 from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.numerics import Array
@@ -50,7 +52,9 @@ def parse_bytes(size: int | str) -> int:
     return count
 
 
-def plan_shards(tensors: Sequence[TensorInfo], limit_bytes: int) -> dict[str, list[TensorInfo]]:
+def plan_shards(
+    tensors: Sequence[TensorInfo], limit_bytes: int, stem: str = "model"
+) -> dict[str, list[TensorInfo]]:
     """Return file name -> its tensors, in order of names and none above the limit if possible."""
     shards: list[list[TensorInfo]] = [[]]
     filled = 0
@@ -62,9 +66,11 @@ def plan_shards(tensors: Sequence[TensorInfo], limit_bytes: int) -> dict[str, li
         shards[-1].append(info)
         filled += size
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
+        return {f"{stem}.safetensors": shards[0]}
     total = len(shards)
-    return {f"model-{i:05d}-of-{total:05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+    return {
+        f"{stem}-{i:05d}-of-{total:05d}.safetensors": shard for i, shard in enumerate(shards, 1)
+    }
 
 
 class OutputFolder:
@@ -75,14 +81,20 @@ class OutputFolder:
         tensors: What it will hold.
         limit_bytes: Size of a file, at most, unless one tensor is larger.
         overwrite: Whether weights in a folder that exists may be replaced.
+        stem: Beginning of the names of the weight files.
     """
 
     def __init__(
-        self, target: Path, tensors: Sequence[TensorInfo], limit_bytes: int, overwrite: bool
+        self,
+        target: Path,
+        tensors: Sequence[TensorInfo],
+        limit_bytes: int,
+        overwrite: bool,
+        stem: str = "model",
     ) -> None:
         self.target = Path(os.path.abspath(target))  # noqa: PTH100 - keeps a link a link
         self._overwrite = overwrite
-        self._shards = plan_shards(tensors, limit_bytes)
+        self._shards = plan_shards(tensors, limit_bytes, stem)
         self._places: dict[str, tuple[int, int]] = {}
         self._handles: list[int] = []
         self._lock = -1
@@ -162,7 +174,7 @@ class OutputFolder:
             MergeError: When the disk is full or fails.
         """
         handle, offset = self._places[name]
-        data = memoryview(raw).cast("B") if raw.size else memoryview(b"")
+        data = memoryview(raw.view(np.uint8).data)
         self._guard(lambda: _write_all(handle, data, offset + start * raw.itemsize))
 
     def commit(self, copies: Mapping[str, Path], texts: Mapping[str, str]) -> None:
