@@ -1,6 +1,7 @@
 """TensorBoard records of a run: the same tags for every agent, against two axes.
 
-``tensorboard/`` holds the scalars against decisions, its sub-run ``by_tokens`` the same against
+``tensorboard/`` holds the scalars against decisions, its sub-run ``by_tokens`` the same, with
+``by_tokens/`` before every tag (two axes in one chart would squash the shorter one), against
 supervised tokens. :data:`TAGS` lists every tag that a decision record turns into; names of tags
 are an interface. What is recorded is decided elsewhere (see ``decisions.jsonl``).
 """
@@ -150,7 +151,7 @@ class RunWriter:
                 self.skipped[tag] += 1
                 continue
             self._decisions.add_scalar(tag, value, decision)
-            self._tokens.add_scalar(tag, value, supervised_tokens)
+            self._tokens.add_scalar(f"{BY_TOKENS}/{tag}", value, supervised_tokens)
         self._last_decision = decision
         self.flush()
 

@@ -95,7 +95,8 @@ def test_both_axes_hold_the_same_values(tmp_path: Path) -> None:
         (n, pytest.approx(2.0 / n, rel=1e-6)) for n in (1, 2, 3)
     ]
     assert by_tokens == {
-        tag: [(1000 * step, value) for step, value in points] for tag, points in by_decision.items()
+        f"{BY_TOKENS}/{tag}": [(1000 * step, value) for step, value in points]
+        for tag, points in by_decision.items()
     }
     assert "loss/reward/a-b" not in by_decision
     assert writer.skipped == {"loss/reward/a-b": 3}
