@@ -90,7 +90,7 @@ class Rule(ABC):
 
         Args:
             observation: the Dict observation, with or without a leading axis of environments.
-            state: what the last call returned; None at the start.
+            state: what the last call returned, and left as it is; None at the start.
             episode_start: bool[n], where memory is cleared.
             deterministic: ignored: rules do not sample.
         """
@@ -98,7 +98,11 @@ class Rule(ABC):
         batch = {name: values[None] if single else values for name, values in observation.items()}
         parts = parts_of(batch)
         count = len(parts["signals"])
-        memory = state or tuple(np.zeros((count, *shape)) for shape in self.state_shapes)
+        memory = (
+            tuple(np.zeros((count, *shape)) for shape in self.state_shapes)
+            if state is None
+            else tuple(array.copy() for array in state)
+        )
         if episode_start is not None:
             for array in memory:
                 array[np.asarray(episode_start, np.bool_)] = 0.0
@@ -138,6 +142,7 @@ class Rule(ABC):
         total_timesteps += self.num_timesteps
         if self._observation is None or reset_num_timesteps:
             self.begin(env.reset())
+            self._start = np.ones(env.num_envs, np.bool_)  # forgets an earlier `learn`
         hooks.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps:
             actions, self._state = self.predict(self._observation, self._state, self._start)

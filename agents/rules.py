@@ -1,6 +1,6 @@
 """Rules that need no reward: the baselines that every scheduler is compared with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Temperature(Rule):
         self, env: "VecEnv | None" = None, names: tuple[str, ...] = (), *, tau: float = 3.0
     ) -> None:
         super().__init__(env, names)
-        if not tau > 0:
+        if not isinstance(tau, int | float) or not tau > 0:
             raise ConfigError(f"agent.options.tau={tau}: must be positive (1 is proportional)")
         self.tau = float(tau)
 
@@ -87,6 +87,8 @@ class Fixed(Rule):
         self._strata = {name: list(row) for name, row in (strata or {}).items()}
         self._top = by_name(names, self._given, "agent.options.weights")
         check_names(names, self._strata, "agent.options.strata")
+        for name, row in self._strata.items():
+            _checked(row, f"agent.options.strata.{name}")
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, FloatArray | None]:
         """See :class:`Rule`."""
@@ -134,7 +136,7 @@ class Scripted(Rule):
             for share, point in self._points.items()
         ]
         for share, row in self._strata.items():
-            _checked(np.array(row, np.float64), f"agent.options.strata.{share}")
+            _checked(row, f"agent.options.strata.{share}")
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, FloatArray | None]:
         """See :class:`Rule`."""
@@ -170,7 +172,7 @@ def by_name(names: tuple[str, ...], given: Mapping[str, float], where: str) -> F
         ConfigError: for unknown names, or weights that are negative or all 0.
     """
     check_names(names, given, where)
-    return _checked(np.array([float(given.get(name, 0.0)) for name in names]), where)
+    return _checked([given.get(name, 0.0) for name in names], where)
 
 
 def check_names(names: tuple[str, ...], given: Mapping[str, Any], where: str) -> None:
@@ -193,7 +195,7 @@ def _shares(points: Mapping[Any, Any], where: str) -> dict[float, Any]:
     """Points by share of the budget, in order."""
     try:
         found = {float(share): value for share, value in points.items()}
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: shares of the budget are numbers from 0 to 1") from error
     outside = [share for share in found if not 0.0 <= share <= 1.0]
     if outside:
@@ -201,7 +203,11 @@ def _shares(points: Mapping[Any, Any], where: str) -> dict[float, Any]:
     return dict(sorted(found.items()))
 
 
-def _checked(weights: FloatArray, where: str) -> FloatArray:
+def _checked(given: Sequence[Any], where: str) -> FloatArray:
+    try:
+        weights = np.array([float(weight) for weight in given])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: weights are numbers, got {given}") from error
     if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
         raise ConfigError(f"{where}: weights must not be negative, nor all 0, got {weights}")
     return weights

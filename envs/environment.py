@@ -1,5 +1,6 @@
 """The Gymnasium environment: one episode is one fine-tuning run, one step one decision."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -67,7 +68,7 @@ class _Progress:
     measured: int = 0
     reward: float = 0.0
     done: bool = False
-    share: list[float] | None = None
+    given: list[int] | None = None  # supervised tokens of each source
     train_nll: list[float] | None = None
     history: list[list[float]] | None = None
 
@@ -109,6 +110,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         training: budget and interval.
         on_episode_end: called as ``hook(env, info)`` inside the last step, while the fine-tuned
             model is still there: vector environments reset at once. The reset after it is lazy.
+            Not called when training diverged: there is no model to keep.
         render_mode: ``rgb_array`` or ``ansi``.
 
     Cost:
@@ -281,26 +283,17 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         done.tokens += int(plan.tokens.sum())
         done.measured += self._now.tokens
         done.reward = reward.value
-        so_far = np.array(done.share or np.zeros(len(self.world.names))) * (
-            done.supervised - supervised
-        )
-        done.share = ((so_far + plan.supervised.sum(-1)) / max(done.supervised, 1)).tolist()
+        so_far = np.array(done.given or np.zeros(len(self.world.names), np.int64))
+        done.given = (so_far + plan.supervised.sum(-1)).tolist()
         trained = np.array(done.train_nll or np.full(len(self.world.names), np.nan))
         fresh = report.source_nll
         done.train_nll = np.where(np.isfinite(fresh), fresh, trained).tolist()
         assert done.history is not None
         done.history.append(mixture.sources.tolist())
         self._mixture = mixture
-        ended_early = len(plan.steps) < self._asked_steps(plan)
-        done.done = self.remaining <= 0 or ended_early or not self.plane.available().any()
+        nothing_left = plan.exhausted or not plan.steps or not self.plane.available().any()
+        done.done = self.remaining <= 0 or nothing_left
         return done.done
-
-    def _asked_steps(self, plan: IntervalPlan) -> int:
-        """Steps that the interval should have had; fewer in the plan mean that nothing is left."""
-        if self.training.supervised_tokens is not None:
-            return self.training.interval
-        before = self._progress.steps - len(plan.steps)
-        return min(self.training.interval, self.training.steps - before)
 
     def _fail(
         self, mixture: Mixture, error: DivergenceError
@@ -328,7 +321,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             targets=world.targets,
             prior=world.prior.sources,
             weight=self._mixture.sources,
-            share=np.array(done.share or np.zeros(len(world.names))),
+            share=np.array(done.given or np.zeros(len(world.names))) / max(done.supervised, 1),
             nll=self._now.source_nll,
             nll_before=self._before.source_nll,
             nll_start=start.source_nll,
@@ -361,13 +354,16 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self._set_state(state["state"])
 
     def fork(self) -> "MixtureEnv":
-        """An independent environment in the same state; data is shared, nothing else is."""
+        """An independent environment in the same state; data is shared, nothing else is.
+
+        The copy has no ``on_episode_end``: it is for looking ahead.
+        """
         self._begin()
         state = self._state()
-        rule = self.world.step_rule.snapshot()
-        world = replace(self.world, learner=self.world.learner.fork())
+        world = replace(
+            self.world, learner=self.world.learner.fork(), step_rule=self.world.step_rule.fork()
+        )
         other = MixtureEnv(world, self.options, self.training, render_mode=self.render_mode)
-        other.world.step_rule.restore(rule)
         other._set_state(state)
         return other
 
@@ -387,9 +383,10 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         return self._observe()[0]
 
     def _state(self) -> dict[str, Any]:
-        assert self._start is not None
+        if self._start is None:
+            raise MixgymError("the environment has no episode: call reset() first")
         return {
-            "progress": dict(vars(self._progress)),
+            "progress": copy.deepcopy(vars(self._progress)),
             "random": self.np_random.bit_generator.state,
             "plane": self.plane.snapshot(),
             "evaluations": [_pack(e) for e in (self._start, self._before, self._now)],
@@ -397,7 +394,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         }
 
     def _set_state(self, state: dict[str, Any]) -> None:
-        self._progress = _Progress(**json.loads(json.dumps(state["progress"])))
+        self._progress = _Progress(**copy.deepcopy(state["progress"]))
         self.np_random = np.random.default_rng()
         self.np_random.bit_generator.state = state["random"]
         self._plane = self.world.make_plane(self._progress.seed)
@@ -408,6 +405,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     def render(self) -> Any:
         """The mixture so far: a picture (``rgb_array``) or a line of text (``ansi``)."""
+        if self._start is None:
+            raise MixgymError("the environment has no episode: call reset() first")
         history = np.array(self._progress.history or [self.world.prior.sources.tolist()])
         if self.render_mode == "rgb_array":
             return render_rgb(self.world.names, history)

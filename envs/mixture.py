@@ -25,7 +25,8 @@ class Mixture:
         strata: float64[K, G]; each row of a source with a weight sums to 1.
 
     Raises:
-        MixgymError: if a weight is negative or not finite, or a sum is not 1.
+        MixgymError: if a weight is negative or not finite, a sum is not 1, or the shapes do not
+            belong together.
 
     >>> Mixture.of([0.5, 0.5], [[1.0, 0.0], [0.5, 0.5]]).cells.tolist()
     [[0.5, 0.0], [0.25, 0.25]]
@@ -35,6 +36,11 @@ class Mixture:
     strata: FloatArray
 
     def __post_init__(self) -> None:
+        if self.strata.ndim != 2 or self.sources.shape != self.strata.shape[:1]:
+            raise MixgymError(
+                f"mixture: sources [K] and strata [K, G] expected, got {self.sources.shape} and "
+                f"{self.strata.shape}"
+            )
         for name, weights in (("sources", self.sources), ("strata", self.strata)):
             if not np.isfinite(weights).all() or (weights < 0).any():
                 raise MixgymError(f"mixture: {name} must be finite and not negative, got {weights}")

@@ -192,9 +192,9 @@ def _features(view: View, shape: tuple[int, int]) -> dict[str, FloatArray]:
     ]
     sources = [
         view.targets / max(view.targets.max(), 1e-9),
-        _log_ratio(size, np.array(max(size.mean(), 1e-9))) / 3,
-        _log_ratio(view.prior * count, np.array(1.0)) / 3,
-        _log_ratio(view.weight * count, np.array(1.0)) / 3,
+        _log_share(size / max(size.mean(), 1e-9)) / 3,
+        _log_share(view.prior * count) / 3,
+        _log_share(view.weight * count) / 3,
         view.share,
         np.log1p(view.epochs),
         _log_ratio(view.nll, view.nll_start),
@@ -262,6 +262,11 @@ def _log_ratio(value: FloatArray, reference: FloatArray) -> FloatArray:
     good = (value > 0) & (reference > 0)
     ratio = np.where(good, value, 1.0) / np.where(good, reference, 1.0)
     return np.maximum(np.log(ratio), -BOUND)
+
+
+def _log_share(value: FloatArray) -> FloatArray:
+    """log(value), at least -10, which is also what 0 becomes."""
+    return np.log(np.maximum(value, np.exp(-BOUND)))
 
 
 def _padded(part: "NDArray[np.generic]", shape: tuple[int, ...]) -> FloatArray:

@@ -51,6 +51,8 @@ class IntervalPlan:
         rows, tokens, supervised: int64[K, G], what the interval trains on.
         balanced: whether the interval ends where every cell's realised units since the last change
             of mixture are within one row of their share (false only if no such point fits).
+        exhausted: whether the interval ended because the mixture's rows are used up, or the next
+            row does not fit into the budget of supervised tokens: there is nothing to plan after.
     """
 
     mixture: Mixture
@@ -59,6 +61,7 @@ class IntervalPlan:
     tokens: IntArray
     supervised: IntArray
     balanced: bool = True
+    exhausted: bool = False
 
 
 @dataclass(frozen=True)

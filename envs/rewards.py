@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixgym.envs.errors import ConfigError
+from mixgym.envs.errors import ConfigError, SourceError
 from mixgym.envs.mixture import FloatArray
 
 
@@ -60,10 +60,17 @@ class RewardKind:
 def target_mean(nll: FloatArray, targets: FloatArray) -> float:
     """Mean NLL weighted by the target, over the sources that are targets and are measured.
 
+    Raises:
+        SourceError: if there is none.
+
     >>> target_mean(np.array([1.0, 3.0, np.nan]), np.array([1.0, 3.0, 0.0]))
     2.5
     """
     used = (targets > 0) & np.isfinite(nll)
+    if not used.any():
+        raise SourceError(
+            "no source with a target above 0 has held-out rows: give one a target, or more rows"
+        )
     return float(np.average(nll[used], weights=targets[used]))
 
 

@@ -118,6 +118,10 @@ class StepRule(Protocol):
         """Continue from a snapshot."""
         ...
 
+    def fork(self) -> "StepRule":
+        """An independent copy in the same state."""
+        ...
+
 
 @dataclass
 class PlainStep:
@@ -136,6 +140,10 @@ class PlainStep:
 
     def restore(self, state: dict[str, Any]) -> None:
         """See :class:`StepRule`."""
+
+    def fork(self) -> "PlainStep":
+        """See :class:`StepRule`."""
+        return PlainStep()
 
 
 class Learner(Protocol):

@@ -1,7 +1,7 @@
 """The data plane: sampler and packer behind one call, with nothing lost between intervals."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from mixgym.envs.sources.source import IntArray, Source
 from mixgym.envs.sources.streams import stream
 
 _TRIES = 48  # stopping points looked at before a plan may end between balance points
+
+# why no more rows are added: the list of rows is at its end, the steps are full, or the budget of
+# supervised tokens is used
+_Stop = Literal["dry", "full", "spent"]
 
 
 class PackedPlane:
@@ -47,46 +51,52 @@ class PackedPlane:
         """
         drawn = _Drawn()
         room = budget.steps * self._packs
+        stop: _Stop = "dry"
         while self.sampler.available().any():
             self.sampler.set_mixture(mixture)
             proposal = self.sampler.propose(room * self._capacity - drawn.tokens + 1)
-            count, balanced, full = self._fitting(drawn, proposal, room, budget.supervised)
+            count, stop = self._fitting(drawn, proposal, room, budget.supervised)
             self.sampler.take(proposal, count)
-            drawn.add(proposal, count, balanced)
+            drawn.add(proposal, count)
             # a list that ends early and fits whole means that a capped cell ran dry: go on with
             # the mixture of the others
-            if full or not mixture.cells[self.sampler.available()].any():
+            if stop != "dry" or not mixture.sources[self.sampler.available().any(-1)].any():
                 break
-        return self._layout(mixture, drawn, budget.steps)
+        return self._layout(mixture, drawn, budget.steps, exhausted=stop != "full")
 
     def _fitting(
         self, drawn: "_Drawn", proposal: Proposal, room: int, supervised: int | None
-    ) -> tuple[int, bool, bool]:
-        """How many rows fit; whether the end is a balance point; whether the interval is full."""
+    ) -> tuple[int, _Stop]:
+        """How many rows fit, up to a balance point if there is one, and why no more are added."""
         space = room * self._capacity - drawn.tokens
         most = int(np.searchsorted(np.cumsum(proposal.tokens), space, side="right"))
+        affordable = most
         if supervised is not None:
             left = supervised - drawn.supervised
-            most = min(most, int(np.searchsorted(np.cumsum(proposal.supervised), left, "right")))
+            affordable = int(np.searchsorted(np.cumsum(proposal.supervised), left, "right"))
         lengths = np.concatenate([drawn.lengths, proposal.tokens])
         have = len(drawn.lengths)
 
         def fits(count: int) -> bool:
             return len(best_fit_decreasing(lengths[: have + count], self._capacity)) <= room
 
+        most = min(most, affordable)
         if most == len(proposal) and fits(most):
-            return most, True, False
+            return most, "dry"
+        stop: _Stop = "spent" if most == affordable < len(proposal) and fits(most) else "full"
         ends = np.flatnonzero(proposal.balanced[:most])[::-1] + 1
         for count in ends[:_TRIES].tolist():
             if fits(count):
-                return count, True, True
-        low, high = 0, most  # every prefix of rows that fit fits: bisect
+                return count, stop
+        low, high = 0, most  # bisect: nearly always, fewer rows need no more packs
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low, low == 0 and have == 0, True
+        return low, stop
 
-    def _layout(self, mixture: Mixture, drawn: "_Drawn", steps: int) -> IntervalPlan:
+    def _layout(
+        self, mixture: Mixture, drawn: "_Drawn", steps: int, exhausted: bool
+    ) -> IntervalPlan:
         """Pack the rows, shuffle the packs and deal them to steps."""
         where = drawn.rows(self.shape[1])
         totals = np.zeros((3, *self.shape), np.int64)
@@ -108,7 +118,8 @@ class PackedPlane:
             rows=totals[0],
             tokens=totals[1],
             supervised=totals[2],
-            balanced=drawn.balanced,
+            balanced=self.sampler.balanced(),
+            exhausted=exhausted,
         )
 
     def available(self) -> BoolArray:
@@ -137,7 +148,6 @@ class _Drawn:
         self.labels: IntArray = np.zeros(0, np.int64)
         self._cells: IntArray = np.zeros(0, np.int64)
         self._rows: IntArray = np.zeros(0, np.int64)
-        self.balanced = True
 
     @property
     def tokens(self) -> int:
@@ -147,12 +157,11 @@ class _Drawn:
     def supervised(self) -> int:
         return int(self.labels.sum())
 
-    def add(self, proposal: Proposal, count: int, balanced: bool) -> None:
+    def add(self, proposal: Proposal, count: int) -> None:
         self.lengths = np.concatenate([self.lengths, proposal.tokens[:count]])
         self.labels = np.concatenate([self.labels, proposal.supervised[:count]])
         self._cells = np.concatenate([self._cells, proposal.cell[:count]])
         self._rows = np.concatenate([self._rows, proposal.row[:count]])
-        self.balanced = self.balanced and balanced
 
     def rows(self, groups: int) -> IntArray:
         """int64[n, 3] of (source, stratum, row)."""

@@ -27,7 +27,7 @@ class CellRows:
         rows: int64[n], indices into the source's train split.
         units: float64[n], what a row counts in the ratios.
         tokens, supervised: int64[n].
-        limit: rows that may be drawn in all, or None.
+        limit: rows that may be drawn in all (``max_epochs`` passes, rounded up), or None.
         key: (source name, stratum), which names its random stream.
     """
 
@@ -122,6 +122,11 @@ class MixtureSampler:
         """float64[K, G], units handed out since the last change of mixture."""
         return self._units.reshape(self.shape).copy()
 
+    def balanced(self) -> bool:
+        """Whether every cell is within its longest row of what the mixture asked for."""
+        slack = self._longest + 1e-9 * self._units.sum()
+        return bool((np.abs(self.realised() - self.requested()).ravel() <= slack).all())
+
     def set_mixture(self, mixture: Mixture) -> None:
         """Ask for a mixture; the account starts anew only if it differs from the last one.
 
@@ -180,10 +185,10 @@ class MixtureSampler:
             upcoming = cell.upcoming(self.seed, int(self._drawn[c]), count)
             units = cell.units[upcoming]
             due = (have + np.cumsum(units) - 0.5 * units) / weight
-            if len(upcoming) < count:  # the cap is near
-                end = (have + units.sum()) / weight
-                return due, upcoming, float(end) if end < horizon else np.inf
-            if due[-1] > horizon:
+            capped = len(upcoming) < count
+            if capped and (end := float((have + units.sum()) / weight)) < horizon:
+                return due, upcoming, end
+            if capped or due[-1] > horizon:
                 inside = due <= horizon
                 return due[inside], upcoming[inside], np.inf
             count *= 2
@@ -245,7 +250,10 @@ def _cell(source: Source, stratum: int, unit: Unit) -> CellRows:
     encoded = source.splits["train"]
     tokens, supervised = encoded.lengths[rows], encoded.supervised[rows]
     counted = {"supervised_tokens": supervised, "tokens": tokens, "rows": np.ones_like(tokens)}
-    limit = None if source.max_epochs is None else int(np.ceil(source.max_epochs * len(rows)))
+    # a part of a row counts as a row; 1.1 * 10 is a little more than 11 in floating point
+    limit = (
+        None if source.max_epochs is None else int(np.ceil(source.max_epochs * len(rows) - 1e-6))
+    )
     return CellRows(
         rows.astype(np.int64),
         counted[unit].astype(np.float64),
