@@ -56,6 +56,7 @@ class Chunk:
         work: float32 or float64.
         out: Storage type of the output.
         check: Refuse NaN and infinities; called for in the first pass only.
+        landing: Where ``encode`` puts its result; buffers of the workspace by default.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Chunk:
         out: StorageType,
         workspace: Workspace,
         check: bool,
+        landing: Array | None = None,
     ) -> None:
         self.start = start
         self.stop = stop
@@ -78,6 +80,7 @@ class Chunk:
         self._base = base
         self._space = workspace
         self._check = check
+        self._landing = landing
         self._done: dict[Hashable, Array] = {}
 
     @property
@@ -123,7 +126,10 @@ class Chunk:
 
     def encode(self, values: Array) -> Array:
         """Return ``values`` rounded to the output's storage type."""
-        return encode(values, self.out, self.scratch("out", self.out.storage))
+        out = self._landing
+        if out is None:
+            out = self.scratch("out", self.out.storage)
+        return encode(values, self.out, out)
 
     def _once(self, key: Hashable, make: Callable[[], Array]) -> Array:
         if key not in self._done:
@@ -142,10 +148,15 @@ class Chunk:
         out = self.scratch(("raw", index), kind.storage)
         origin.checkpoint.read(origin.info.name, self.start, out)
         if self._check and kind.kind == "float":
-            self._refuse_nonfinite(origin, out)
+            self._refuse(origin, out)
         return out
 
-    def _refuse_nonfinite(self, origin: Origin, raw: Array) -> None:
+    def refuse_nonfinite(self) -> None:
+        """Raise if a model's stored elements hold a NaN or an infinity."""
+        for index in [*range(self.models), *([BASE] if self._base else [])]:
+            self._refuse(self._origin(index), self.raw(index))
+
+    def _refuse(self, origin: Origin, raw: Array) -> None:
         found = first_nonfinite(raw, origin.info.kind)
         if found is not None:
             raise MergeError(

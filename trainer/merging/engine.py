@@ -24,11 +24,12 @@ from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
 from mixgym.trainer.merging.statistics import Tally
 from mixgym.trainer.merging.sums import BLOCK_ELEMENTS
-from mixgym.trainer.merging.writing import OutputFolder, parse_bytes
+from mixgym.trainer.merging.writing import OutputFolder, Sink, parse_bytes
 
 MERGE_FILE = "merge.json"
 _TYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _LARGE_ZERO_SHARE = 0.001
+_WRITE_BYTES = 1 << 22
 
 Progress = Callable[[int, int], None]
 """Called with (elements done, elements in all)."""
@@ -123,8 +124,14 @@ class _Run:
             for chunk in self._chunks(job, kernel, check=stage == 0):
                 kernel.observe(stage, chunk)
             kernel.finish(stage)
-        for chunk in self._chunks(job, kernel, check=kernel.passes == 0):
-            self._emit(job, chunk.start, kernel.apply(chunk))
+        sink = self._sink(job, kernel)
+        check = kernel.passes == 0 and kernel.checks != "output"
+        for chunk in self._chunks(job, kernel, check, sink):
+            raw = kernel.apply(chunk)
+            if kernel.checks != "inputs":
+                self._check_output(job, chunk, raw)
+            self._emit(sink, raw)
+        sink.flush()
         return self._tallied(kernel.tally, measured)
 
     def _measures_apart(self, kernel: Kernel, job: TensorJob) -> bool:
@@ -136,8 +143,10 @@ class _Run:
             counted.squares = measured.squares
         return counted
 
-    def _chunks(self, job: TensorJob, kernel: Kernel | None, check: bool) -> Iterator[Chunk]:
-        step = _chunk_elements(self._recipe.chunk_elements, job, kernel)
+    def _chunks(
+        self, job: TensorJob, kernel: Kernel | None, check: bool, sink: Sink | None = None
+    ) -> Iterator[Chunk]:
+        step = self._step(job, kernel)
         refuse = check and not self._recipe.allow_nonfinite
         space = self._workspace()
         for start in range(0, job.info.elements, step):
@@ -154,6 +163,7 @@ class _Run:
 
     def _copy_exact(self, job: TensorJob) -> None:
         """Copy an integer or boolean tensor, after checking that all models agree on it."""
+        sink = self._sink(job, None)
         for chunk in self._chunks(job, None, check=False):
             first = chunk.raw(0)
             for index in range(1, chunk.models):
@@ -165,18 +175,35 @@ class _Run:
                         f"{job.origins[index].checkpoint.label} at element "
                         f"{chunk.start + int(found[0])}; integers cannot be merged: leave one out"
                     )
-            self._emit(job, chunk.start, first)
+            self._emit(sink, first)
+        sink.flush()
 
-    def _emit(self, job: TensorJob, start: int, raw: Array) -> None:
-        if job.settings is not None and not self._recipe.allow_nonfinite:
-            found = first_nonfinite(raw, job.info.kind)
-            if found is not None:
-                raise MergeError(
-                    f"tensor {job.info.name}: the merge overflows {job.info.kind.name} at element "
-                    f"{start + found}; choose another --out-dtype, smaller weights, or pass "
-                    "--allow-nonfinite"
-                )
-        self._output.write(job.info.name, start, raw)
+    def _check_output(self, job: TensorJob, chunk: Chunk, raw: Array) -> None:
+        found = None if self._recipe.allow_nonfinite else first_nonfinite(raw, job.info.kind)
+        if found is not None:
+            chunk.refuse_nonfinite()
+            raise MergeError(
+                f"tensor {job.info.name}: the merge overflows {job.info.kind.name} at element "
+                f"{chunk.start + found}; choose another --out-dtype, smaller weights, or pass "
+                "--allow-nonfinite"
+            )
+
+    def _sink(self, job: TensorJob, kernel: Kernel | None) -> Sink:
+        storage = job.info.kind.storage
+        step = min(self._step(job, kernel), job.info.elements)
+        size = max(_WRITE_BYTES, step * storage.itemsize)
+        size += -size % storage.itemsize
+        buffer = self._workspace().take("sink", np.dtype(np.uint8), size)
+        return Sink(self._output, job.info.name, buffer, storage)
+
+    def _step(self, job: TensorJob, kernel: Kernel | None) -> int:
+        return _chunk_elements(self._recipe.chunk_elements, job, kernel)
+
+    def _emit(self, sink: Sink, raw: Array) -> None:
+        place = sink.room(raw.size)
+        if raw.ctypes.data != place.ctypes.data:
+            place[...] = raw
+        sink.advance(raw.size)
         if self._progress is not None:
             with self._lock:
                 self._done += raw.size

@@ -5,7 +5,7 @@ more to produce the output; between chunks it keeps scalars only.
 """
 
 from math import fsum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from mixgym.trainer.merging.sums import GramSum
 
 _NEGLIGIBLE = 1e-12
 
+Checks = Literal["inputs", "output", "both"]
+
 
 class Kernel(Protocol):
     """One method, applied to one tensor."""
@@ -28,6 +30,8 @@ class Kernel(Protocol):
     """Whether chunks must hold whole rows (along the last axis)."""
     measures_deltas: bool
     """Whether the tally has the deltas' lengths and zeros anyway."""
+    checks: Checks
+    """Where NaN and infinities are looked for: a sum shows them, a copy cannot bring new ones."""
     tally: Tally
 
     def observe(self, stage: int, chunk: Chunk) -> None:
@@ -100,6 +104,7 @@ class LinearKernel:
     passes = 0
     whole_rows = False
     measures_deltas = False
+    checks: Checks = "output"
 
     def __init__(self, combination: Combination) -> None:
         self._combination = combination
@@ -127,6 +132,7 @@ class GramKernel:
 
     passes = 1
     whole_rows = False
+    checks: Checks = "both"
 
     def __init__(self, method: str, settings: StageSettings, relative: bool) -> None:
         self._method = method
@@ -182,6 +188,7 @@ class RowSlerpKernel:
     passes = 0
     whole_rows = True
     measures_deltas = False
+    checks: Checks = "both"
 
     def __init__(self, settings: StageSettings, relative: bool) -> None:
         self._settings = settings
@@ -214,6 +221,7 @@ class StagedKernel:
     """Base plus the deltas, first thinned by a sparsifier and then merged by a combiner."""
 
     measures_deltas = True
+    checks: Checks = "both"
 
     def __init__(self, sparsify: str, combine: str, settings: StageSettings) -> None:
         self._sparsifier = SPARSIFY[sparsify](settings)
@@ -276,6 +284,7 @@ class NearswapKernel:
     passes = 0
     whole_rows = False
     measures_deltas = True
+    checks: Checks = "both"
 
     def __init__(self, settings: StageSettings) -> None:
         self._reach = abs(float(settings.shared["t"]))

@@ -237,6 +237,7 @@ def _select_kernel(settings: StageSettings, job: TensorJob, sparsify: str) -> Ke
     if granularity == "layer" and layer is not None:
         key = f"layer {layer}"
     shape = job.info.shape
-    row = max(1, job.info.elements // shape[0]) if shape and shape[0] else 1
-    draws = Draws(WordStream(settings.seed, "select", key), granularity, row)
+    row = job.info.elements // shape[0] if shape and shape[0] else 1
+    run = {"element": 1, "row": row}.get(granularity, job.info.elements)
+    draws = Draws(WordStream(settings.seed, "select", key), max(1, run))
     return SelectKernel(settings, sparsify, draws, resample_rounds(settings.shared["resample"]))

@@ -4,21 +4,24 @@ Source: Ju et al., "Mitigating Training Imbalance in LLM Fine-Tuning via Selecti
 Merging", arXiv 2410.03743. Where the drawn value equals the base's, resampling draws again among
 the models that were not tried (``1``, ``2``, ... rounds), or among those that differ (``all``).
 
-All draws of an element come from one random word, so that ``resample: all`` gives the same as
-``resample: 0`` wherever the first draw differs from the base: keeping a draw that survived and
-otherwise drawing again among the survivors is a draw from the survivors.
+``resample: all`` gives the same as ``resample: 0`` wherever the first draw differs from the base:
+keeping a draw that survived, and otherwise drawing again among the survivors, is a draw from the
+survivors.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.trainer.merging.chunk import BASE, Chunk
+from mixgym.trainer.merging.kernels import Checks
 from mixgym.trainer.merging.numerics import Array, bits_of, equal_values
 from mixgym.trainer.merging.sparsify import SPARSIFY, StageSettings
 from mixgym.trainer.merging.statistics import Tally
-from mixgym.trainer.merging.words import Words, WordStream, rehash, thresholds
+from mixgym.trainer.merging.words import Draw, RepeatedDraw, Words, WordStream, thresholds
 
 _WORD = 2.0**32
 
@@ -29,23 +32,17 @@ class Draws:
 
     Args:
         stream: Words of the tensor, or of the layer.
-        granularity: ``element``, ``row``, ``tensor`` or ``layer``.
-        row: Elements per row (first axis).
+        run: Elements that share a word: 1, those of a row, or all.
     """
 
     stream: WordStream
-    granularity: str
-    row: int
+    run: int
 
-    def words(self, start: int, stop: int) -> Words:
-        """Return uint32[stop - start], to be changed at will."""
-        if self.granularity == "element":
-            return self.stream.words(start, stop)
-        if self.granularity == "row":
-            first, last = start // self.row, (stop - 1) // self.row + 1
-            repeated = np.repeat(self.stream.words(first, last), self.row)
-            return repeated[start - first * self.row :][: stop - start]
-        return np.repeat(self.stream.words(0, 1), stop - start)
+    def of(self, start: int, stop: int) -> Draw:
+        """Return the words of elements ``start`` to ``stop``."""
+        if self.run == 1:
+            return Draw(self.stream, start, self.stream.halves(start, stop))
+        return RepeatedDraw(self.stream, start, stop, self.run)
 
 
 class SelectKernel:
@@ -68,6 +65,7 @@ class SelectKernel:
         self._rounds = resample
         self._is_thinned = sparsify != "none"
         self.measures_deltas = self._is_thinned
+        self.checks: Checks = "both"
         self._sparsifier = SPARSIFY[sparsify](settings)
         self.passes = self._sparsifier.passes
         self.whole_rows = self._sparsifier.whole_rows
@@ -87,13 +85,14 @@ class SelectKernel:
 
     def apply(self, chunk: Chunk) -> Array:
         """Draw each element."""
-        words = self._draws.words(chunk.start, chunk.stop)
+        draw = self._draws.of(chunk.start, chunk.stop)
         if self._copies_bits(chunk):
+            self.checks = "inputs"
             base = bits_of(chunk.raw(BASE)) if self._rounds != 0 else None
-            return self._select(words, [bits_of(chunk.raw(k)) for k in self._live()], base)
+            return self._select(draw, [bits_of(chunk.raw(k)) for k in self._live()], base)
         values, base_values = self._values(chunk)
         base = bits_of(base_values) if base_values is not None else None
-        picked = self._select(words, [bits_of(values[k]) for k in self._live()], base)
+        picked = self._select(draw, [bits_of(values[k]) for k in self._live()], base)
         return chunk.encode(picked.view(chunk.work))
 
     def _live(self) -> list[int]:
@@ -132,25 +131,25 @@ class SelectKernel:
             return np.where(delta != 0, base + scaled, base)
         return np.where(delta != 0, chunk.value(index), base)
 
-    def _select(self, words: Words, candidates: list[Array], base: Array | None) -> Array:
+    def _select(self, draw: Draw, candidates: list[Array], base: Array | None) -> Array:
         live = self._live()
         edges = [self._edges[k] for k in live]
-        out = candidates[0].copy()
-        above = []
-        for edge, candidate in zip(edges[:-1], candidates[1:], strict=True):
-            later = words >= np.uint32(edge)
-            above.append(int(np.count_nonzero(later)))
-            blend(out, candidate, later)
-        counts = -np.diff([words.size, *above, 0])
+        out = candidates[-1].copy()
+        below = [draw.size]
+        for edge, candidate in zip(edges[-2::-1], candidates[-2::-1], strict=True):
+            earlier = draw.below(edge)
+            below.append(int(np.count_nonzero(earlier)))
+            blend(out, candidate, earlier)
+        counts = np.diff([0, *below[::-1]])
         if base is not None:
-            counts += self._resample(words, candidates, base, out, edges)
+            counts += self._resample(draw, candidates, base, out, edges)
         selected = np.zeros(len(self._shares), np.int64)
         selected[live] = counts
-        self.tally.count_selected(words.size, [int(c) for c in selected])
+        self.tally.count_selected(draw.size, [int(c) for c in selected])
         return out
 
     def _resample(
-        self, words: Words, candidates: list[Array], base: Array, out: Array, edges: list[int]
+        self, draw: Draw, candidates: list[Array], base: Array, out: Array, edges: list[int]
     ) -> NDArray[np.int64]:
         """Draw again where ``out`` equals the base, in place; return the change of the counts."""
         changed = np.zeros(len(candidates), np.int64)
@@ -163,8 +162,9 @@ class SelectKernel:
         differs = ~equal_values(found, base[where][:, None])
         some = differs.any(axis=1)
         where, found, differs = where[some], found[some], differs[some]
-        first = np.searchsorted(np.array(edges, np.uint64), words[where], side="right")
-        picked = redraw(words[where], first, differs, self._shares[self._live()], self._rounds)
+        first = np.searchsorted(np.array(edges, np.uint64), draw.words_at(where), side="right")
+        shares = self._shares[self._live()]
+        picked = redraw(partial(draw.again_at, places=where), first, differs, shares, self._rounds)
         out[where] = np.take_along_axis(found, picked[:, None], axis=1)[:, 0]
         changed += np.bincount(picked, minlength=changed.size)
         changed -= np.bincount(first, minlength=changed.size)
@@ -188,7 +188,7 @@ def blend(out: Array, other: Array, where: Array) -> None:
 
 
 def redraw(
-    words: Words,
+    words: Callable[[int], Words],
     first: NDArray[np.intp],
     differs: Array,
     shares: NDArray[np.float64],
@@ -197,18 +197,18 @@ def redraw(
     """Return intp[m]: the models drawn in place of ``first``, none of which differed from base.
 
     Args:
-        words: The elements' random words, uint32[m].
+        words: Turn -> fresh random words of the elements, uint32[m].
         first: The models that were drawn at first, intp[m].
         differs: Which models differ from the base, bool[m, K].
         shares: Probabilities, float64[K], all positive.
         rounds: Further draws at most, without replacement; None: one draw among the survivors.
     """
-    rows = np.arange(words.size)
+    rows = np.arange(len(first))
     picked = first.copy()
     open_to = differs.copy() if rounds is None else np.ones_like(differs)
     open_to[rows, first] = False
     for turn in range(1, 1 + (1 if rounds is None else min(rounds, len(shares) - 1))):
-        drawn = _draw(rehash(words, turn), open_to * shares)
+        drawn = _draw(words(turn), open_to * shares)
         undecided = ~differs[rows, picked]
         picked = np.where(undecided, drawn, picked)
         open_to[rows, picked] = False

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mixgym.trainer.merging.numerics import Array
 from mixgym.trainer.merging.radix import RankSelector, TopSet
 from mixgym.trainer.merging.sums import SquareSum
-from mixgym.trainer.merging.words import WordStream
+from mixgym.trainer.merging.words import Draw, WordStream
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ class Bernoulli(KeepAll):
         """Drop by the words of this chunk."""
         for stream, density, delta in zip(self._streams, self._densities, deltas, strict=True):
             if density < 1.0:
-                words = stream.words(start, start + delta.size)
-                delta *= words < np.uint32(int(density * 2**32))
+                draw = Draw(stream, start, stream.halves(start, start + delta.size))
+                delta *= draw.below(int(density * 2**32))
 
 
 def _ratios(before: SquareSum, after: SquareSum) -> list[float]:

@@ -1,8 +1,10 @@
 """Random words that depend on the seed, the purpose and the tensor's name, and on nothing else.
 
 Word ``i`` of a stream belongs to element ``i`` of the tensor in C order, so that shard layout,
-chunk size, threads and folder names cannot change a merge. The counter-based generator is
-Philox4x64-10 (Salmon et al., 2011), whose raw stream numpy keeps stable.
+chunk size, threads and folder names cannot change a merge. A word has 32 bits. Its upper half
+comes from Philox4x64-10 (Salmon et al., 2011), whose raw stream numpy keeps stable; most
+comparisons are decided by it. Its lower half, and the words of further draws, are wanted for few
+elements only, and are hashes of the element's number (SplitMix64; Steele et al., 2014).
 """
 
 import hashlib
@@ -11,9 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint32]
+Halves = NDArray[np.uint16]
+Indices = NDArray[np.intp]
 
-WORDS_PER_COUNTER = 8
-"""One counter step of Philox4x64 gives four 64-bit numbers, which are eight words."""
+HALVES_PER_COUNTER = 16
+"""One counter step of Philox4x64 gives four 64-bit numbers, which are sixteen halves."""
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
 
 
 class WordStream:
@@ -31,18 +38,111 @@ class WordStream:
     """
 
     def __init__(self, seed: int, purpose: str, name: str, model: int | None = None) -> None:
-        text = f"{seed}|{purpose}|{name}|{'' if model is None else model}"
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        self._key = int.from_bytes(digest, "little")
+        self._text = f"{seed}|{purpose}|{name}|{'' if model is None else model}"
+        self._key = int.from_bytes(_digest(self._text), "little")
+        self._low_key = self._key_of("low")
+
+    def _key_of(self, use: object) -> int:
+        return int.from_bytes(_digest(f"{self._text}|{use}")[:8], "little")
+
+    def halves(self, start: int, stop: int) -> Halves:
+        """Return the upper halves of words ``start`` to ``stop``: uint16[stop - start]."""
+        first = start // HALVES_PER_COUNTER
+        generator = np.random.Philox(key=self._key).advance(first)
+        skipped = start - first * HALVES_PER_COUNTER
+        count = stop - start + skipped
+        raw = np.asarray(generator.random_raw((count + 3) // 4), dtype="<u8")
+        return raw.view("<u2")[skipped:count]
 
     def words(self, start: int, stop: int) -> Words:
-        """Return words ``start`` to ``stop`` as uint32[stop - start]."""
-        first = start // WORDS_PER_COUNTER
-        generator = np.random.Philox(key=self._key).advance(first)
-        skipped = start - first * WORDS_PER_COUNTER
-        count = stop - start + skipped
-        raw = np.asarray(generator.random_raw((count + 1) // 2), dtype="<u8")
-        return raw.view("<u4")[skipped:count]
+        """Return words ``start`` to ``stop`` whole: uint32[stop - start]."""
+        return self.complete(self.halves(start, stop), np.arange(start, stop))
+
+    def complete(self, halves: Halves, indices: Indices) -> Words:
+        """Return the words with these upper halves and indices: uint32[n]."""
+        low = (_split_mix(self._low_key, indices) >> np.uint64(48)).astype(np.uint32)
+        return halves.astype(np.uint32) << np.uint32(16) | low
+
+    def again(self, turn: int, indices: Indices) -> Words:
+        """Return the words of a further draw for some elements: uint32[n]."""
+        return (_split_mix(self._key_of(turn), indices) >> np.uint64(32)).astype(np.uint32)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _split_mix(key: int, indices: Indices) -> NDArray[np.uint64]:
+    """Return SplitMix64's output after ``index + 1`` steps from the state ``key``."""
+    mixed = (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN) + np.uint64(key & _MASK)
+    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ mixed >> np.uint64(31)
+
+
+class Draw:
+    """The words of one stretch of elements, compared without being completed.
+
+    Args:
+        stream: Where they come from.
+        start: Index of the first word.
+        halves: Their upper halves, uint16[n].
+    """
+
+    def __init__(self, stream: WordStream, start: int, halves: Halves) -> None:
+        self._stream = stream
+        self._start = start
+        self._halves = halves
+
+    @property
+    def size(self) -> int:
+        """How many elements."""
+        return self._halves.size
+
+    def below(self, threshold: int) -> NDArray[np.bool_]:
+        """Return bool[n]: which words are below a threshold of 0 to 2^32."""
+        high, low = divmod(threshold, 1 << 16)
+        if high >= 1 << 16:
+            return np.ones(self.size, np.bool_)
+        under = np.less(self._halves, np.uint16(high))
+        if low:
+            open_ones = np.flatnonzero(np.equal(self._halves, np.uint16(high)))
+            under[open_ones] = self.words_at(open_ones) < np.uint32(threshold)
+        return under
+
+    def words_at(self, places: Indices) -> Words:
+        """Return the whole words of some elements, uint32[m]."""
+        return self._stream.complete(self._halves[places], self.indices(places))
+
+    def again_at(self, turn: int, places: Indices) -> Words:
+        """Return words for a further draw of some elements, uint32[m]."""
+        return self._stream.again(turn, self.indices(places))
+
+    def indices(self, places: Indices) -> Indices:
+        """Return which word of the stream belongs to each of some elements."""
+        return places + self._start
+
+
+class RepeatedDraw(Draw):
+    """Words that several elements share: one per row, or one in all.
+
+    Args:
+        stream: Where they come from.
+        start: Index of the stretch's first element.
+        stop: Index after its last.
+        run: Elements that share a word.
+    """
+
+    def __init__(self, stream: WordStream, start: int, stop: int, run: int) -> None:
+        first, last = start // run, (stop - 1) // run + 1
+        repeated = np.repeat(stream.halves(first, last), run if last - first > 1 else stop - start)
+        offset = start - first * run if last - first > 1 else 0
+        super().__init__(stream, start, repeated[offset : offset + stop - start])
+        self._run = run
+
+    def indices(self, places: Indices) -> Indices:
+        """Return which word of the stream belongs to each of some elements."""
+        return (places + self._start) // self._run
 
 
 def thresholds(probabilities: NDArray[np.float64]) -> list[int]:
@@ -58,17 +158,3 @@ def thresholds(probabilities: NDArray[np.float64]) -> list[int]:
     edges = [int(np.floor(2.0**32 * value)) for value in share]
     last = int(np.flatnonzero(probabilities)[-1])
     return [2**32 if k >= last else min(edge, 2**32 - 1) for k, edge in enumerate(edges)]
-
-
-def rehash(words: Words, round_number: int) -> Words:
-    """Return fresh words for a further draw: a bijection of uint32 with full avalanche.
-
-    The multipliers are those of the 32-bit finaliser of MurmurHash3; the round is mixed in first.
-    """
-    mixed = words ^ np.uint32((0x9E3779B9 * round_number) & 0xFFFFFFFF)
-    mixed ^= mixed >> np.uint32(16)
-    mixed *= np.uint32(0x85EBCA6B)
-    mixed ^= mixed >> np.uint32(13)
-    mixed *= np.uint32(0xC2B2AE35)
-    mixed ^= mixed >> np.uint32(16)
-    return mixed
