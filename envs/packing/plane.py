@@ -70,7 +70,7 @@ class PackedPlane:
         """How many rows fit, up to a balance point if there is one, and why no more are added."""
         space = room * self._capacity - drawn.tokens
         most = int(np.searchsorted(np.cumsum(proposal.tokens), space, side="right"))
-        affordable = most
+        affordable = len(proposal)
         if supervised is not None:
             left = supervised - drawn.supervised
             affordable = int(np.searchsorted(np.cumsum(proposal.supervised), left, "right"))
