@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.mixture import BoolArray, FloatArray, last_sum
 
 BOUND = 10.0
 LARGEST = 1e12  # of raw signals: tokens in a source
@@ -60,22 +60,26 @@ CELL_SIGNALS = ("available", "size", "prior", "weight", "epochs", "nll", "nll_st
 
 @dataclass(frozen=True)
 class View:
-    """The numbers that observations are made of; K and G are the task's own, unpadded.
+    """The numbers that observations are made of; any leading axes (environments) may come first.
+
+    K and G may be the task's own or padded; observations are padded anyway.
 
     Attributes:
-        remaining: share of the budget that is left.
-        reward: of the last decision.
+        remaining: float64[...], share of the budget that is left.
+        reward: float64[...], of the last decision.
         targets, prior, weight, share, nll, nll_before, nll_start, nll_train: float64[K]; NLL in
             nats per token, NaN where unmeasured.
-        mean_nll, mean_nll_start: target-weighted.
+        mean_nll, mean_nll_start: float64[...], target-weighted.
         cell_size: float64[K, G], units of the ratios in each cell.
         cell_prior, cell_weight, cell_epochs, cell_nll, cell_nll_before, cell_nll_start:
             float64[K, G].
         available: bool[K, G].
+        present: bool[K], sources that exist, or None for all of them.
+        fixed: what :func:`fixed_parts` gives, if somebody keeps it from decision to decision.
     """
 
-    remaining: float
-    reward: float
+    remaining: FloatArray | float
+    reward: FloatArray | float
     targets: FloatArray
     prior: FloatArray
     weight: FloatArray
@@ -84,8 +88,8 @@ class View:
     nll_before: FloatArray
     nll_start: FloatArray
     nll_train: FloatArray
-    mean_nll: float
-    mean_nll_start: float
+    mean_nll: FloatArray | float
+    mean_nll_start: FloatArray | float
     cell_size: FloatArray
     cell_prior: FloatArray
     cell_weight: FloatArray
@@ -94,12 +98,19 @@ class View:
     cell_nll_before: FloatArray
     cell_nll_start: FloatArray
     available: BoolArray
+    present: BoolArray | None = None
+    fixed: "Fixed | None" = None
+
+    @property
+    def sources(self) -> BoolArray:
+        """bool[K], sources that exist."""
+        return np.ones(self.targets.shape, np.bool_) if self.present is None else self.present
 
     @property
     def epochs(self) -> FloatArray:
         """float64[K], passes over each source: size-weighted mean over its strata."""
-        size = self.cell_size.sum(-1)
-        return (self.cell_epochs * self.cell_size).sum(-1) / np.maximum(size, 1e-12)
+        size = last_sum(self.cell_size)
+        return last_sum(self.cell_epochs * self.cell_size) / np.maximum(size, 1e-12)
 
 
 def layout(shape: tuple[int, int]) -> dict[str, tuple[slice, tuple[int, ...]]]:
@@ -143,20 +154,80 @@ def dict_space(shape: tuple[int, int]) -> gym.spaces.Dict:
     return gym.spaces.Dict(parts)
 
 
-def flat_observation(view: View, shape: tuple[int, int]) -> tuple[NDArray[np.float32], float]:
-    """The flat observation, and the share of its entries that were clipped."""
-    parts = _features(view, shape)
-    whole = np.concatenate([parts[name].ravel() for name in layout(shape)])
-    clipped = float((np.abs(whole) > BOUND).mean())
-    return np.clip(whole, -BOUND, BOUND).astype(np.float32), clipped
+def flat_observation(view: View, shape: tuple[int, int]) -> tuple[NDArray[np.float32], FloatArray]:
+    """The flat observations [..., size], and the share of entries that were clipped [...]."""
+    whole = features(view, shape)
+    return clipped_to_bounds(whole), (np.abs(whole) > BOUND).mean(-1)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Features that stay for as long as the task and its available cells do.
+
+    Attributes:
+        count: float64[..., 1], sources that exist.
+        sources: float64[..., K, 3], the columns target, size and prior.
+        strata: float64[..., K, G, 2], the columns difficulty and size.
+        source_mask, cell_mask: float64[..., K] and [..., K, G], 1 for rows that are not all zero.
+        masks: float64[..., K_max + K_max * G_max].
+    """
+
+    count: FloatArray
+    sources: FloatArray
+    strata: FloatArray
+    source_mask: FloatArray
+    cell_mask: FloatArray
+    masks: FloatArray
+
+
+def fixed_parts(view: View, shape: tuple[int, int]) -> Fixed:
+    """The fixed features of a view."""
+    count = last_sum(view.sources)[..., None]
+    present = view.cell_size > 0
+    size = last_sum(view.cell_size)
+    mean_size = np.maximum(last_sum(size)[..., None] / count, 1e-9)
+    groups = np.maximum(present.any(-2).sum(-1), 1)[..., None, None]
+    rank = np.arange(present.shape[-1]) / np.maximum(groups - 1, 1)
+    sources = [
+        view.targets / np.maximum(view.targets.max(-1, keepdims=True), 1e-9),
+        _log_share(size / mean_size) / 3,
+        _log_share(view.prior * count) / 3,
+    ]
+    strata = [
+        np.broadcast_to(rank, present.shape),
+        view.cell_size / np.maximum(size, 1e-9)[..., None],
+    ]
+    return Fixed(
+        count,
+        np.stack(sources, -1),
+        np.stack(strata, -1),
+        view.sources.astype(np.float64),
+        present.astype(np.float64),
+        _masks(view, shape),
+    )
+
+
+def features(view: View, shape: tuple[int, int]) -> FloatArray:
+    """The flat observations before clipping, float64[..., size]."""
+    fixed = view.fixed or fixed_parts(view, shape)
+    sources = _padded(_source_rows(view, fixed), shape[:1])
+    strata = _padded(_stratum_rows(view, fixed), shape)
+    lead = view.targets.shape[:-1]
+    parts = [_progress(view), sources, strata, fixed.masks]
+    return np.concatenate([part.reshape(*lead, -1) for part in parts], axis=-1)
+
+
+def clipped_to_bounds(whole: FloatArray) -> NDArray[np.float32]:
+    """Features as they are given to an agent."""
+    return np.minimum(np.maximum(whole, -BOUND), BOUND).astype(np.float32)
 
 
 def dict_observation(
     view: View, shape: tuple[int, int]
-) -> tuple[dict[str, NDArray[np.float32]], float]:
+) -> tuple[dict[str, NDArray[np.float32]], FloatArray]:
     """The Dict observation, and the share of its feature entries that were clipped."""
     flat, clipped = flat_observation(view, shape)
-    parts = {name: flat[part] for name, (part, _) in layout(shape).items()}
+    parts = {name: flat[..., part] for name, (part, _) in layout(shape).items()}
     return {**parts, **_signals(view, shape)}, clipped
 
 
@@ -180,56 +251,55 @@ def parts_of(
     }
 
 
-def _features(view: View, shape: tuple[int, int]) -> dict[str, FloatArray]:
-    count, groups = view.available.shape
-    present = view.cell_size > 0
-    size = view.cell_size.sum(-1)
-    start = np.maximum(view.nll_start, 1e-9)
-    progress = [
-        view.remaining,
-        _log_ratio(np.array(view.mean_nll), np.array(view.mean_nll_start)),
-        10 * view.reward / max(view.mean_nll_start, 1e-9),
+def _progress(view: View) -> FloatArray:
+    """float64[..., P]."""
+    start = np.maximum(view.mean_nll_start, 1e-9)
+    columns = [
+        np.asarray(view.remaining),
+        _log_ratio(np.asarray(view.mean_nll), np.asarray(view.mean_nll_start)),
+        10 * np.asarray(view.reward) / start,
     ]
-    sources = [
-        view.targets / max(view.targets.max(), 1e-9),
-        _log_share(size / max(size.mean(), 1e-9)) / 3,
-        _log_share(view.prior * count) / 3,
-        _log_share(view.weight * count) / 3,
-        view.share,
-        np.log1p(view.epochs),
-        _log_ratio(view.nll, view.nll_start),
-        10 * (view.nll_before - view.nll) / start,
-        _log_ratio(view.nll_train, view.nll_start),
-    ]
-    cell_start = np.maximum(view.cell_nll_start, 1e-9)
-    rank = np.linspace(0.0, 1.0, groups) if groups > 1 else np.zeros(1)
-    strata = [
-        np.broadcast_to(rank, present.shape),
-        view.cell_size / np.maximum(size, 1e-9)[:, None],
-        view.cell_weight,
-        np.log1p(view.cell_epochs),
-        _log_ratio(view.cell_nll, view.cell_nll_start),
-        10 * (view.cell_nll_before - view.cell_nll) / cell_start,
-    ]
-    masks = np.concatenate(
-        [
-            _padded(np.asarray(view.available.any(-1))[:, None], (shape[0], 1)).ravel(),
-            _padded(view.available[..., None], (*shape, 1)).ravel(),
-        ]
-    )
-    return {
-        "progress": np.array(progress, np.float64),
-        "sources": _padded(np.stack(sources, -1), (shape[0], len(SOURCES))),
-        "strata": _padded(
-            np.where(present[..., None], np.stack(strata, -1), 0.0), (*shape, len(STRATA))
-        ),
-        "masks": masks,
-    }
+    return np.stack(columns, -1)
+
+
+def _source_rows(view: View, fixed: Fixed) -> FloatArray:
+    """float64[..., K, S]; absent sources are zero."""
+    rows = np.empty((*view.targets.shape, len(SOURCES)))
+    rows[..., :3] = fixed.sources
+    rows[..., 3] = _log_share(view.weight * fixed.count) / 3
+    rows[..., 4] = view.share
+    rows[..., 5] = np.log1p(view.epochs)
+    rows[..., 6] = _log_ratio(view.nll, view.nll_start)
+    rows[..., 7] = _fall(view.nll_before, view.nll, view.nll_start)
+    rows[..., 8] = _log_ratio(view.nll_train, view.nll_start)
+    rows *= fixed.source_mask[..., None]
+    return rows
+
+
+def _stratum_rows(view: View, fixed: Fixed) -> FloatArray:
+    """float64[..., K, G, D]; strata without rows are zero."""
+    rows = np.empty((*view.cell_size.shape, len(STRATA)))
+    rows[..., :2] = fixed.strata
+    rows[..., 2] = view.cell_weight
+    rows[..., 3] = np.log1p(view.cell_epochs)
+    rows[..., 4] = _log_ratio(view.cell_nll, view.cell_nll_start)
+    rows[..., 5] = _fall(view.cell_nll_before, view.cell_nll, view.cell_nll_start)
+    rows *= fixed.cell_mask[..., None]
+    return rows
+
+
+def _masks(view: View, shape: tuple[int, int]) -> FloatArray:
+    """float64[..., K_max + K_max * G_max]."""
+    lead = view.available.shape[:-2]
+    top = _padded(view.available.any(-1)[..., None], shape[:1]).reshape(*lead, -1)
+    inner = _padded(view.available[..., None], shape).reshape(*lead, -1)
+    return np.concatenate([top, inner], -1)
 
 
 def _signals(view: View, shape: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
+    lead = view.targets.shape[:-1]
     columns = [
-        np.ones(len(view.targets)),
+        view.sources,
         view.targets,
         view.cell_size.sum(-1),
         view.prior,
@@ -249,11 +319,13 @@ def _signals(view: View, shape: tuple[int, int]) -> dict[str, NDArray[np.float32
         view.cell_nll,
         view.cell_nll_start,
     ]
-    signals = _padded(np.stack(columns, -1), (shape[0], len(SIGNALS)))
-    inner = _padded(np.stack(cells, -1), (*shape, len(CELL_SIGNALS)))
+    parts = {
+        "signals": _padded(np.stack(columns, -1), shape[:1]),
+        "cell_signals": _padded(np.stack(cells, -1), shape),
+    }
     return {
-        "signals": signals.ravel().astype(np.float32),
-        "cell_signals": inner.ravel().astype(np.float32),
+        name: np.nan_to_num(part.reshape(*lead, -1), nan=0.0).astype(np.float32)
+        for name, part in parts.items()
     }
 
 
@@ -264,14 +336,23 @@ def _log_ratio(value: FloatArray, reference: FloatArray) -> FloatArray:
     return np.maximum(np.log(ratio), -BOUND)
 
 
+def _fall(before: FloatArray, after: FloatArray, start: FloatArray) -> FloatArray:
+    """10 (before - after) / start; 0 where unmeasured (NaN)."""
+    measured = start > 0
+    return np.where(measured, 10.0 * (before - after) / np.where(measured, start, 1.0), 0.0)
+
+
 def _log_share(value: FloatArray) -> FloatArray:
     """log(value), at least -10, which is also what 0 becomes."""
     return np.log(np.maximum(value, np.exp(-BOUND)))
 
 
 def _padded(part: "NDArray[np.generic]", shape: tuple[int, ...]) -> FloatArray:
-    """Zeros of ``shape`` with ``part`` in the first corner; NaN (unmeasured) becomes 0."""
-    whole = np.zeros(shape)
-    values = np.nan_to_num(part.astype(np.float64), nan=0.0)
-    whole[tuple(slice(0, n) for n in part.shape)] = values
+    """``part`` [..., *rows, features] with its row axes filled up to ``shape`` with zeros."""
+    rows = part.shape[-len(shape) - 1 : -1]
+    if rows == shape:
+        return part.astype(np.float64, copy=False)
+    lead = part.shape[: -len(shape) - 1]
+    whole = np.zeros((*lead, *shape, part.shape[-1]))
+    whole[(..., *(slice(0, n) for n in rows), slice(None))] = part
     return whole

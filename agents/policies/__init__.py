@@ -1,0 +1,1 @@
+"""The hierarchical, equivariant policy and its faces for Stable-Baselines3."""

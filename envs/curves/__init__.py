@@ -1,0 +1,1 @@
+"""The fast world: closed-form learning curves, batched, for training agents in seconds."""
