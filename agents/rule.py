@@ -200,6 +200,9 @@ class Rule(ABC):
             raise ValueError(f"{type(self).__name__} was made without an environment: pass env=...")
         return self.env
 
+    def get_vec_normalize_env(self) -> None:
+        """None: rules read raw signals (callbacks of Stable-Baselines3 ask)."""
+
     def memory(self) -> list[Any] | None:
         """The state of :meth:`learn` as plain data."""
         return None if self._state is None else [array.tolist() for array in self._state]

@@ -512,7 +512,8 @@ def test_environments_in_other_processes_do_the_same() -> None:
         seen.append([vector.reset().tolist()])
         for action in actions:
             observations, rewards, dones, _ = vector.step(action)
-            seen[-1].append([observations.tolist(), rewards.tolist(), dones.tolist()])
+            kept = (observations, rewards.astype(np.float32), dones)
+            seen[-1].append([array.tolist() for array in kept])
         vector.close()
     assert seen[0] == seen[1]
     both = gym.vector.AsyncVectorEnv([make, make], context="spawn")

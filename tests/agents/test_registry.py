@@ -1,0 +1,40 @@
+import subprocess
+import sys
+
+import pytest
+
+from mixgym.agents.registry import ALGORITHMS, find_algorithm
+from mixgym.envs.environment import make_mixture_env
+from mixgym.envs.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_can_be_loaded_and_says_what_it_is(name: str) -> None:
+    algorithm = find_algorithm(name)
+    assert callable(algorithm.load())
+    assert algorithm.summary
+    assert "\n" not in algorithm.summary
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_asks_for_an_environment_that_exists(name: str) -> None:
+    needs = find_algorithm(name).requires
+    options = {"action": needs.action, "observation": needs.observation}
+    env = make_mixture_env(environment=options)
+    assert not needs.signals or "signals" in env.observation_space.spaces  # type: ignore[attr-defined]
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"agent\.name=unifrom: unknown; did you mean uniform\?"):
+        find_algorithm("unifrom")
+    with pytest.raises(ConfigError, match="known: uniform"):
+        find_algorithm("zzz")
+
+
+def test_the_registry_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, mixgym.agents.registry as r; "
+        "print([m for m in ('torch', 'stable_baselines3', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
