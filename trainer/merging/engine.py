@@ -202,7 +202,7 @@ class _Run:
     def _emit(self, sink: Sink, raw: Array) -> None:
         place = sink.room(raw.size)
         if raw.ctypes.data != place.ctypes.data:
-            place[...] = raw
+            place[...] = raw.view(place.dtype)
         sink.advance(raw.size)
         if self._progress is not None:
             with self._lock:

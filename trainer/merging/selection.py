@@ -142,38 +142,47 @@ class SelectKernel:
             blend(out, candidate, earlier)
         counts = np.diff([0, *below[::-1]])
         if base is not None:
-            counts += self._resample(draw, candidates, base, out, edges)
+            counts += self._resample(draw, candidates, base, out, counts)
         selected = np.zeros(len(self._shares), np.int64)
         selected[live] = counts
         self.tally.count_selected(draw.size, [int(c) for c in selected])
         return out
 
     def _resample(
-        self, draw: Draw, candidates: list[Array], base: Array, out: Array, edges: list[int]
+        self,
+        draw: Draw,
+        candidates: list[Array],
+        base: Array,
+        out: Array,
+        drawn: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """Draw again where ``out`` equals the base, in place; return the change of the counts."""
-        changed = np.zeros(len(candidates), np.int64)
-        where = np.flatnonzero(equal_values(out, base))
-        if not self._is_thinned and self._rounds is None:
-            self._count_equal(candidates, base)
-        if where.size == 0:
-            return changed
-        found = np.stack([candidate[where] for candidate in candidates], axis=1)
-        differs = ~equal_values(found, base[where][:, None])
-        some = differs.any(axis=1)
-        where, found, differs = where[some], found[some], differs[some]
-        first = np.searchsorted(np.array(edges, np.uint64), draw.words_at(where), side="right")
-        shares = self._shares[self._live()]
-        picked = redraw(partial(draw.again_at, places=where), first, differs, shares, self._rounds)
-        out[where] = np.take_along_axis(found, picked[:, None], axis=1)[:, 0]
-        changed += np.bincount(picked, minlength=changed.size)
-        changed -= np.bincount(first, minlength=changed.size)
-        return changed
+        kinds = len(candidates)
+        where = where_equal(out, base)
+        first = _first_above(draw.words_at(where), [self._edges[k] for k in self._live()])
+        lost = np.bincount(first, minlength=kinds)
+        if not self._is_thinned:
+            self._count_equal(lost, drawn)
+        found = [candidate[where] for candidate in candidates]
+        differs = [~equal_values(values, base[where]) for values in found]
+        some = np.flatnonzero(np.logical_or.reduce(differs))
+        where, first = where[some], first[some]
+        picked = redraw(
+            partial(draw.again_at, places=where),
+            first,
+            [differ[some] for differ in differs],
+            self._shares[self._live()],
+            self._rounds,
+        )
+        for k, values in enumerate(found):
+            out[where[picked == k]] = values[some[picked == k]]
+        return np.bincount(picked, minlength=kinds) - np.bincount(first, minlength=kinds)
 
-    def _count_equal(self, candidates: list[Array], base: Array) -> None:
-        counts = np.zeros(len(self._shares), np.int64)
-        counts[self._live()] = [int(np.count_nonzero(equal_values(c, base))) for c in candidates]
-        self.tally.count_equal(base.size, [int(c) for c in counts])
+    def _count_equal(self, lost: NDArray[np.int64], drawn: NDArray[np.int64]) -> None:
+        """Count zero deltas among the elements that were first drawn from each model."""
+        counts = np.zeros((2, len(self._shares)), np.int64)
+        counts[:, self._live()] = lost, drawn
+        self.tally.count_equal([int(c) for c in counts[0]], [int(c) for c in counts[1]])
 
 
 def blend(out: Array, other: Array, where: Array) -> None:
@@ -190,7 +199,7 @@ def blend(out: Array, other: Array, where: Array) -> None:
 def redraw(
     words: Callable[[int], Words],
     first: NDArray[np.intp],
-    differs: Array,
+    differs: list[Array],
     shares: NDArray[np.float64],
     rounds: int | None,
 ) -> NDArray[np.intp]:
@@ -199,25 +208,46 @@ def redraw(
     Args:
         words: Turn -> fresh random words of the elements, uint32[m].
         first: The models that were drawn at first, intp[m].
-        differs: Which models differ from the base, bool[m, K].
+        differs: For each model, which elements differ from the base, bool[m].
         shares: Probabilities, float64[K], all positive.
         rounds: Further draws at most, without replacement; None: one draw among the survivors.
     """
-    rows = np.arange(len(first))
+    if rounds is None:
+        return _draw(words(1), differs, shares)
     picked = first.copy()
-    open_to = differs.copy() if rounds is None else np.ones_like(differs)
-    open_to[rows, first] = False
-    for turn in range(1, 1 + (1 if rounds is None else min(rounds, len(shares) - 1))):
-        drawn = _draw(words(turn), open_to * shares)
-        undecided = ~differs[rows, picked]
-        picked = np.where(undecided, drawn, picked)
-        open_to[rows, picked] = False
+    untried = [first != k for k in range(len(shares))]
+    undecided = np.ones(first.shape, np.bool_)
+    for turn in range(1, 1 + min(rounds, len(shares) - 1)):
+        picked = np.where(undecided, _draw(words(turn), untried, shares), picked)
+        for k, differ in enumerate(differs):
+            untried[k] &= picked != k
+            undecided &= ~(differ & (picked == k))
     return picked
 
 
-def _draw(words: Words, chances: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return intp[m]: one draw per row from unnormalised chances, float64[m, K]."""
-    edges = np.cumsum(chances, axis=1)
-    target = words / _WORD * edges[:, -1]
-    over: NDArray[np.intp] = np.argmax(edges > target[:, None], axis=1)
-    return over
+def _draw(words: Words, is_open: list[Array], shares: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return intp[m]: one draw for each element among the models open to it."""
+    edges = [is_open[0] * shares[0]]
+    for allowed, share in zip(is_open[1:], shares[1:], strict=True):
+        edges.append(edges[-1] + allowed * share)
+    target = words / _WORD * edges[-1]
+    picked = np.zeros(words.shape, np.intp)
+    for edge in edges[:-1]:
+        picked += target >= edge
+    return picked
+
+
+def _first_above(words: Words, edges: list[int]) -> NDArray[np.intp]:
+    """Return intp[m]: the first model whose threshold is above the word."""
+    first = np.zeros(words.shape, np.intp)
+    for edge in edges[:-1]:
+        first += words >= np.uint32(edge)
+    return first
+
+
+def where_equal(one: Array, two: Array) -> NDArray[np.intp]:
+    """Return the indices at which bit patterns of finite floats are equal values."""
+    differing = one ^ two
+    np.left_shift(differing, differing.dtype.type(1), out=differing)
+    alike = np.flatnonzero(differing == 0)  # equal, or opposite
+    return alike[equal_values(one[alike], two[alike])]
