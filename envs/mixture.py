@@ -149,8 +149,14 @@ def weights_around(
 
 
 def last_sum(values: "NDArray[Any]") -> FloatArray:
-    """Sum over the last axis; a matrix product is much faster than a reduction of a short axis."""
-    return values @ np.ones(values.shape[-1])
+    """Sum over a short last axis, one column after the other.
+
+    Much faster than a reduction of a short axis, and the same bits whatever comes before it.
+    """
+    total = values[..., 0].astype(np.float64)
+    for column in range(1, values.shape[-1]):
+        total += values[..., column]
+    return total
 
 
 def logits_from_weights(
@@ -167,9 +173,10 @@ def logits_from_weights(
     raw = np.where(allowed, np.log(soft) - np.log(np.where(allowed, base, 1.0)), 0.0)
     if scale <= 0:
         return np.zeros_like(raw)
-    high = np.where(allowed, raw, -np.inf).max(-1, keepdims=True)
-    low = np.where(allowed, raw, np.inf).min(-1, keepdims=True)
-    middle = np.where(np.isfinite(high), (high + low) / 2, 0.0)
+    high = raw.max(-1, keepdims=True, initial=-np.inf, where=allowed)
+    low = raw.min(-1, keepdims=True, initial=np.inf, where=allowed)
+    some = allowed.any(-1, keepdims=True)
+    middle = (np.where(some, high, 0.0) + np.where(some, low, 0.0)) / 2
     return np.where(allowed, np.clip((raw - middle) / scale, -1.0, 1.0), 0.0)
 
 
