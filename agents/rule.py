@@ -200,8 +200,9 @@ class Rule(ABC):
             raise ValueError(f"{type(self).__name__} was made without an environment: pass env=...")
         return self.env
 
-    def get_vec_normalize_env(self) -> None:
+    def get_vec_normalize_env(self) -> "VecEnv | None":
         """None: rules read raw signals (callbacks of Stable-Baselines3 ask)."""
+        return None
 
     def memory(self) -> list[Any] | None:
         """The state of :meth:`learn` as plain data."""

@@ -51,7 +51,7 @@ def test_repeated_tokens_are_worth_less_and_less() -> None:
     assert worth[-1] == pytest.approx(1600)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_more_tokens_never_hurt(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def test_tasks_are_drawn_by_seed() -> None:
     assert one.size.shape == (4, 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(1, 5), st.integers(1, 4), st.integers(1, 6))
 def test_tokens_are_handed_out_to_the_last_one(
     seed: int, sources: int, strata: int, steps: int

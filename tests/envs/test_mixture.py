@@ -77,7 +77,7 @@ def test_restricted_to_nothing_is_an_error() -> None:
         mixture.restricted(np.array([[False], [True]]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(1, 6), st.integers(1, 4))
 def test_restricted_gives_masked_cells_nothing_and_keeps_proportions(
     seed: int, sources: int, strata: int
@@ -124,7 +124,7 @@ def test_a_single_source_with_a_single_stratum_has_all_the_weight(value: float) 
     assert mixture.cells.tolist() == [[1.0]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(1, 6), st.integers(1, 4), st.floats(0.0, 0.5))
 def test_a_zero_action_is_the_floored_prior(
     seed: int, sources: int, strata: int, floor: float
@@ -142,7 +142,7 @@ def test_a_zero_action_is_the_floored_prior(
         assert mixture.strata[k] == pytest.approx(wanted, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(1, 6), st.integers(1, 4))
 def test_masked_cells_get_exactly_nothing(seed: int, sources: int, strata: int) -> None:
     rng = np.random.default_rng(seed)
@@ -155,7 +155,7 @@ def test_masked_cells_get_exactly_nothing(seed: int, sources: int, strata: int) 
         assert math.fsum(mixture.cells.ravel()) == pytest.approx(1.0, abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(2, 6), st.floats(0.0, 0.3))
 def test_more_of_a_logit_is_more_of_its_source_and_less_of_all_others(
     seed: int, count: int, floor: float
@@ -173,7 +173,7 @@ def test_more_of_a_logit_is_more_of_its_source_and_less_of_all_others(
     assert (np.delete(after, k) < np.delete(before, k)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(1, 6), st.integers(1, 4))
 def test_sources_in_another_order_get_their_weights_in_that_order(
     seed: int, sources: int, strata: int
@@ -187,15 +187,15 @@ def test_sources_in_another_order_get_their_weights_in_that_order(
         frame.mask[order],
         frame.shape,
     )
-    action = rng.uniform(-1, 1, action_size(frame.shape))
-    top, inner = split_action(action, frame)
     for kind in (Logits(), Weights()):
+        action = rng.uniform(kind.low, kind.high, action_size(frame.shape))
+        top, inner = split_action(action, frame)
         straight = kind.decode(action, frame)
         permuted = kind.decode(join_action(top[order], inner[order], turned), turned)
         assert permuted.cells == pytest.approx(straight.cells[order], abs=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SEEDS, st.integers(1, 6), st.integers(1, 4), st.floats(0.0, 0.3))
 def test_an_encoded_mixture_decodes_to_itself(
     seed: int, sources: int, strata: int, floor: float
@@ -284,6 +284,21 @@ def test_weights_of_a_level_that_are_all_zero_are_the_prior() -> None:
 def test_weights_do_not_have_to_be_normalised() -> None:
     mixture = Weights().decode(np.array([0.2, 0.6, 0.0, 0.0]), uniform_frame(2, 1))
     assert mixture.sources.tolist() == pytest.approx([0.25, 0.75])
+
+
+def test_weights_on_nothing_that_is_left_are_an_error() -> None:
+    prior = Mixture.of([0.5, 0.5], [[1.0], [1.0]])
+    frame = MixtureFrame(prior, np.array([[True], [False]]), (2, 1))
+    with pytest.raises(MixgymError, match="every source with a weight is used up"):
+        Weights().decode(np.array([0.0, 1.0, 0.0, 0.0]), frame)
+
+
+def test_a_source_with_every_stratum_masked_is_encoded_as_zeros() -> None:
+    prior = Mixture.of([0.5, 0.5], [[0.5, 0.5], [0.5, 0.5]])
+    frame = MixtureFrame(prior, np.array([[True, True], [False, False]]), (2, 2))
+    mixture = Logits().decode(np.array([0.0, 0.0, 1.0, -1.0, 0.5, 0.5]), frame)
+    action = Logits().encode(mixture, frame)
+    assert action.tolist() == pytest.approx([0.0, 0.0, 1.0, -1.0, 0.0, 0.0])
 
 
 def test_entries_of_the_padding_do_nothing() -> None:

@@ -146,7 +146,7 @@ def test_difficulty_is_the_rank_from_easiest_to_hardest() -> None:
     assert (parts(alone, (2, 1))["strata"][..., 0] == 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.integers(0, 3))
 def test_padding_is_zero_and_changes_nothing_else(
     seed: int, sources: int, strata: int, more_sources: int, more_strata: int
@@ -166,7 +166,7 @@ def test_padding_is_zero_and_changes_nothing_else(
     assert large["masks"][: shape[0]].sum() == view.available.any(-1).sum()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, st.integers(1, 5), st.integers(1, 4), st.sampled_from([0.01, 0.5, 7.0, 300.0]))
 def test_features_do_not_depend_on_the_scale_of_losses_or_sizes(
     seed: int, sources: int, strata: int, factor: float
@@ -184,7 +184,7 @@ def test_features_do_not_depend_on_the_scale_of_losses_or_sizes(
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, st.integers(1, 6), st.integers(1, 4))
 def test_sources_in_another_order_are_rows_in_that_order(
     seed: int, sources: int, strata: int

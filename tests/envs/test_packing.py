@@ -56,7 +56,7 @@ def test_errors_name_the_document() -> None:
         pack([3, 4, 0], 10)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 64).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c)))))
 def test_best_fit_invariants(case: tuple[int, list[int]]) -> None:
     capacity, lengths = case
@@ -112,7 +112,7 @@ def check_plan(plan: IntervalPlan, sources: list[Source], budget: Budget, packs:
         assert plan.supervised.sum() <= budget.supervised
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, st.integers(1, 6), st.sampled_from(["supervised_tokens", "tokens", "rows"]))
 def test_every_plan_keeps_its_bounds_and_counts_what_is_in_it(
     seed: int, steps: int, unit: str
@@ -129,7 +129,7 @@ def test_every_plan_keeps_its_bounds_and_counts_what_is_in_it(
         check_plan(data.plan(uniform(sources), budget), sources, budget, packs)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_the_same_seed_plans_the_same_and_goes_on_the_same_from_a_snapshot(seed: int) -> None:
     sources = random_sources(np.random.default_rng(seed))

@@ -42,7 +42,7 @@ def units_of(source: Source, unit: str) -> np.ndarray:
     }[unit]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS)
 def test_no_row_is_lost_or_repeated_within_an_epoch_of_its_stratum(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -148,7 +148,7 @@ class Account:
         return bool(low.max() <= ((self.realised[used] + slack) / share).min())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.sampled_from(UNITS))
 def test_shares_are_within_a_row_of_what_was_asked_at_the_end_of_every_balanced_interval(
     seed: int, unit: str
@@ -197,7 +197,7 @@ def test_rows_that_did_not_fit_are_first_next_time() -> None:
         assert getattr(rest, name).tolist() == getattr(whole, name)[11 : 11 + len(rest)].tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS)
 def test_a_longer_proposal_begins_with_the_shorter_one(seed: int) -> None:
     """What is due next does not depend on how far one looks, caps or not."""
@@ -262,7 +262,7 @@ def test_the_account_starts_anew_only_when_the_mixture_changes() -> None:
     assert sampler.realised().sum() == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_a_snapshot_goes_on_the_same(seed: int) -> None:
     rng = np.random.default_rng(seed)
