@@ -78,6 +78,11 @@ class ModelOptions(Options):
     name: str = Field("0.1m", description="a preset (0.1m, 1m, 5m), a local folder or a hub name")
     attention: str = Field("auto", description="auto, documents, sdpa, eager, flash_attention_2")
     precision: Literal["fp32", "bf16"] = "fp32"
+    fp32_matmul: Literal["default", "onednn"] = Field(
+        "default",
+        description="float32 products on CPU: onednn can be twice as fast from hidden size 256 up "
+        "(AMD); refused where it would round them",
+    )
     gradient_checkpointing: bool = False
     init_seed: int = Field(0, description="of a preset's random weights")
     threads: int = Field(1, ge=1, description="torch threads on CPU")

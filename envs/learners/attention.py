@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mixgym.envs.errors import PackingError
+from mixgym.envs.learners.precision import evaluation_mode
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ def document_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     document_lengths: Sequence[int] | None = None,
+    longest_document: int = 0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
@@ -44,6 +46,7 @@ def document_attention(
         dropout: probability, in training.
         scaling: of the scores; 1 / sqrt(head_dim) if None.
         document_lengths: tokens of each document, in order, summing to ``tokens``.
+        longest_document: tokens of the longest document there will be in any call, if longer.
         sliding_window: refused where it is shorter than a document.
         softcap: refused.
 
@@ -67,10 +70,13 @@ def document_attention(
             f"document lengths sum to {sum(lengths)}, the row has {query.shape[2]} tokens "
             f"(batch {query.shape[0]}, 1 expected)"
         )
-    if softcap is not None or (sliding_window is not None and sliding_window < max(lengths)):
+    longest = max(*lengths, longest_document)
+    if softcap is not None:
+        raise PackingError(f"{type(module).__name__} uses a soft cap: set model.attention to eager")
+    if sliding_window is not None and sliding_window < longest:
         raise PackingError(
-            f"{type(module).__name__} uses a soft cap or a sliding window shorter than a document: "
-            "set model.attention to eager or sdpa"
+            f"{type(module).__name__} uses a sliding window of {sliding_window} tokens, shorter "
+            f"than a document of {longest}: set model.attention to sdpa or eager"
         )
     grouped = query.shape[1] != key.shape[1]
     outputs = [
@@ -102,6 +108,7 @@ def packed_forward(
     document_lengths: Sequence[int],
     *,
     logits_to_keep: "torch.Tensor | int" = 0,
+    longest_document: int = 0,
     attention_mask: "torch.Tensor | None" = None,
     use_cache: bool = False,
 ) -> "torch.Tensor":
@@ -113,6 +120,8 @@ def packed_forward(
         position_ids: int64[1, tokens], restarting at 0 with every document.
         document_lengths: tokens of each document.
         logits_to_keep: positions whose logits are wanted (int64[n]), or 0 for all.
+        longest_document: tokens of the longest document of later calls, so that our attention can
+            refuse a sliding window ahead of them.
         attention_mask: refused; it exists so that the refusal can say why.
         use_cache: refused when true, for the same reason.
 
@@ -133,6 +142,7 @@ def packed_forward(
     implementation = model.config._attn_implementation
     if implementation == DOCUMENTS:
         extra["document_lengths"] = tuple(document_lengths)
+        extra["longest_document"] = longest_document
     elif "flash" in implementation:
         extra |= _flash_arguments(input_ids, document_lengths)
     output = model(
@@ -194,8 +204,7 @@ def choose_attention(model: Any, wanted: str, device: str, longest: int) -> str:
     for name in names:
         try:
             model.set_attn_implementation(name)
-            _check_windows(model, name, longest)
-            found = leak(model)
+            found = leak(model, longest)
         except (PackingError, ValueError, ImportError, NotImplementedError, TypeError) as error:
             problems.append(f"{name}: {error}")
             continue
@@ -208,21 +217,18 @@ def choose_attention(model: Any, wanted: str, device: str, longest: int) -> str:
     )
 
 
-def _check_windows(model: Any, name: str, longest: int) -> None:
-    windows = [getattr(module, "sliding_window", None) for module in model.modules()]
-    shortest = min((w for w in windows if isinstance(w, int)), default=longest)
-    if name == DOCUMENTS and shortest < longest:
-        raise PackingError(f"a sliding window of {shortest} is shorter than {longest} tokens")
-
-
 def _flash() -> list[str]:
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     return ["flash_attention_2"] if is_flash_attn_2_available() else []
 
 
-def leak(model: Any) -> float:
-    """How far the second of two packed documents moves when the first one changes.
+def leak(model: Any, longest: int = 0) -> float:
+    """How far packing two documents moves the second one's logits, whatever the first one is.
+
+    Args:
+        model: a causal LM, as it is set up.
+        longest: tokens of the longest document there will be.
 
     Returns:
         The largest difference of logits, relative to their largest magnitude.
@@ -235,13 +241,17 @@ def leak(model: Any) -> float:
     rows = torch.arange(24, device=device).view(2, 12) * 7 % vocabulary
     rows[1, 7:] = rows[0, 7:]
     positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            first, second = (packed_forward(model, row[None], positions, lengths) for row in rows)
-            alone = packed_forward(model, rows[:1, 7:], positions[:, 7:], lengths[1:])
-    finally:
-        model.train(was_training)
-    apart = torch.maximum((first - second)[:, 7:].abs().max(), (first[:, 7:] - alone).abs().max())
+    second = torch.arange(7, 12, device=device)
+
+    def logits(row: torch.Tensor) -> torch.Tensor:
+        return packed_forward(
+            model, row[None], positions, lengths, logits_to_keep=second, longest_document=longest
+        )
+
+    with evaluation_mode(model), torch.no_grad():
+        one, other = (logits(row) for row in rows)
+        alone = packed_forward(model, rows[:1, 7:], positions[:, 7:], lengths[1:])
+    if one.shape != alone.shape:
+        raise PackingError(f"{type(model).__name__} does not take logits_to_keep")
+    apart = torch.maximum((one - other).abs().max(), (one - alone).abs().max())
     return float(apart / alone.abs().max().clamp_min(1e-6))

@@ -24,6 +24,7 @@ from mixgym.envs.learners.base import (
     TrainReport,
 )
 from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
+from mixgym.envs.learners.precision import check_onednn, evaluation_mode, matmul
 from mixgym.envs.options import ModelOptions, TrainingOptions
 from mixgym.envs.plan import IntervalPlan, Pack
 from mixgym.envs.sources.source import Source
@@ -50,7 +51,8 @@ class CausalLM:
         seed: names the dropout stream.
 
     Raises:
-        ConfigError: if several processes were started: this learner is one process.
+        ConfigError: if several processes were started (this learner is one process), or if
+            ``fp32_matmul=onednn`` would round on this machine.
         PackingError: if no attention implementation keeps documents of this model apart.
     """
 
@@ -75,10 +77,12 @@ class CausalLM:
 
         if torch.get_num_threads() != model_options.threads:
             torch.set_num_threads(model_options.threads)
-        self._accelerator = Accelerator(
-            mixed_precision="bf16" if model_options.precision == "bf16" else "no",
-            cpu=not torch.cuda.is_available(),
-        )
+        # no mixed precision here: accelerate allows one per process, two learners may differ
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self._bf16 = model_options.precision == "bf16"
+        self._matmul = model_options.fp32_matmul
+        if self._matmul == "onednn":
+            check_onednn()
         self.device = str(self._accelerator.device)
         self.tokenizer = tokenizer
         self.sources = sources
@@ -140,7 +144,7 @@ class CausalLM:
         normaliser = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
         loss_sum, total = np.zeros(self.shape), 0.0
         for part, batch in enumerate(batches):
-            with self._dropout_stream(part):
+            with self._dropout_stream(part), matmul(self._matmul):
                 losses = self._token_losses(batch)
                 loss = (losses * batch.weights).sum() / normaliser
                 value = float(loss.detach())
@@ -183,15 +187,12 @@ class CausalLM:
 
         batches = self._evaluation_batches(split)
         loss_sum, supervised = np.zeros(self.shape), np.zeros(self.shape, np.int64)
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
+        with evaluation_mode(self.model), torch.no_grad(), matmul(self._matmul):
             for batch in batches:
                 loss_sum += self._by_cell(self._token_losses(batch), batch)
                 supervised += np.bincount(batch.cells, minlength=supervised.size).reshape(
                     self.shape
                 )
-        self.model.train(was_training)
         bad = np.flatnonzero(~np.isfinite(loss_sum).all(-1))
         if bad.size:
             name = self.sources[bad[0]].name
@@ -279,7 +280,7 @@ class CausalLM:
         """float32[n], NLL of every supervised token."""
         import torch
 
-        with self._accelerator.autocast():
+        with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._bf16):
             logits = packed_forward(
                 self.model,
                 batch.input_ids,
