@@ -309,7 +309,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     def _observe(self) -> tuple[Any, float]:
         observe = flat_observation if self.options.observation == "flat" else dict_observation
-        return observe(self._view(), self.padded)
+        observation, clipped = observe(self._view(), self.padded)
+        return observation, float(clipped)
 
     def _view(self) -> View:
         world, done, start = self.world, self._progress, self._start

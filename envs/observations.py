@@ -291,7 +291,7 @@ def _stratum_rows(view: View, fixed: Fixed) -> FloatArray:
 def _masks(view: View, shape: tuple[int, int]) -> FloatArray:
     """float64[..., K_max + K_max * G_max]."""
     lead = view.available.shape[:-2]
-    top = _padded(view.available.any(-1)[..., None], shape[:1]).reshape(*lead, -1)
+    top = _padded(np.asarray(view.available.any(-1))[..., None], shape[:1]).reshape(*lead, -1)
     inner = _padded(view.available[..., None], shape).reshape(*lead, -1)
     return np.concatenate([top, inner], -1)
 
@@ -354,5 +354,6 @@ def _padded(part: "NDArray[np.generic]", shape: tuple[int, ...]) -> FloatArray:
         return part.astype(np.float64, copy=False)
     lead = part.shape[: -len(shape) - 1]
     whole = np.zeros((*lead, *shape, part.shape[-1]))
-    whole[(..., *(slice(0, n) for n in rows), slice(None))] = part
+    corner = tuple(slice(0, n) for n in rows)
+    whole[(Ellipsis, *corner, slice(None))] = part
     return whole
