@@ -13,10 +13,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from mixgym.envs.errors import ConfigError
@@ -35,6 +35,18 @@ class AgentOptions(Options):
     name: str = Field(default="uniform", description="an algorithm's name (mixgym list algorithms)")
     options: dict[str, Any] = Field(default={}, description="the algorithm's own options")
 
+    @field_validator("options")
+    @classmethod
+    def _keys_are_text(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """As YAML has them: a run that was started from Python is resumed from its YAML."""
+        return {name: _with_text_keys(value) for name, value in options.items()}
+
+
+def _with_text_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
+    return value
+
 
 class RunOptions(Options):
     """Where the run is recorded, and how often."""
@@ -45,10 +57,27 @@ class RunOptions(Options):
     tensorboard: bool = Field(default=True, description="write TensorBoard records")
 
 
+class TrainOptions(Options):
+    """How a scheduling agent is trained (`mixgym train`)."""
+
+    algo: str = Field(default="ppo", description="a trained algorithm (mixgym list algorithms)")
+    stages: tuple[Literal["curves", "causal_lm"], ...] = Field(
+        default=("curves",), min_length=1, description="worlds to train in, one after the other"
+    )
+    decisions: int = Field(default=200_000, ge=1, description="decisions in the fast world")
+    language_decisions: int = Field(default=200, ge=1, description="decisions on a language model")
+    environments: int = Field(default=64, ge=1, description="fast environments side by side")
+    evaluate_every: int = Field(default=20_000, ge=1, description="decisions between validations")
+    save_every: int = Field(default=10, ge=1, description="rollouts between two checkpoints")
+    options: dict[str, Any] = Field(default={}, description="the algorithm's own options")
+    policy: dict[str, Any] = Field(default={}, description="the policy's own options")
+
+
 class RunConfig(WorldOptions):
     """Everything that one run is made of."""
 
     agent: AgentOptions = AgentOptions()
+    train: TrainOptions = TrainOptions()
     run: RunOptions = RunOptions()
 
     @model_validator(mode="after")

@@ -5,20 +5,20 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.envs.learners.base import Evaluation
-from mixgym.envs.rendering import mixture_figure, render_rgb
+from mixgym.envs.rendering import render_rgb
 from mixgym.envs.rewards import target_mean
 from mixgym.trainer import storage
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.driving import Seat, seat
-from mixgym.trainer.recorder import AGENT, ENVIRONMENT, Progress, Recorder
+from mixgym.trainer.recorder import AGENT, ENVIRONMENT, SECONDS, Progress, Recorder
 from mixgym.trainer.runs import FINISHED, RunFolder
 from mixgym.trainer.tables import finetune_table, show
 from mixgym.trainer.tensorboard import RunWriter
@@ -81,11 +81,12 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
     bar = Progress(place.env, disable=not progress)
     try:
         place.agent.learn(ENDLESS, callback=[recorder, bar], reset_num_timesteps=False)
-        summary = _summary(run, place, outcome, recorder)
+        summary = _summary(run, place, outcome)
         _leave(run, place, outcome, writer, summary)
     except DivergenceError as error:
-        run.write_summary({"status": "diverged", "failure": str(error)})
-        raise
+        failure = f"{error}; {_last_good(run)}"
+        run.write_summary({"status": "diverged", "failure": failure})
+        raise DivergenceError(failure) from error
     finally:
         bar.close()
         if writer is not None:
@@ -95,14 +96,36 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
 
 def _check_same(config: RunConfig, run: RunFolder) -> None:
     """Refuse to resume under another configuration than the run was started with."""
-    asked, had = config.model_dump(), run.config.model_dump()
-    asked["run"]["dir"] = had["run"]["dir"]
-    changed = [name for name in had if asked[name] != had[name]]
+    asked, had = _leaves(config.model_dump()), _leaves(run.config.model_dump())
+    asked["run.dir"] = had["run.dir"]
+    changed = [key for key in had | asked if asked.get(key) != had.get(key)]
     if changed:
+        key = changed[0]
+        others = f" (and {', '.join(changed[1:])})" if changed[1:] else ""
         raise ConfigError(
-            f"{run.path}: --resume continues the run as it was started, and {', '.join(changed)} "
-            "differs now: leave it as in config.yaml, or start a new run in another folder"
+            f"{run.path}: --resume continues the run as it was started, with {key} = "
+            f"{had.get(key)}, not {asked.get(key)}{others}: leave it as in config.yaml, or start "
+            "a new run in another folder"
         )
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = isinstance(value, dict) and value
+        found |= _leaves(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
+
+
+def _last_good(run: RunFolder) -> str:
+    latest = run.latest_checkpoint()
+    where = (
+        f"the last good checkpoint is {latest[1]} (decision {latest[0]})"
+        if latest
+        else "there is no checkpoint yet"
+    )
+    return f"{where}; lower training.learning_rate"
 
 
 def _restore(run: RunFolder, place: Seat) -> tuple[int, int]:
@@ -118,7 +141,7 @@ def _restore(run: RunFolder, place: Seat) -> tuple[int, int]:
         return 1, 1
     decision, folder = latest
     run.cut_decisions(decision)
-    place.vector.reset()
+    run.prune(newest=decision)  # a kill may have come between saving and pruning
     observation = place.env.load(folder / ENVIRONMENT)
     place.agent.set_memory(json.loads((folder / AGENT).read_text())["memory"])
     place.agent.begin(_batched(observation), decision)
@@ -144,7 +167,7 @@ def _finish(env: MixtureEnv, run: RunFolder, outcome: _Outcome) -> None:
     outcome.test_before = learner.evaluate("test")
 
 
-def _summary(run: RunFolder, place: Seat, outcome: _Outcome, recorder: Recorder) -> dict[str, Any]:
+def _summary(run: RunFolder, place: Seat, outcome: _Outcome) -> dict[str, Any]:
     world = place.env.world
     records = run.read_decisions()
     before, after = outcome.test_before, outcome.test_after
@@ -156,13 +179,15 @@ def _summary(run: RunFolder, place: Seat, outcome: _Outcome, recorder: Recorder)
         * np.diff([0, *(r["supervised_tokens"] for r in records)])[:, None]
     )
     shares = supervised.sum(0) / max(supervised.sum(), 1e-9)
-    seconds = dict(recorder.seconds)
-    busy = seconds.get("plan_seconds", 0) + seconds.get("train_seconds", 0)
-    measured = seconds.get("measure_seconds", 0)
+    # from the records: they span every process that worked on the run
+    seconds = {name: sum(r["time"][name] for r in records) for name in SECONDS}
+    measured = seconds["measure_seconds"]
+    busy = measured + seconds["plan_seconds"] + seconds["train_seconds"]
+    model = run.path / MODEL
     return {
         "status": FINISHED,
         "agent": run.config.agent.name,
-        "model": str(run.path / MODEL),
+        "model": str(model) if model.is_dir() else None,
         "decisions": last["decision"],
         "steps": last["steps"],
         "supervised_tokens": last["supervised_tokens"],
@@ -186,15 +211,15 @@ def _summary(run: RunFolder, place: Seat, outcome: _Outcome, recorder: Recorder)
         "cost": last["cost"],
         "time": {
             **seconds,
-            "measured_share": measured / max(measured + busy, 1e-9),
+            "measured_share": measured / max(busy, 1e-9),
             "tokens_per_cpu_second": last["cost"]["train_tokens"]
-            / max(seconds.get("cpu_seconds", 0.0), 1e-9),
+            / max(seconds["cpu_seconds"], 1e-9),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     }
 
 
-def worst(nll: "np.ndarray[Any, np.dtype[np.float64]]", targets: Any) -> float:
+def worst(nll: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
     """The largest NLL among the sources that are targets."""
     used = (targets > 0) & np.isfinite(nll)
     return float(nll[used].max())
@@ -210,12 +235,10 @@ def _leave(
     """Leave picture and hyper-parameters, and the summary last: it marks the run as finished."""
     history = np.array(outcome.history)
     names = place.env.world.names
-    figure = mixture_figure(names, history, f"mixture: {run.config.agent.name}")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    storage.write_bytes(run.path / PICTURE, picture.getvalue())
+    picture = render_rgb(names, history)
+    storage.write_bytes(run.path / PICTURE, png(picture))
     if writer is not None:
-        writer.image("mixture", render_rgb(names, history), summary["decisions"])
+        writer.image("mixture", picture, summary["decisions"])
         writer.hparams(
             {
                 "agent": run.config.agent.name,
@@ -233,6 +256,15 @@ def _leave(
     run.write_summary(summary)
 
 
+def png(picture: NDArray[np.uint8]) -> bytes:
+    """The picture, uint8[height, width, 3], as a PNG file."""
+    from matplotlib.image import imsave
+
+    file = io.BytesIO()
+    imsave(file, picture, format="png")
+    return file.getvalue()
+
+
 def _number(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
@@ -243,8 +275,3 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def model_folder(run: str | Path) -> Path:
-    """Where a run leaves its Hugging Face model."""
-    return Path(run) / MODEL

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.agents.registry import find_algorithm
 from mixgym.envs.build import cell_sizes, load_corpus, make_prior
 from mixgym.envs.environment import MixtureEnv, World
+from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.base import Evaluation, PlainStep, StepRule, TrainReport
 from mixgym.envs.options import SPLITS
 from mixgym.envs.packing.plane import PackedPlane
 from mixgym.envs.plan import IntervalPlan
 from mixgym.envs.sources.source import Source
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.driving import make_agent, suited
+from mixgym.trainer.driving import find_agent, suited
 from mixgym.trainer.tables import number, show, table
 
 READ_WARNING = 8.0  # tokens read per supervised token, above which a source is pointed out
@@ -45,7 +45,11 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     Raises:
         MixgymError: for whatever ``finetune`` would refuse in the sources or the configuration.
     """
-    find_algorithm(config.agent.name)
+    find_agent(config.agent)
+    if config.environment.learner == "curves":
+        raise ConfigError(
+            "environment.learner=curves has no rows: there is nothing to plan; use causal_lm"
+        )
     corpus = load_corpus(config)
     rehearsal = _rehearse(config, corpus.sources)
     sources = {
@@ -116,7 +120,8 @@ class _IdleLearner:
 
 
 def _rehearse(config: RunConfig, sources: Sequence[Source]) -> _Rehearsal:
-    suits = suited(config, find_algorithm(config.agent.name).requires)
+    kind = find_agent(config.agent)
+    suits = suited(config, kind)
     data, training = config.data, config.training
     names = tuple(source.name for source in sources)
     sizes = cell_sizes(sources, data.unit)
@@ -132,7 +137,7 @@ def _rehearse(config: RunConfig, sources: Sequence[Source]) -> _Rehearsal:
         step_rule=PlainStep(),
     )
     env = MixtureEnv(world, suits.environment, training)
-    agent = make_agent(config.agent, None, names)
+    agent = kind.make(env, names)
     observation, _ = env.reset(seed=config.seed)
     state, done, supervised, fills = None, False, np.zeros(len(names), np.int64), []
     while not done:

@@ -14,6 +14,7 @@ from mixgym.trainer.runs import RunFolder
 from mixgym.trainer.tensorboard import RunWriter, scalars_of
 
 ENVIRONMENT, AGENT = "environment", "agent.json"
+SECONDS = ("plan_seconds", "train_seconds", "measure_seconds", "decision_seconds", "cpu_seconds")
 
 
 class Recorder(BaseCallback):
@@ -25,7 +26,7 @@ class Recorder(BaseCallback):
         writer: of TensorBoard records, or None.
 
     Raises:
-        DivergenceError: when training diverged, naming step, shares and the last good checkpoint.
+        DivergenceError: when training diverged, naming step and shares.
     """
 
     def __init__(self, run: RunFolder, env: MixtureEnv, writer: RunWriter | None) -> None:
@@ -34,7 +35,6 @@ class Recorder(BaseCallback):
         self._env = env
         self._writer = writer
         self._clock = (time.perf_counter(), time.process_time())
-        self.seconds: dict[str, float] = {}
 
     def _on_training_start(self) -> None:
         self._clock = (time.perf_counter(), time.process_time())
@@ -42,7 +42,7 @@ class Recorder(BaseCallback):
     def _on_step(self) -> bool:
         info = self.locals["infos"][0]
         if "failure" in info:
-            raise DivergenceError(f"{info['failure']}; {self._last_good()}")
+            raise DivergenceError(info["failure"])
         record = {**info["decision"], "time": self._time(info["decision"])}
         self._run.append_decision(record)
         if self._writer is not None:
@@ -58,31 +58,19 @@ class Recorder(BaseCallback):
         """Seconds of this decision; the only part of a record that differs between equal runs."""
         wall, cpu = (time.perf_counter() - self._clock[0], time.process_time() - self._clock[1])
         supervised = sum(self._env.last_supervised)
-        times = {
+        return {
             **self._env.seconds,
             "decision_seconds": wall,
             "cpu_seconds": cpu,
             "supervised_tokens_per_cpu_second": supervised / max(cpu, 1e-9),
             "tokens_per_second": self._env.last_tokens / max(wall, 1e-9),
         }
-        for name in (*self._env.seconds, "decision_seconds", "cpu_seconds"):
-            self.seconds[name] = self.seconds.get(name, 0.0) + times[name]
-        return times
 
     def _save(self, folder: Path) -> None:
         if self._writer is not None:
             self._writer.flush()
         self._env.save(folder / ENVIRONMENT)
         storage.write_json(folder / AGENT, {"memory": self.model.memory()})  # type: ignore[attr-defined]
-
-    def _last_good(self) -> str:
-        latest = self._run.latest_checkpoint()
-        if latest is None:
-            return "there is no checkpoint yet; lower training.learning_rate"
-        return (
-            f"the last good checkpoint is {latest[1]} (decision {latest[0]}); "
-            "lower training.learning_rate"
-        )
 
 
 class Progress(BaseCallback):

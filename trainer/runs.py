@@ -153,8 +153,22 @@ class RunFolder:
             write(temporary)
             manifest = {"decision": decision, "files": _sizes(temporary)}
             storage.write_json(temporary / MANIFEST, manifest)
-        self._prune(newest=decision)
+        self.prune(newest=decision)
         return path
+
+    def prune(self, newest: int) -> None:
+        """Remove all but ``run.keep_last`` checkpoints, and any beyond ``newest``.
+
+        Args:
+            newest: decisions of the checkpoint that the run stands at; later ones are of a run that
+                was set back.
+        """
+        kept = 0
+        for decision, path in sorted(self._checkpoints(), reverse=True):
+            if decision <= newest and kept < self.config.run.keep_last:
+                kept += 1
+            else:
+                storage.remove_folder(path)
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """Number of decisions and folder of the newest complete checkpoint.
@@ -208,15 +222,6 @@ class RunFolder:
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         matches = [match for name in names if (match := re.fullmatch(r"step-(\d+)", name))]
         return [(int(match[1]), folder / match[0]) for match in matches]
-
-    def _prune(self, newest: int) -> None:
-        """Remove old checkpoints, and any beyond ``newest`` (of a run that was set back)."""
-        kept = 0
-        for decision, path in sorted(self._checkpoints(), reverse=True):
-            if decision <= newest and kept < self.config.run.keep_last:
-                kept += 1
-            else:
-                storage.remove_folder(path)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -54,9 +54,10 @@ def finetune_table(summary: dict[str, Any]) -> Table:
         ["source", "target", "share", "epochs", "test NLL before", "after"],
         rows,
     )
+    model = f"; model in {summary['model']}" if summary["model"] else ""
     made.caption = (
         f"{seconds['tokens_per_cpu_second']:.0f} tokens per CPU-second, "
-        f"{100 * seconds['measured_share']:.1f}% of the time measuring; model in {summary['model']}"
+        f"{100 * seconds['measured_share']:.1f}% of the time measuring{model}"
     )
     made.caption_justify = "left"
     return made

@@ -1,0 +1,76 @@
+"""The demonstration leaves what it promises, and its table compares both schedules."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixgym.trainer import demo
+from mixgym.trainer.demo import AGENTS, main
+
+SOURCES = ("addition", "reversal", "sorting", "lookup", "numbers", "brackets", "noise")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {
+        **demo.SETTINGS,
+        "training": {"steps": 2, "interval": 1, "packs": 2, "learning_rate": 5e-3},
+    }
+    monkeypatch.setattr(demo, "SETTINGS", settings)
+
+
+def run_main(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo", str(folder)])
+    main()
+
+
+def check(folder: Path, shown: str) -> None:
+    for name in (*SOURCES, *AGENTS, "target mean", "worst target", "tensorboard --logdir"):
+        assert name in shown
+    for agent in AGENTS:
+        run = folder / agent
+        assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+        assert (run / "mixture.png").read_bytes().startswith(b"\x89PNG")
+        assert (run / "model" / "model.safetensors").is_file()
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["status"] == "finished"
+        assert f"{summary['test']['mean_after']:,.3f}" in shown
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_table_and_files_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_main(tmp_path / "demo", monkeypatch)
+    check(tmp_path / "demo", capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_main(tmp_path / "demo", monkeypatch)
+    first = capsys.readouterr().out
+    run_main(tmp_path / "demo", monkeypatch)
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.usefixtures("quick")
+def test_both_schedules_start_from_the_same_model(tmp_path: Path) -> None:
+    summaries = demo.demo(tmp_path)
+    first, second = (summary["sources"] for summary in summaries.values())
+    for name in SOURCES:
+        assert first[name]["test_before"] == second[name]["test_before"]
+        assert first[name]["test_after"] != second[name]["test_after"]
+    assert first["noise"]["target"] == 0
+
+
+@pytest.mark.slow
+def test_the_whole_demonstration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_main(tmp_path / "demo", monkeypatch)
+    check(tmp_path / "demo", capsys.readouterr().out)
