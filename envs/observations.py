@@ -9,6 +9,7 @@ strata are all zero.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -354,6 +355,6 @@ def _padded(part: "NDArray[np.generic]", shape: tuple[int, ...]) -> FloatArray:
         return part.astype(np.float64, copy=False)
     lead = part.shape[: -len(shape) - 1]
     whole = np.zeros((*lead, *shape, part.shape[-1]))
-    corner = tuple(slice(0, n) for n in rows)
-    whole[(Ellipsis, *corner, slice(None))] = part
+    corner: tuple[Any, ...] = (Ellipsis, *(slice(0, n) for n in rows), slice(None))
+    whole[corner] = part
     return whole
