@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from mixgym.trainer.merging import MergeReport, Recipe, merge
@@ -139,6 +138,5 @@ def make_tensors() -> Any:
 def _one_thread() -> Any:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    np.seterr(all="warn")
     yield
     torch.set_num_threads(before)
