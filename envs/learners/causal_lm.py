@@ -97,8 +97,7 @@ class CausalLM:
             self.model, model_options.attention, self._accelerator.device.type, max_length
         )
         if model_options.gradient_checkpointing:
-            # the other kind of checkpointing would draw dropout twice
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint_activations(self.model)
         self._dropout = any(
             isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules()
         ) or any(rate > 0 for rate in _dropout_rates(self.model.config))
@@ -363,3 +362,10 @@ def _dropout_rates(config: Any) -> list[float]:
         for name, value in config.get_text_config().to_dict().items()
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float)
     ]
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Recompute activations in the backward pass (transformers is renaming the method)."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    # the other kind of checkpointing would draw dropout twice
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})

@@ -37,7 +37,15 @@ def load_model(options: ModelOptions, max_length: int) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = _pretrained(AutoModelForCausalLM, options.name, dtype=torch.float32)
+    model, report = _pretrained(
+        AutoModelForCausalLM, options.name, dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"model.name={options.name}: {len(missing)} weights are missing ({missing[0]} is one) "
+            "and would be random: is it a complete causal language model?"
+        )
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and limit < max_length:
         raise ConfigError(
@@ -50,9 +58,11 @@ def _pretrained(factory: Any, name: str, **arguments: Any) -> Any:
     where = str(smollm2.folder()) if name == smollm2.NAME else name
     if name == smollm2.NAME:
         smollm2.check()
+    from safetensors import SafetensorError
+
     try:
         return factory.from_pretrained(where, **arguments)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         known = ", ".join([*presets.PRESETS, smollm2.NAME])
         folder = "is a folder, but " if Path(name).is_dir() else ""

