@@ -130,6 +130,7 @@ class Actor(ABC):
 
     def get_vec_normalize_env(self) -> None:
         """None: nothing is normalised outside (callbacks of Stable-Baselines3 ask)."""
+        return None
 
     def memory(self) -> list[Any] | None:
         """The state of :meth:`learn` as plain data."""

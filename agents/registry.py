@@ -31,6 +31,8 @@ class Algorithm:
         return found
 
 
+TRAINED = Requires()
+
 _RULE = Requires(action="weights", observation="dict", signals=True)
 
 
@@ -44,7 +46,24 @@ ALGORITHMS = {
     "temperature": _rule("Temperature", "size ** (1 / tau): between proportional and uniform"),
     "fixed": _rule("Fixed", "weights that you give"),
     "scripted": _rule("Scripted", "weights along the budget, linear between the points you give"),
+    "ppo": Algorithm(
+        "PPO with the hierarchical policy; train it first (mixgym train --algo ppo)",
+        "mixgym.agents.registry:needs_training",
+        TRAINED,
+    ),
 }
+
+
+def needs_training(*_: Any, **__: Any) -> Any:
+    """Say that a trained algorithm cannot decide before it is trained.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "agent.name: this algorithm has to be trained first: run `mixgym train`, "
+        "then give the run's folder as the agent"
+    )
 
 
 def find_algorithm(name: str) -> Algorithm:

@@ -2,11 +2,11 @@
 
 A rule is a function from raw signals to a mixture. It reads the Dict observation, answers in the
 action kind ``weights``, and keeps what it remembers in ``state``, as a recurrent policy does, so
-that ``predict`` alone adapts. ``learn`` is the loop around ``predict`` with callbacks and a logger.
+that ``predict`` alone adapts.
 """
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.agents.actor import Actor, State
 from mixgym.envs.mixture import BoolArray, FloatArray
 from mixgym.envs.observations import CELL_SIGNALS, PROGRESS, SIGNALS, parts_of
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.logger import Logger
-    from stable_baselines3.common.type_aliases import MaybeCallback
     from stable_baselines3.common.vec_env import VecEnv
 
 Observation = dict[str, NDArray[np.float32]]
-State = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Signals:
         return self.sources["size"] > 0
 
 
-class Rule(ABC):
+class Rule(Actor):
     """Base of rules; subclasses give :meth:`weights`.
 
     Args:
@@ -58,13 +56,8 @@ class Rule(ABC):
     state_shapes: ClassVar[tuple[tuple[int, ...], ...]] = ()
 
     def __init__(self, env: "VecEnv | None" = None, names: tuple[str, ...] = ()) -> None:
-        self.env = env
+        super().__init__(env)
         self.names = names
-        self.num_timesteps = 0
-        self._logger: Logger | None = None
-        self._observation: Any = None
-        self._state: State | None = None
-        self._start: NDArray[np.bool_] | None = None
 
     @abstractmethod
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, FloatArray | None]:
@@ -121,96 +114,6 @@ class Rule(ABC):
         if inner is not None:
             second[: len(inner)] = inner / np.maximum(inner.max(-1, keepdims=True), 1e-300)
         return np.concatenate([first, second.ravel()])
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: "MaybeCallback" = None,
-        log_interval: int = 1,
-        tb_log_name: str = "rule",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> "Rule":
-        """Act for ``total_timesteps`` decisions, with callbacks; nothing is trained.
-
-        A callback that returns False ends the loop, as in Stable-Baselines3.
-        """
-        env = self.get_env()
-        hooks = self._callbacks(callback, progress_bar)
-        if reset_num_timesteps:
-            self.num_timesteps = 0
-        total_timesteps += self.num_timesteps
-        if self._observation is None or reset_num_timesteps:
-            self.begin(env.reset())
-            self._start = np.ones(env.num_envs, np.bool_)  # forgets an earlier `learn`
-        hooks.on_training_start(locals(), globals())
-        while self.num_timesteps < total_timesteps:
-            actions, self._state = self.predict(self._observation, self._state, self._start)
-            self._observation, rewards, dones, infos = env.step(actions)
-            self._start = dones
-            self.num_timesteps += env.num_envs
-            hooks.update_locals(locals())
-            if not hooks.on_step():
-                break
-        hooks.on_training_end()
-        return self
-
-    def begin(self, observation: Any, decisions: int = 0) -> None:
-        """Start :meth:`learn` from an observation, after ``decisions`` decisions."""
-        self._observation = observation
-        self._start = np.zeros(self.get_env().num_envs, np.bool_)
-        self.num_timesteps = decisions
-
-    def _callbacks(self, callback: "MaybeCallback", progress_bar: bool) -> Any:
-        from stable_baselines3.common.callbacks import (
-            BaseCallback,
-            CallbackList,
-            ConvertCallback,
-            ProgressBarCallback,
-        )
-
-        hooks = list(callback) if isinstance(callback, list) else [callback] if callback else []
-        hooks = [
-            hook if isinstance(hook, BaseCallback) else ConvertCallback(hook) for hook in hooks
-        ]
-        chain = CallbackList([*hooks, *([ProgressBarCallback()] if progress_bar else [])])
-        chain.init_callback(self)  # type: ignore[arg-type]  # a rule has the members that are used
-        return chain
-
-    @property
-    def logger(self) -> "Logger":
-        """The Stable-Baselines3 logger; prints nothing unless one was set."""
-        if self._logger is None:
-            from stable_baselines3.common.logger import Logger
-
-            self._logger = Logger(folder=None, output_formats=[])
-        return self._logger
-
-    def set_logger(self, logger: "Logger") -> None:
-        """Log to ``logger``."""
-        self._logger = logger
-
-    def get_env(self) -> "VecEnv":
-        """The vector environment.
-
-        Raises:
-            ValueError: if the rule was made without one.
-        """
-        if self.env is None:
-            raise ValueError(f"{type(self).__name__} was made without an environment: pass env=...")
-        return self.env
-
-    def get_vec_normalize_env(self) -> "VecEnv | None":
-        """None: rules read raw signals (callbacks of Stable-Baselines3 ask)."""
-        return None
-
-    def memory(self) -> list[Any] | None:
-        """The state of :meth:`learn` as plain data."""
-        return None if self._state is None else [array.tolist() for array in self._state]
-
-    def set_memory(self, memory: list[Any] | None) -> None:
-        """Continue from :meth:`memory`."""
-        self._state = None if memory is None else tuple(np.array(array) for array in memory)
 
     def options(self) -> dict[str, Any]:
         """Constructor options, for :meth:`save`."""

@@ -126,6 +126,57 @@ def finetune(
     _answer(answer, json_output)
 
 
+@app.command()
+def train(
+    arguments: Arguments = None,
+    algo: Annotated[
+        str | None, typer.Option(help="The algorithm (train.algo of the configuration).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a killed training; CONFIG may be its folder.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder (run.dir of the configuration).")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Train a scheduling agent over many episodes; leaves the best one in RUN/agent."""
+    overrides = [] if algo is None else [f"train.algo={json.dumps(algo)}"]
+    with _failures_worded("nothing was written"):
+        config = _config([*(arguments or []), *overrides], out=out, resume=resume)
+    continuation = f"continue with: mixgym train {shlex.quote(config.run.dir)} --resume"
+    with _failures_worded(continuation):
+        from mixgym.trainer.train import train_command
+
+        with _only_json(json_output):
+            answer = train_command(config, resume=resume, json_output=json_output)
+    _answer(answer, json_output)
+
+
+@app.command()
+def compare(
+    agents: Annotated[
+        str, typer.Option(help="Names of algorithms or run folders, A,B,...; A is the reference.")
+    ],
+    arguments: Arguments = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds, counted from the seed given.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of all runs (run.dir of the configuration).")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Compare schedulers on equal terms: paired seeds, equal supervised tokens."""
+    with _failures_worded("nothing was written"):
+        config = _config(arguments or [], out=out)
+    with _failures_worded("run the same command again: finished runs are kept"):
+        from mixgym.trainer.compare import compare_command
+
+        names = [name.strip() for name in agents.split(",") if name.strip()]
+        with _only_json(json_output):
+            answer = compare_command(config, agents=names, seeds=seeds, json_output=json_output)
+    _answer(answer, json_output)
+
+
 @app.command("list")
 def list_names(
     what: Annotated[What, typer.Argument(help="Which names to list.", show_default=False)],

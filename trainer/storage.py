@@ -108,6 +108,11 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json_text(data, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read what :func:`write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def append_line(path: Path, text: str, *, sync: bool = True) -> None:
     """Append one line with a single write call.
 

@@ -8,6 +8,7 @@ every pool.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -80,7 +81,7 @@ def masked_mean(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def mlp(sizes: list[int], last_gain: float) -> nn.Sequential:
     """Linear layers with tanh between; orthogonal start, ``last_gain`` on the last one."""
     layers: list[nn.Module] = []
-    for index, (inside, outside) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (inside, outside) in enumerate(pairwise(sizes)):
         last = index == len(sizes) - 2
         layer = nn.Linear(inside, outside)
         nn.init.orthogonal_(layer.weight, last_gain if last else 2**0.5)

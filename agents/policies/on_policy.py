@@ -69,8 +69,8 @@ class HierarchicalPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         self.width = width
-        assert isinstance(observation_space, spaces.Box)  # noqa: S101 - shape_of says the rest
-        assert isinstance(action_space, spaces.Box)  # noqa: S101
+        assert isinstance(observation_space, spaces.Box)
+        assert isinstance(action_space, spaces.Box)
         self.rows_shape = shape_of(observation_space.shape[0], action_space.shape[0])
         kwargs = {**kwargs, "features_extractor_class": FlattenExtractor, "net_arch": []}
         super().__init__(

@@ -133,7 +133,7 @@ def sample_task(
 
 
 def _transfer(rng: np.random.Generator, junk: NDArray[np.bool_]) -> FloatArray:
-    """What sources are worth to each other: by nearness in a small space; noise is worth nothing."""
+    """What sources are worth to each other: by nearness in a small space; noise is worth 0."""
     places = rng.normal(size=(len(junk), 3))
     places /= np.linalg.norm(places, axis=1, keepdims=True)
     near = np.clip(places @ places.T, 0.0, 1.0) ** 2 * rng.uniform(0.0, 0.5)

@@ -1,13 +1,11 @@
 """Many environments of the fast world at once, for Stable-Baselines3 and for Gymnasium.
 
-One core holds all environments as arrays; a single one is a batch of one. Tasks are drawn inside,
-from a frozen set, at every reset: Stable-Baselines3 passes reset options only once. Both faces
-reset an environment in the very step that ends its episode and leave the last observation in
-``info``.
+Both faces stand on one core. Tasks are drawn inside, from a frozen set, at every reset:
+Stable-Baselines3 passes reset options only once. Both reset an environment in the very step that
+ends its episode, and leave the last observation in ``info``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,345 +14,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from mixgym.envs.curves.dynamics import CurveState, advance, nll, passes
-from mixgym.envs.curves.task import (
-    MAX_SOURCES,
-    MAX_STRATA,
-    TASK_SETS,
-    CurveTask,
-    FloatArray,
-    sample_task,
-    stack_tasks,
-)
-from mixgym.envs.mixture import (
-    BoolArray,
-    action_size,
-    floored,
-    last_sum,
-    logit_scale,
-    normalise,
-    weights_around,
-)
-from mixgym.envs.observations import (
-    Fixed,
-    View,
-    clipped_to_bounds,
-    dict_observation,
-    dict_space,
-    features,
-    fixed_parts,
-    flat_space,
-)
+from mixgym.envs.curves.core import DECISIONS, CurvesCore
+from mixgym.envs.curves.task import TASK_SETS
+from mixgym.envs.mixture import BoolArray, action_size
+from mixgym.envs.observations import dict_space, flat_space
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.sources.streams import stream
-
-DECISIONS = 32
-"""Decisions in an episode."""
-
-
-@dataclass(frozen=True)
-class StepArrays:
-    """What one step of all environments did; arrays are never changed afterwards."""
-
-    weight: FloatArray
-    strata: FloatArray
-    nll: FloatArray
-    local: FloatArray
-    reward: FloatArray
-    decision: NDArray[np.int64]
-    given: FloatArray
-    present: BoolArray
-
-
-class Decision(Mapping[str, Any]):
-    """The record of one environment's decision, made when it is read.
-
-    The keys are those of :mod:`mixgym.envs.records` that the fast world has.
-    """
-
-    __slots__ = ("_arrays", "_index")
-    _KEYS = ("decision", "mixture", "strata", "loss", "reward", "supervised_tokens")
-
-    def __init__(self, arrays: StepArrays, index: int) -> None:
-        self._arrays = arrays
-        self._index = index
-
-    def __getitem__(self, key: str) -> Any:
-        """One part of the record."""
-        a, i = self._arrays, self._index
-        if key == "decision":
-            return int(a.decision[i])
-        if key == "mixture":
-            return self._named(a.weight[i])
-        if key == "strata":
-            rows = self._named(np.arange(len(a.weight[i]))).values()
-            return {f"source{int(k)}": a.strata[i, int(k)].tolist() for k in rows}
-        if key == "loss":
-            return {"reward": self._named(a.nll[i])}
-        if key == "reward":
-            value = float(a.reward[i])
-            local = self._named(a.local[i])
-            return {"global": value, "local": local, "components": {"progress": value}}
-        if key == "supervised_tokens":
-            return int(a.given[i].sum())
-        raise KeyError(key)
-
-    def _named(self, values: NDArray[Any]) -> dict[str, float]:
-        used = np.flatnonzero(self._arrays.present[self._index])
-        return {f"source{k}": float(values[k]) for k in used}
-
-    def __iter__(self) -> Iterator[str]:
-        """Names of the parts."""
-        return iter(self._KEYS)
-
-    def __len__(self) -> int:
-        """How many parts there are."""
-        return len(self._KEYS)
-
-
-class CurvesCore:
-    """The arrays of ``count`` environments and how they move.
-
-    Args:
-        count: environments.
-        seeds: of the tasks to draw from.
-        options: action kind, observation, floor, reach, prior, padding.
-        seed: of the order in which tasks are drawn, and of measurement noise.
-        decisions: in an episode.
-        in_order: give environment i the tasks i, i + count, ... instead of random ones.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        seeds: Sequence[int],
-        options: EnvironmentOptions,
-        *,
-        seed: int = 0,
-        decisions: int = DECISIONS,
-        in_order: bool = False,
-    ) -> None:
-        self.count = count
-        self.options = options
-        self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
-        self.decisions = decisions
-        self._seeds = list(seeds)
-        self._in_order = in_order
-        tasks = stack_tasks([sample_task(s) for s in self._seeds], *self.shape)
-        self._tasks = tasks
-        self._prior, self._inner_prior = _priors(tasks, options)
-        top, inner = _scales(tasks, options.reach)
-        self._scales = (top[:, None], inner[:, None, None])
-        present = tasks.present
-        self._floored = (
-            floored(self._prior, present.any(-1), options.floor),
-            floored(self._inner_prior, present, options.floor),
-        )
-        self._last: StepArrays | None = None
-        self._fixed: Fixed | None = None
-        self.seed(seed)
-
-    def seed(self, seed: int) -> None:
-        """Start the streams anew."""
-        self._rng = stream(seed, "curves")
-        self._episodes = np.zeros(self.count, np.int64)
-        self._index = np.zeros(self.count, np.intp)
-
-    def reset(self, which: NDArray[np.intp] | None = None) -> None:
-        """Draw new tasks for the environments ``which`` (all if None)."""
-        which = np.arange(self.count) if which is None else which
-        if self._in_order:
-            self._index[which] = (which + self._episodes[which] * self.count) % len(self._seeds)
-        else:
-            self._index[which] = self._rng.integers(len(self._seeds), size=len(which))
-        self._episodes[which] += 1
-        self._look_up()
-        if len(which) == self.count:
-            self._allocate()
-        noise = self._rng.standard_normal((len(which), self.decisions + 1, *self.shape))
-        self._noise[which] = noise * self.task.noise[which, None, None, None]
-        given, learnt = self._state.given.copy(), self._state.learnt.copy()
-        given[which] = learnt[which] = 0.0
-        self._state = CurveState(given, learnt)
-        for name in ("_decision", "_reward", "_share", "_train", "_weight", "_inner"):
-            setattr(self, name, getattr(self, name).copy())  # records still hold the old arrays
-        self._start, self._before, self._now = map(np.copy, (self._start, self._before, self._now))
-        self._decision[which] = 0
-        self._reward[which] = 0.0
-        self._share[which] = 0.0
-        self._train[which] = np.nan
-        self._weight[which] = self._prior[self._index[which]]
-        self._inner[which] = self._inner_prior[self._index[which]]
-        self._true = nll(self.task, self._state)
-        measured = self._measure()
-        for values in (self._start, self._before, self._now):
-            values[which] = measured[which]
-        self._sum_up()
-
-    def _sum_up(self) -> None:
-        """What follows from the measurements, by source."""
-        self._now_source = self._by_source(self._now)
-        self._before_source = self._by_source(self._before)
-        self._start_source = self._by_source(self._start)
-
-    def _allocate(self) -> None:
-        cells, rows = (self.count, *self.shape), (self.count, self.shape[0])
-        self._noise = np.zeros((self.count, self.decisions + 1, *self.shape))
-        self._state = CurveState(np.zeros(cells), np.zeros(cells))
-        self._decision = np.zeros(self.count, np.int64)
-        self._reward, self._share = np.zeros(self.count), np.zeros(rows)
-        self._train, self._weight, self._inner = np.zeros(rows), np.zeros(rows), np.zeros(cells)
-        self._start, self._before, self._now = (np.zeros(cells) for _ in range(3))
-
-    def step(self, actions: NDArray[np.float32]) -> tuple[FloatArray, BoolArray]:
-        """Move all environments; returns rewards float64[n] and dones bool[n]."""
-        weight, inner = self._decode(actions.astype(np.float64))
-        tokens = self._per_decision * weight[..., None] * inner
-        true_before = self._true
-        self._state = advance(self.task, self._state, tokens)
-        self._true = nll(self.task, self._state)
-        self._decision = self._decision + 1
-        self._before, before = self._now, self._now_source
-        self._now = self._measure()
-        self._now_source = after = self._by_source(self._now)
-        self._before_source = before
-        local = before - after
-        reward = last_sum(local * self._target_weights)
-        middle = last_sum(0.5 * (true_before + self._true) * inner)
-        self._train = np.where(weight > 0, middle, self._train)
-        self._share = self._share + (weight - self._share) / self._decision[:, None]
-        self._weight, self._inner, self._reward = weight, inner, reward
-        self._last = StepArrays(
-            weight, inner, after, local, reward, self._decision, self._state.given, self._sources
-        )
-        return reward, self._decision >= self.decisions
-
-    def observe(self) -> Any:
-        """Observations of all environments: an array [n, size], or a dict of them."""
-        if self._fixed is None:
-            self._fixed = fixed_parts(self._view(), self.shape)
-        if self.options.observation == "flat":
-            return clipped_to_bounds(features(self._view(), self.shape))
-        return dict_observation(self._view(), self.shape)[0]
-
-    def records(self) -> list[Decision]:
-        """The record of every environment's last decision."""
-        assert self._last is not None  # noqa: S101 - there was a step
-        last = self._last
-        return [Decision(last, i) for i in range(self.count)]
-
-    def final_nll(self) -> FloatArray:
-        """float64[n, K], NLL per source without measurement noise; NaN for absent ones."""
-        values = self._by_source(nll(self.task, self._state))
-        return np.where(self._sources, values, np.nan)
-
-    def start_nll(self) -> FloatArray:
-        """float64[n, K], the same before training."""
-        values = self._by_source(nll(self.task, CurveState.start(self.task)))
-        return np.where(self._sources, values, np.nan)
-
-    def state(self) -> dict[str, Any]:
-        """Plain data and arrays from which :meth:`set_state` continues bit-equal."""
-        names = ("_decision", "_reward", "_share", "_train", "_weight", "_inner", "_noise")
-        arrays = {name: getattr(self, name).copy() for name in names}
-        arrays |= {name: getattr(self, name).copy() for name in ("_start", "_before", "_now")}
-        arrays |= {"_episodes": self._episodes.copy(), "_index": self._index.copy()}
-        arrays |= {"given": self._state.given.copy(), "learnt": self._state.learnt.copy()}
-        return {"arrays": arrays, "random": self._rng.bit_generator.state}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state`."""
-        arrays = {name: np.array(values) for name, values in state["arrays"].items()}
-        self._state = CurveState(arrays.pop("given"), arrays.pop("learnt"))
-        for name, values in arrays.items():
-            setattr(self, name, values)
-        self._rng.bit_generator.state = state["random"]
-        self._look_up()
-        self._true = nll(self.task, self._state)
-        self._sum_up()
-
-    def _look_up(self) -> None:
-        """What the tasks of this moment have in constants."""
-        self.task = self._tasks.pick(self._index)
-        self._present = self.task.present
-        self._sources = self._present.any(-1)
-        self._cell_mean = self._present / np.maximum(self._present.sum(-1, keepdims=True), 1)
-        self._target_weights = self.task.targets / self.task.targets.sum(-1, keepdims=True)
-        self._base = [prior[self._index] for prior in self._floored]
-        self._scale = [scale[self._index] for scale in self._scales]
-        self._per_decision = (self.task.budget / self.decisions)[:, None, None]
-        self._fixed = None
-
-    def _decode(self, actions: FloatArray) -> tuple[FloatArray, FloatArray]:
-        most, groups = self.shape
-        if np.isnan(actions).any():
-            row, column = np.argwhere(np.isnan(actions))[0]
-            raise ValueError(f"action[{row}, {column}] is NaN: check the agent's policy")
-        actions = np.minimum(np.maximum(actions, -1.0), 1.0)
-        top, inner = actions[:, :most], actions[:, most:].reshape(-1, most, groups)
-        if self.options.action == "weights":
-            prior, inner_prior = self._prior[self._index], self._inner_prior[self._index]
-            top = np.where(self._sources, np.clip(top, 0.0, 1.0), 0.0)
-            top = np.where(top.sum(-1, keepdims=True) > 0, top, prior)
-            inner = np.where(self._present, np.clip(inner, 0.0, 1.0), 0.0)
-            inner = np.where(inner.sum(-1, keepdims=True) > 0, inner, inner_prior)
-            return normalise(top, self._sources), normalise(inner, self._present)
-        floor = self.options.floor
-        return (
-            weights_around(top, self._base[0], self._scale[0], floor),
-            weights_around(inner, self._base[1], self._scale[1], floor),
-        )
-
-    def _measure(self) -> FloatArray:
-        """float64[n, K, G], NLL as measured now."""
-        return self._true * (1.0 + self._noise[np.arange(self.count), self._decision])
-
-    def _by_source(self, cells: FloatArray) -> FloatArray:
-        """float64[n, K], mean over the strata that exist."""
-        return last_sum(cells * self._cell_mean)
-
-    def _view(self) -> View:
-        weights = self._target_weights
-        now, before, start = self._now_source, self._before_source, self._start_source
-        return View(
-            remaining=1.0 - self._decision / self.decisions,
-            reward=self._reward,
-            targets=self.task.targets,
-            prior=self._prior[self._index],
-            weight=self._weight,
-            share=self._share,
-            nll=now,
-            nll_before=before,
-            nll_start=start,
-            nll_train=self._train,
-            mean_nll=last_sum(now * weights),
-            mean_nll_start=last_sum(start * weights),
-            cell_size=self.task.size,
-            cell_prior=self._inner_prior[self._index],
-            cell_weight=self._inner,
-            cell_epochs=passes(self.task, self._state),
-            cell_nll=self._now,
-            cell_nll_before=self._before,
-            cell_nll_start=self._start,
-            available=self._present,
-            present=self._sources,
-            fixed=self._fixed,
-        )
-
-
-def _priors(tasks: CurveTask, options: EnvironmentOptions) -> tuple[FloatArray, FloatArray]:
-    present = tasks.present
-    size = tasks.size.sum(-1)
-    base = present.any(-1).astype(np.float64) if options.prior == "uniform" else size
-    return normalise(base, size > 0), normalise(tasks.size, present)
-
-
-def _scales(tasks: CurveTask, reach: float) -> tuple[FloatArray, FloatArray]:
-    """float64[tasks] each: the logit scale of the two levels."""
-    present = tasks.present
-    top = [logit_scale(int(n), reach) for n in present.any(-1).sum(-1)]
-    inner = [logit_scale(int(n), reach) for n in present.any(-2).sum(-1)]
-    return np.array(top), np.array(inner)
 
 
 def _spaces(core: CurvesCore) -> tuple[gym.Space[Any], gym.spaces.Box]:
@@ -397,7 +61,7 @@ class CurvesVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, NDArray[np.float32], BoolArray, list[dict[str, Any]]]:
         """Move all environments."""
-        assert self._actions is not None  # noqa: S101 - step_async came first
+        assert self._actions is not None
         rewards, dones = self.core.step(self._actions)
         self._returns = self._returns + rewards
         infos: list[dict[str, Any]] = [{"decision": d} for d in self.core.records()]
@@ -405,7 +69,7 @@ class CurvesVecEnv(VecEnv):
         if dones.any():
             ended = np.flatnonzero(dones)
             for i in ended:
-                infos[i]["terminal_observation"] = _row(observation, i)
+                infos[i]["terminal_observation"] = _row(observation, int(i))
                 infos[i]["TimeLimit.truncated"] = False
                 length = int(self.core.decisions)
                 infos[i]["episode"] = {"r": float(self._returns[i]), "l": length, "t": 0.0}
@@ -448,7 +112,7 @@ class CurvesVecEnv(VecEnv):
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None
-    ) -> list[bool]:  # noqa: E501
+    ) -> list[bool]:
         """Never wrapped; episode statistics are in ``info`` all the same."""
         return [False] * len(self._list(indices))
 
@@ -498,7 +162,7 @@ class CurvesVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[np.float64]]):
 
     def step(
         self, actions: NDArray[np.float32]
-    ) -> tuple[Any, NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
+    ) -> tuple[Any, NDArray[np.float64], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Move all environments."""
         rewards, dones = self.core.step(np.asarray(actions))
         decisions = np.array(self.core.records(), dtype=object)

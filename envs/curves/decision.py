@@ -1,0 +1,70 @@
+"""The record of a decision in the fast world: made only when somebody reads it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixgym.envs.mixture import BoolArray, FloatArray
+
+
+@dataclass(frozen=True)
+class StepArrays:
+    """What one step of all environments did; arrays are never changed afterwards."""
+
+    weight: FloatArray
+    strata: FloatArray
+    nll: FloatArray
+    local: FloatArray
+    reward: FloatArray
+    decision: NDArray[np.int64]
+    given: FloatArray
+    present: BoolArray
+
+
+class Decision(Mapping[str, Any]):
+    """The record of one environment's decision, made when it is read.
+
+    The keys are those of :mod:`mixgym.envs.records` that the fast world has.
+    """
+
+    __slots__ = ("_arrays", "_index")
+    _KEYS = ("decision", "mixture", "strata", "loss", "reward", "supervised_tokens")
+
+    def __init__(self, arrays: StepArrays, index: int) -> None:
+        self._arrays = arrays
+        self._index = index
+
+    def __getitem__(self, key: str) -> Any:
+        """One part of the record."""
+        a, i = self._arrays, self._index
+        if key == "decision":
+            return int(a.decision[i])
+        if key == "mixture":
+            return self._named(a.weight[i])
+        if key == "strata":
+            rows = self._named(np.arange(len(a.weight[i]))).values()
+            return {f"source{int(k)}": a.strata[i, int(k)].tolist() for k in rows}
+        if key == "loss":
+            return {"reward": self._named(a.nll[i])}
+        if key == "reward":
+            value = float(a.reward[i])
+            local = self._named(a.local[i])
+            return {"global": value, "local": local, "components": {"progress": value}}
+        if key == "supervised_tokens":
+            return int(a.given[i].sum())
+        raise KeyError(key)
+
+    def _named(self, values: NDArray[Any]) -> dict[str, float]:
+        used = np.flatnonzero(self._arrays.present[self._index])
+        return {f"source{k}": float(values[k]) for k in used}
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the parts."""
+        return iter(self._KEYS)
+
+    def __len__(self) -> int:
+        """How many parts there are."""
+        return len(self._KEYS)

@@ -1,0 +1,341 @@
+"""``mixgym train``: train a scheduling agent over many episodes, and keep the best one."""
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+
+from mixgym.agents.policies.export import ExportedPolicy, export_policy, load_weights
+from mixgym.agents.presets import PRESETS
+from mixgym.agents.rules import Proportional, Uniform
+from mixgym.envs.errors import ConfigError
+from mixgym.trainer import storage
+from mixgym.trainer.config import RunConfig
+from mixgym.trainer.runs import FINISHED, RunFolder
+from mixgym.trainer.streams import global_streams, set_global_streams
+from mixgym.trainer.tables import number, show, table
+from mixgym.trainer.training_log import TensorBoardScalars, make_logger, pending, set_pending
+from mixgym.trainer.validation import TaskScores, comparison, score
+from mixgym.trainer.worlds import TrainingWorld, agent_options, make_world
+
+AGENT, TWIN = "agent", "twin"
+MODEL, TRAINING, WORLD = "model.zip", "training.json", "world"
+
+
+def train_command(
+    config: RunConfig, *, resume: bool = False, json_output: bool = False
+) -> dict[str, Any]:
+    """Train, and print the validation table unless JSON is wanted."""
+    summary = train(config, resume=resume, progress=True)
+    if not json_output:
+        show(validation_table(summary), f"agent: {summary['agent']}")
+    return summary
+
+
+def train(config: RunConfig, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
+    """Train an agent stage by stage; ``RUN/agent`` holds the best one by validation.
+
+    Args:
+        config: what to train; on resume the folder's own configuration counts.
+        resume: continue from the last checkpoint, bit-equal.
+        progress: show Stable-Baselines3's bar.
+
+    Returns:
+        The summary, as in ``summary.json``: among others the validation table, and whether the
+        agent's parameters changed.
+
+    Raises:
+        MixgymError: for whatever is wrong with the input.
+    """
+    _preset(config)
+    run = RunFolder.open(config.run.dir) if resume else RunFolder.create(config.run.dir, config)
+    if run.finished:
+        return run.read_summary() or {}
+    torch.set_num_threads(config.model.threads)
+    saved = _saved(run)
+    for index, stage in enumerate(run.config.train.stages):
+        if saved is not None and index < saved.state["stage"]:
+            continue
+        _train_stage(run, index, stage, saved, progress=progress)
+        saved = None
+    summary = _summary(run)
+    run.write_summary(summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Saved:
+    folder: Path
+    state: dict[str, Any]
+
+
+def _saved(run: RunFolder) -> _Saved | None:
+    latest = run.latest_checkpoint()
+    if latest is None:
+        return None
+    return _Saved(latest[1], storage.read_json(latest[1] / TRAINING))
+
+
+def _preset(config: RunConfig) -> Any:
+    if config.train.algo not in PRESETS:
+        raise ConfigError(
+            f"train.algo={config.train.algo}: not a trained algorithm; known: {', '.join(PRESETS)}"
+        )
+    return PRESETS[config.train.algo]
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def make_algorithm(config: RunConfig, env: Any, stage: str) -> BaseAlgorithm:
+    """The algorithm of the configuration on an environment.
+
+    Raises:
+        ConfigError: for options that it does not take.
+    """
+    preset = _preset(config)
+    options = {**preset.options, **config.train.options}
+    if stage == "causal_lm" and "n_steps" not in config.train.options:
+        # a rollout of two fine-tuning runs
+        decisions = -(-config.training.steps // config.training.interval)
+        options["n_steps"] = 2 * decisions
+        options["batch_size"] = 2 * decisions
+    policy_options = {**preset.policy_options, **config.train.policy}
+    try:
+        algorithm: BaseAlgorithm = _named(preset.algorithm)(
+            _named(preset.policy),
+            env,
+            seed=config.seed,
+            device="cpu",
+            policy_kwargs=policy_options,
+            **options,
+        )
+    except TypeError as error:
+        raise ConfigError(f"train.options, train.policy: {config.train.algo}: {error}") from error
+    return algorithm
+
+
+def _train_stage(
+    run: RunFolder, index: int, stage: str, saved: _Saved | None, *, progress: bool
+) -> None:
+    config = run.config
+    world = make_world(stage, config)
+    if saved is None:
+        algorithm = make_algorithm(config, world.env, stage)
+        if index > 0:
+            load_weights(algorithm.policy, run.path / AGENT)  # type: ignore[arg-type]
+        elif not (run.path / TWIN).exists():
+            _export(run, algorithm, TWIN, {"decisions": 0})
+    else:
+        world.load(saved.folder / WORLD)
+        loader = _named(_preset(config).algorithm)
+        algorithm = loader.load(
+            saved.folder / MODEL, env=world.env, device="cpu", force_reset=False
+        )
+    done = algorithm.num_timesteps
+    folder = run.tensorboard / "training" / f"{index}-{stage}"
+    logger, output = make_logger(folder, None if saved is None else done + 1)
+    algorithm.set_logger(logger)
+    keeper = Keeper(run, world, index, output)
+    if saved is not None:
+        keeper.load(saved.state)
+        set_pending(logger, saved.state["pending"])
+        set_global_streams(saved.state["streams"])
+    total = config.train.decisions if stage == "curves" else config.train.language_decisions
+    hooks: list[BaseCallback] = [keeper, *([ProgressBarCallback()] if progress else [])]
+    algorithm.learn(
+        max(total - done, 0),
+        callback=CallbackList(hooks),
+        log_interval=1,
+        reset_num_timesteps=saved is None,
+    )
+    keeper.validate()
+    logger.dump(algorithm.num_timesteps)
+    output.close()
+
+
+class Keeper(BaseCallback):
+    """Validates between rollouts, keeps the best agent, saves checkpoints, logs every decision.
+
+    Args:
+        run: the run's folder.
+        world: what is trained in.
+        stage: its number.
+        output: where every decision's reward is written.
+    """
+
+    def __init__(
+        self, run: RunFolder, world: TrainingWorld, stage: int, output: TensorBoardScalars
+    ) -> None:
+        super().__init__()
+        self._run = run
+        self._world = world
+        self._stage = stage
+        self._output = output
+        self._rollouts = 0
+        self._validated = 0
+        self._best = np.inf
+        self._entered: int | None = None
+        self._uniform: TaskScores | None = None
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self._rollouts = state["rollouts"]
+        self._validated = state["validated"]
+        self._best = state["best"] if state["best"] is not None else np.inf
+
+    def _on_training_start(self) -> None:
+        self._entered = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        rewards = np.asarray(self.locals["rewards"], np.float64)
+        self._output.writer.add_scalar("reward/global", float(rewards.mean()), self.num_timesteps)
+        first = self.locals["infos"][0].get("decision")
+        if first is not None:
+            for name in first["reward"]["components"]:
+                values = [i["decision"]["reward"]["components"][name] for i in self._decided()]
+                self._output.writer.add_scalar(
+                    f"reward/components/{name}", float(np.mean(values)), self.num_timesteps
+                )
+        return True
+
+    def _decided(self) -> list[dict[str, Any]]:
+        return [info for info in self.locals["infos"] if "decision" in info]
+
+    def _on_rollout_start(self) -> None:
+        """The one moment at which nothing but parameters, streams and the world is held."""
+        if self.num_timesteps == self._entered:
+            return
+        self._rollouts += 1
+        if self.num_timesteps - self._validated >= self._run.config.train.evaluate_every:
+            self.validate()
+        if self._rollouts % self._run.config.train.save_every == 0:
+            step = self._stage * 10**9 + self.num_timesteps
+            self._run.save_checkpoint(step, self._save)
+
+    def validate(self) -> None:
+        """Score the agent on the validation tasks, and keep it if it is the best so far."""
+        self._validated = self.num_timesteps
+        options = agent_options(self._run.config.environment, padded=False)
+        found = score(_policy_of(self.model, options), options)
+        if self._uniform is None:
+            self._uniform = _rule_scores(Uniform(), self._run.config)
+        mean = float(found.mean.mean())
+        self.logger.record("validation/mean_nll", mean)
+        self.logger.record("validation/worst_excess", float(found.worst.mean()))
+        gap = float((self._uniform.mean - found.mean).mean())
+        self.logger.record("validation/gain_over_uniform", gap)
+        if mean < self._best:
+            self._best = mean
+            _export(self._run, self.model, AGENT, {"decisions": self.num_timesteps})
+
+    def _save(self, folder: Path) -> None:
+        self._output.writer.flush()
+        self.model.save(folder / MODEL)
+        (folder / WORLD).mkdir()
+        self._world.save(folder / WORLD)
+        state = {
+            "stage": self._stage,
+            "rollouts": self._rollouts,
+            "validated": self._validated,
+            "best": self._best if np.isfinite(self._best) else None,
+            "pending": pending(self.logger),
+            "streams": global_streams(),
+        }
+        (folder / TRAINING).write_text(json.dumps(state))
+
+
+def _policy_of(algorithm: BaseAlgorithm, options: Any) -> Any:
+    """The algorithm's policy in the fast world's spaces, whatever spaces it is trained in."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        export_policy(algorithm.policy, Path(name), {})  # type: ignore[arg-type]
+        from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
+
+        return ExportedPolicy(Path(name), shape=(MAX_SOURCES, MAX_STRATA)).predict
+
+
+def _rule_scores(rule: Any, config: RunConfig, tasks: str = "validation") -> TaskScores:
+    options = agent_options(config.environment, padded=False).model_copy(
+        update={"action": "weights", "observation": "dict"}
+    )
+    return score(rule.predict, options, tasks)
+
+
+def _export(run: RunFolder, algorithm: BaseAlgorithm, name: str, card: dict[str, Any]) -> None:
+    environment = run.config.environment
+    with storage.atomic_folder(run.path / name) as temporary:
+        export_policy(
+            algorithm.policy,  # type: ignore[arg-type]
+            temporary,
+            {
+                "algorithm": run.config.train.algo,
+                "seed": run.config.seed,
+                "floor": environment.floor,
+                "reach": environment.reach,
+                **card,
+            },
+        )
+
+
+def task_table(run: RunFolder, tasks: str) -> list[dict[str, Any]]:
+    """The agent of a run, its frozen twin and two rules on a set of tasks of the fast world."""
+    from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
+
+    options = agent_options(run.config.environment, padded=False)
+    scores = {"uniform": _rule_scores(Uniform(), run.config, tasks)}
+    for label, name in (("agent", AGENT), ("frozen twin", TWIN)):
+        policy = ExportedPolicy(run.path / name, shape=(MAX_SOURCES, MAX_STRATA))
+        scores[label] = score(policy.predict, options, tasks)
+    scores["proportional"] = _rule_scores(Proportional(), run.config, tasks)
+    return comparison(scores)
+
+
+def _summary(run: RunFolder) -> dict[str, Any]:
+    card = storage.read_json(run.path / AGENT / "policy.json")
+    return {
+        "status": FINISHED,
+        "algorithm": run.config.train.algo,
+        "agent": str(run.path / AGENT),
+        "best_at_decision": card["decisions"],
+        "parameters_changed": parameters_changed(run.path / TWIN, run.path / AGENT),
+        "validation": task_table(run, "validation"),
+    }
+
+
+def parameters_changed(before: Path, after: Path) -> bool:
+    """Whether the actor of one exported policy differs from that of another."""
+    from safetensors.torch import load_file
+
+    old, new = (load_file(folder / "policy.safetensors") for folder in (before, after))
+    return any(not torch.equal(old[name], new[name]) for name in old if "actor_net" in name)
+
+
+def validation_table(summary: dict[str, Any]) -> Any:
+    """The validation rows as a table."""
+    rows = [
+        [
+            row["agent"],
+            str(row["tasks"]),
+            number(row["mean"], 4),
+            number(row["worst"], 4),
+            number(row["difference"], 4),
+            number(row["standard_error"], 4),
+            f"{100 * row['better_on']:.0f}%",
+        ]
+        for row in summary["validation"]
+    ]
+    return table(
+        "validation tasks of the fast world: NLL at the end (nats per token)",
+        ["schedule", "tasks", "target mean", "worst excess", "minus uniform", "s.e.", "better on"],
+        rows,
+    )
