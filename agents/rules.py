@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixgym.agents.rule import Rule, Signals, State
+from mixgym.agents.actor import State
+from mixgym.agents.rule import Rule, Signals
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.mixture import FloatArray
 
