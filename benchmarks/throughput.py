@@ -5,10 +5,15 @@
 Both start from the same weights and train once on the same rows, in steps of the same size, packed
 (TRL: ``packing=True``, best fit decreasing), without gradient checkpointing, with the same AdamW,
 clipping, constant learning rate and precision, on one thread. Runs take turns, each in a process of
-its own, after a forward and backward pass that is not counted; medians are reported. The figure is supervised
-tokens per CPU second, from rows in memory to updated weights: on a machine that is shared, wall
-time says nothing. Losses are compared, so that a fast wrong loop shows: the mean training loss, and
-the held-out NLL of the trained weights, measured by one and the same code.
+its own, after a forward and backward pass that is not counted; medians are reported. The figure is
+supervised tokens per CPU second, from rows in memory to updated weights: on a machine that is
+shared, wall time says nothing. Losses are compared, so that a fast wrong loop shows: one more run of
+TRL's is given our packs in our order, and its loss must be ours at every step; of the timed runs,
+each with its own packs, the mean training loss and the held-out NLL of the trained weights stand in
+the table.
+
+Logits are computed only where a token is supervised here, so the gain is largest where prompts are
+long; ``--labels all`` trains on every token and shows what is left without that.
 
 TRL is optional: ``pip install mixgym[bench]``. Text: ``$MIXGYM_DATA/multitask`` (folders with
 train/valid/test files) or the embedded sources.
@@ -47,7 +52,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     options = WorldOptions.model_validate(
         {
             "sources": _sources(),
-            "data": {"max_length": length, "strata": 1},
+            "data": {"max_length": length, "strata": 1, "labels": arguments.labels},
             "model": {"name": arguments.model},
         }
     )
@@ -135,15 +140,15 @@ def run_ours(job: Job, profile: bool) -> dict[str, Any]:
         "steps": len(plan.steps),
         "supervised": int(plan.supervised.sum()),
         "tokens": int(plan.tokens.sum()),
-        "first_loss": report.step_loss[0],
+        "losses": report.step_loss,
         "mean_loss": float(report.loss_sum.sum() / report.supervised.sum()),
         "held_out": _held_out(learner),
         "profile": seconds,
     }
 
 
-def run_trl(job: Job) -> dict[str, Any]:
-    """SFTTrainer on the rows of the same plan."""
+def run_trl(job: Job, our_packs: bool = False) -> dict[str, Any]:
+    """SFTTrainer on the rows of the same plan, packed by TRL or as we pack them."""
     import torch
     import transformers
     from datasets import Dataset, disable_progress_bars
@@ -183,12 +188,13 @@ def run_trl(job: Job) -> dict[str, Any]:
     transformers.utils.logging.set_verbosity_error()
     disable_progress_bars()
     plan = job.plane.plan(job.mixture, Budget(job.steps))
+    rows = _packs(job, plan) if our_packs else _documents(job, plan)
     clock = Clock()
     with tempfile.TemporaryDirectory() as output:
         trainer = Counting(
             model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32),
             processing_class=AutoTokenizer.from_pretrained(job.model),
-            train_dataset=Dataset.from_list(list(_documents(job, plan))),
+            train_dataset=Dataset.from_list(list(rows)),
             callbacks=[clock],
             args=SFTConfig(
                 output_dir=output,
@@ -196,6 +202,8 @@ def run_trl(job: Job) -> dict[str, Any]:
                 max_length=job.length,
                 packing=True,
                 packing_strategy="bfd",
+                dataset_kwargs={"skip_prepare_dataset": our_packs},
+                train_sampling_strategy="sequential" if our_packs else "random",
                 gradient_checkpointing=False,
                 per_device_train_batch_size=1 if job.accumulate else job.packs,
                 gradient_accumulation_steps=job.packs if job.accumulate else 1,
@@ -228,7 +236,7 @@ def run_trl(job: Job) -> dict[str, Any]:
         "steps": len(losses),
         "supervised": sum(counts),
         "tokens": trainer.tokens,
-        "first_loss": losses[0],
+        "losses": losses,
         "mean_loss": float(np.average(losses, weights=per_step)),
         "held_out": _held_out(learner),
         "profile": {},
@@ -246,13 +254,30 @@ def _warm_up(model: Any) -> None:
     model.zero_grad(set_to_none=True)
 
 
+def _packs(job: Job, plan: Any) -> Iterator[dict[str, list[int]]]:
+    """Our packs as TRL stores its own; steps that are full come first in a plan."""
+    for packs in plan.steps:
+        if len(packs) == job.packs:
+            for pack in packs:
+                found = list(_rows(job, pack))
+                yield {
+                    "input_ids": [token for row in found for token in row["input_ids"]],
+                    "labels": [label for row in found for label in row["labels"]],
+                    "seq_lengths": pack.lengths.tolist(),
+                }
+
+
 def _documents(job: Job, plan: Any) -> Iterator[dict[str, list[int]]]:
     for packs in plan.steps:
         for pack in packs:
-            for source, _, row in pack.rows.tolist():
-                tokens, labels = job.sources[source].splits["train"].row(row)
-                masked = np.where(labels, tokens, -100)
-                yield {"input_ids": tokens.tolist(), "labels": masked.tolist()}
+            yield from _rows(job, pack)
+
+
+def _rows(job: Job, pack: Any) -> Iterator[dict[str, list[int]]]:
+    for source, _, row in pack.rows.tolist():
+        tokens, labels = job.sources[source].splits["train"].row(row)
+        masked = np.where(labels, tokens, -100)
+        yield {"input_ids": tokens.tolist(), "labels": masked.tolist()}
 
 
 def _held_out(learner: Any) -> float:
@@ -335,10 +360,12 @@ def work(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     job = Job(arguments)
+    if arguments.worker in ("trl", "check") and job.fp32_matmul == "onednn":
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     if arguments.worker == "trl":
-        if job.fp32_matmul == "onednn":
-            torch.backends.mkldnn.matmul.fp32_precision = "bf16"
         result = run_trl(job)
+    elif arguments.worker == "check":
+        result = run_trl(job, our_packs=True)
     else:
         result = run_ours(job, profile=arguments.worker == "profile")
     print(json.dumps(result))
@@ -364,7 +391,14 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                     print(note, file=sys.stderr, flush=True)
         for setting in settings:
             profiles[setting] = spawn("profile", arguments, Path(name), setting)["profile"]
+        apart = None
+        if "trl" in kinds:
+            ours = results[settings[0]]["ours"][0]["losses"]
+            theirs = spawn("check", arguments, Path(name), settings[0])["losses"]
+            apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=False))
     return {
+        "largest_loss_difference_on_our_packs": apart,
+        "labels": arguments.labels,
         "model": arguments.model,
         "precision": arguments.precision,
         "text": "embedded" if _sources() == "embedded" else "multitask",
@@ -389,7 +423,7 @@ def _summary(runs: dict[str, list[Any]]) -> dict[str, Any]:
             "cpu_seconds_per_step": statistics.median(r["cpu_seconds"] / r["steps"] for r in found),
             "supervised_per_step": found[0]["supervised"] / found[0]["steps"],
             "tokens_per_step": found[0]["tokens"] / found[0]["steps"],
-            "first_loss": found[0]["first_loss"],
+            "first_loss": found[0]["losses"][0],
             "mean_loss": found[0]["mean_loss"],
             "held_out_nll": found[0]["held_out"],
             "repeats_agree": len({run["held_out"] for run in found}) == 1,
@@ -405,8 +439,11 @@ def show(report: dict[str, Any]) -> None:
     """Print the table."""
     print(
         f"{report['model']}, {report['precision']}, {report['tokens_per_step']} tokens a step, "
-        f"{report['steps']} steps, median of {report['repeats']}, text: {report['text']}"
+        f"{report['steps']} steps, median of {report['repeats']}, text: {report['text']}, "
+        f"labels: {report['labels']}"
     )
+    if (apart := report["largest_loss_difference_on_our_packs"]) is not None:
+        print(f"given our packs, TRL's loss is ours at every step within {apart:.1e}")
     for setting, found in report["settings"].items():
         print(f"\nfp32 matrix products: {setting}")
         for kind in ("ours", "trl"):
@@ -438,6 +475,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(SIZES), default="5m")
     parser.add_argument("--steps", type=int, default=10, help="counted steps of each run")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each kind, in turns")
+    parser.add_argument("--labels", choices=["completions", "all"], default="completions")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument(
         "--fp32-matmul", choices=["default", "onednn", "both"], default="both", dest="fp32_matmul"
@@ -446,7 +484,9 @@ def main() -> None:
         "--accumulate", action="store_true", help="TRL takes a step's packs one after the other"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--worker", choices=["ours", "trl", "profile"], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--worker", choices=["ours", "trl", "check", "profile"], help=argparse.SUPPRESS
+    )
     parser.add_argument("--worker-folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
