@@ -176,8 +176,6 @@ def bits_of(values: Array) -> Array:
 
 def equal_values(one: Array, two: Array) -> Array:
     """Compare bit patterns of finite floats: bool[n], with -0.0 equal to 0.0."""
-    same = np.equal(one, two)
-    sign = one.dtype.type(1 << (8 * one.dtype.itemsize - 1))
-    if one.max(initial=0) >= sign or two.max(initial=0) >= sign:
-        same |= np.bitwise_or(one, two) & ~sign == 0
-    return same
+    both = one | two
+    np.left_shift(both, both.dtype.type(1), out=both)  # without the sign
+    return np.equal(one, two) | (both == 0)

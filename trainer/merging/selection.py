@@ -133,16 +133,14 @@ class SelectKernel:
 
     def _select(self, draw: Draw, candidates: list[Array], base: Array | None) -> Array:
         live = self._live()
-        edges = [self._edges[k] for k in live]
         out = candidates[-1].copy()
-        below = [draw.size]
-        for edge, candidate in zip(edges[-2::-1], candidates[-2::-1], strict=True):
-            earlier = draw.below(edge)
-            below.append(int(np.count_nonzero(earlier)))
-            blend(out, candidate, earlier)
-        counts = np.diff([0, *below[::-1]])
+        earlier = [draw.below(self._edges[k]) for k in live[:-1]]
+        for candidate, below in zip(candidates[-2::-1], earlier[::-1], strict=True):
+            blend(out, candidate, below)
+        reached = [int(np.count_nonzero(below)) for below in earlier]
+        counts = np.diff([0, *reached, draw.size])
         if base is not None:
-            counts += self._resample(draw, candidates, base, out, counts)
+            counts += self._resample(draw, candidates, base, out, earlier, counts)
         selected = np.zeros(len(self._shares), np.int64)
         selected[live] = counts
         self.tally.count_selected(draw.size, [int(c) for c in selected])
@@ -154,17 +152,29 @@ class SelectKernel:
         candidates: list[Array],
         base: Array,
         out: Array,
+        earlier: list[Array],
         drawn: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Draw again where ``out`` equals the base, in place; return the change of the counts."""
+        """Draw again where ``out`` equals the base, in place; return the change of the counts.
+
+        Args:
+            draw: The chunk's random words.
+            candidates: Bits of the models that can be drawn.
+            base: Bits of the base.
+            out: Bits of what was drawn at first.
+            earlier: For each model but the last, where it or one before it was drawn.
+            drawn: How many elements were drawn from each.
+        """
         kinds = len(candidates)
         where = where_equal(out, base)
-        first = _first_above(draw.words_at(where), [self._edges[k] for k in self._live()])
-        lost = np.bincount(first, minlength=kinds)
+        first = np.full(where.shape, kinds - 1)
+        for below in earlier:
+            first -= below[where]
         if not self._is_thinned:
-            self._count_equal(lost, drawn)
+            self._count_equal(first, drawn)
+        here = base[where]
         found = [candidate[where] for candidate in candidates]
-        differs = [~equal_values(values, base[where]) for values in found]
+        differs = [~equal_values(values, here) for values in found]
         some = np.flatnonzero(np.logical_or.reduce(differs))
         where, first = where[some], first[some]
         picked = redraw(
@@ -174,14 +184,16 @@ class SelectKernel:
             self._shares[self._live()],
             self._rounds,
         )
-        for k, values in enumerate(found):
-            out[where[picked == k]] = values[some[picked == k]]
+        chosen = found[0][some]
+        for k, values in enumerate(found[1:], 1):
+            blend(chosen, values[some], picked == k)
+        out[where] = chosen
         return np.bincount(picked, minlength=kinds) - np.bincount(first, minlength=kinds)
 
-    def _count_equal(self, lost: NDArray[np.int64], drawn: NDArray[np.int64]) -> None:
+    def _count_equal(self, lost: NDArray[np.intp], drawn: NDArray[np.int64]) -> None:
         """Count zero deltas among the elements that were first drawn from each model."""
         counts = np.zeros((2, len(self._shares)), np.int64)
-        counts[:, self._live()] = lost, drawn
+        counts[:, self._live()] = np.bincount(lost, minlength=drawn.size), drawn
         self.tally.count_equal([int(c) for c in counts[0]], [int(c) for c in counts[1]])
 
 
@@ -235,14 +247,6 @@ def _draw(words: Words, is_open: list[Array], shares: NDArray[np.float64]) -> ND
     for edge in edges[:-1]:
         picked += target >= edge
     return picked
-
-
-def _first_above(words: Words, edges: list[int]) -> NDArray[np.intp]:
-    """Return intp[m]: the first model whose threshold is above the word."""
-    first = np.zeros(words.shape, np.intp)
-    for edge in edges[:-1]:
-        first += words >= np.uint32(edge)
-    return first
 
 
 def where_equal(one: Array, two: Array) -> NDArray[np.intp]:

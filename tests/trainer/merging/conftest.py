@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from mixgym.trainer.merging import MergeReport, Recipe, merge
 from safetensors.torch import load_file, save_file
+
+from mixgym.trainer.merging import MergeReport, Recipe, merge
 
 Tensors = dict[str, torch.Tensor]
 
@@ -56,7 +57,9 @@ class Bench:
             (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
         return str(folder)
 
-    def recipe(self, method: str, models: list[Any], base: str | None = None, **more: Any) -> Recipe:
+    def recipe(
+        self, method: str, models: list[Any], base: str | None = None, **more: Any
+    ) -> Recipe:
         self.count += 1
         data = {"method": method, "models": models, "base": base, **more}
         data.setdefault("out", str(self.folder / f"out{self.count}"))
@@ -68,11 +71,18 @@ class Bench:
         report = merge(self.recipe(method, models, base, **more))
         return self.load(report.out), report
 
-    def merge(self, method: str, models: list[Any], base: str | None = None, **more: Any) -> Tensors:
+    def merge(
+        self, method: str, models: list[Any], base: str | None = None, **more: Any
+    ) -> Tensors:
         return self.run(method, models, base, **more)[0]
 
     def one(
-        self, method: str, values: list[Any], base: Any = None, dtype: Any = torch.float32, **more: Any
+        self,
+        method: str,
+        values: list[Any],
+        base: Any = None,
+        dtype: Any = torch.float32,
+        **more: Any,
     ) -> torch.Tensor:
         """Merge models that consist of one tensor, given as values; return the merged tensor."""
         self.count += 1

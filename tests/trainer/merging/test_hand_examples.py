@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from mixgym.trainer.merging.geometry import model_stock, spherical_mean
 
 A = [1.0, 0.0, 0.0, 2.0, 0.0, -1.0]
@@ -61,9 +62,7 @@ def test_int_of_density_times_size_is_kept(bench):
 
 def test_dare_doubles_or_drops(bench):
     n = 1_000_000
-    merged = bench.one(
-        "dare_linear", [torch.ones(n)], torch.zeros(n), parameters={"density": 0.5}
-    )
+    merged = bench.one("dare_linear", [torch.ones(n)], torch.zeros(n), parameters={"density": 0.5})
     assert set(merged.unique().tolist()) == {0.0, 2.0}
     assert abs(float(merged.double().mean()) - 1.0) <= 0.004
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from mixgym.trainer.merging import MERGE_METHODS
 from mixgym.trainer.merging.catalogue import METHODS, accepted_parameters
 
@@ -101,7 +102,11 @@ def test_slerp_ends_at_its_endpoints(bench, family, t, index):
 
 @pytest.mark.parametrize(
     ("sparse", "dense"),
-    [("dare_linear", "task_arithmetic"), ("della_linear", "task_arithmetic"), ("dare_ties", "ties")],
+    [
+        ("dare_linear", "task_arithmetic"),
+        ("della_linear", "task_arithmetic"),
+        ("dare_ties", "ties"),
+    ],
 )
 def test_density_one_is_the_dense_form(bench, family, sparse, dense):
     base, paths, _, _ = family
@@ -315,7 +320,11 @@ def test_exhaustive_draws_are_even_among_survivors(bench):
     n = 300_000
     values = [torch.full((n,), float(k)) for k in (0, 1, 2, 3)]
     merged = bench.one(
-        "select", values, torch.zeros(n), weights=[0.4, 0.3, 0.2, 0.1], parameters={"resample": "all"}
+        "select",
+        values,
+        torch.zeros(n),
+        weights=[0.4, 0.3, 0.2, 0.1],
+        parameters={"resample": "all"},
     )
     for k, share in ((1, 0.5), (2, 1 / 3), (3, 1 / 6)):
         got = float((merged == k).double().mean())

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixgym.trainer.merging import MergeError, Recipe, merge
-from mixgym.trainer.merging.soup import greedy_soup, uniform_soup
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +16,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from mixgym.trainer.merging import MergeError, Recipe, merge
+from mixgym.trainer.merging.soup import greedy_soup, uniform_soup
+
+GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 SMALL = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -37,7 +39,9 @@ def qwen():
 
 
 def gpt2():
-    return GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=32))
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    )
 
 
 def save_family(folder, make, dtype=torch.bfloat16):
@@ -75,7 +79,7 @@ def test_merged_models_load_and_generate(tmp_path, make, method):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert model.dtype == torch.bfloat16
-    tokens = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    tokens = model.generate(torch.tensor([[1, 2, 3]]), **GREEDY)
     assert tokens.shape == (1, 7)
 
 
@@ -299,7 +303,9 @@ def test_stacking_needs_plain_adapters(tmp_path, llama_base):
 
 def distance_to(target):
     """A loss: squared distance of the one tensor from a target."""
-    return lambda folder: float((load_file(f"{folder}/model.safetensors")["w"] - target).square().sum())
+    return lambda folder: float(
+        (load_file(f"{folder}/model.safetensors")["w"] - target).square().sum()
+    )
 
 
 def test_greedy_soup_keeps_what_helps(bench):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from mixgym.trainer.merging.geometry import slerp, spherical_mean
 from mixgym.trainer.merging.numerics import (
     STORAGE,
@@ -25,7 +26,9 @@ from mixgym.trainer.merging.selection import blend, redraw, where_equal
 from mixgym.trainer.merging.sums import GramSum
 from mixgym.trainer.merging.words import Draw, RepeatedDraw, WordStream, thresholds
 
-FLOATS32 = hnp.arrays(np.float32, st.integers(1, 300), elements=st.floats(-(2.0**100), 2.0**100, width=32))
+FLOATS32 = hnp.arrays(
+    np.float32, st.integers(1, 300), elements=st.floats(-(2.0**100), 2.0**100, width=32)
+)
 
 
 # words

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from mixgym.trainer.merging import MergeError, Recipe, merge
 
 
@@ -62,9 +63,9 @@ def test_vocabulary_is_filled_from_the_base(bench, chunk):
     small = torch.randn(1111, 4).to(torch.bfloat16)
     one = bench.write("one", {"model.embed_tokens.weight": base})
     two = bench.write("two", {"model.embed_tokens.weight": small})
-    merged = bench.merge(
-        "passthrough", [two], one, vocab="base", chunk_elements=chunk
-    )["model.embed_tokens.weight"]
+    merged = bench.merge("passthrough", [two], one, vocab="base", chunk_elements=chunk)[
+        "model.embed_tokens.weight"
+    ]
     assert torch.equal(merged[:1111], small)
     assert torch.equal(merged[1111:], base[1111:].to(torch.bfloat16))
 
@@ -325,9 +326,7 @@ def test_base_is_cast_before_it_is_compared(bench):
     base = torch.randn(9000, generator=generator)
     model = base.to(torch.bfloat16)
     model[:10] += 1
-    _, report = bench.run(
-        "ties", [bench.write("m", {"w": model})], bench.write("b", {"w": base})
-    )
+    _, report = bench.run("ties", [bench.write("m", {"w": model})], bench.write("b", {"w": base}))
     assert report.zero_share == [(9000 - 10) / 9000]
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from mixgym.trainer.merging import MERGE_METHODS
 from mixgym.trainer.merging.sparsify import keep_probabilities
 from mixgym.trainer.merging.words import WordStream
@@ -175,9 +176,7 @@ def test_method_equals_the_formula(bench, make_tensors, method, dtype):
         parameters["t"] = 0.3
     entries = paths
     if "weight" in accepted:
-        entries = [
-            {"model": p, "weight": w} for p, w in zip(paths, WEIGHTS, strict=False)
-        ]
+        entries = [{"model": p, "weight": w} for p, w in zip(paths, WEIGHTS, strict=False)]
     uses_base = spec.base != "unused"
     merged = bench.merge(method, entries, base_path if uses_base else None, parameters=parameters)
     for name, got in merged.items():

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixgym.trainer.merging import MergeError, merge
-from mixgym.trainer.merging import writing
+from safetensors import safe_open
+
+from mixgym.trainer.merging import MergeError, merge, writing
 from mixgym.trainer.merging.checkpoint import TensorInfo
 from mixgym.trainer.merging.numerics import STORAGE
 from mixgym.trainer.merging.writing import OutputFolder, parse_bytes, plan_shards
-from safetensors import safe_open
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -38,10 +38,10 @@ def crash_at(monkeypatch, module, name, number, after=False):
     def broken(*args, **kwargs):
         calls[0] += 1
         if calls[0] == number and not after:
-            raise Crash
+            raise CrashError
         result = real(*args, **kwargs)
         if calls[0] == number:
-            raise Crash
+            raise CrashError
         return result
 
     monkeypatch.setattr(module, name, broken)
@@ -68,7 +68,7 @@ def test_a_crash_at_any_call_leaves_nothing(bench, family, monkeypatch, name, af
         with monkeypatch.context() as patch:
             crash_at(patch, os, name, number, after)
             published = name == "fsync" and number == total
-            with pytest.raises(Crash):
+            with pytest.raises(CrashError):
                 merge(recipe)
         if not published:  # the last sync is of the parent, after the name was taken
             assert sorted(path.name for path in bench.folder.iterdir()) == entries
@@ -81,13 +81,11 @@ def test_a_crash_while_overwriting_keeps_the_old_weights(bench, family, monkeypa
     merge(first)
     before = prints(first.out)
     again = bench.recipe("select", paths, out=first.out, overwrite=True)
-    total = count_calls(
-        monkeypatch, "pwrite", bench.recipe("select", paths)
-    )
+    total = count_calls(monkeypatch, "pwrite", bench.recipe("select", paths))
     for number in range(1, total + 1):
         with monkeypatch.context() as patch:
             crash_at(patch, os, "pwrite", number)
-            with pytest.raises(Crash):
+            with pytest.raises(CrashError):
                 merge(again)
         assert prints(first.out) == before
 
@@ -159,7 +157,9 @@ def test_a_full_disk_is_named(bench, family, monkeypatch, name):
 
 def test_too_small_a_disk_is_seen_beforehand(bench, family, monkeypatch):
     _, paths, _, _ = family
-    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: os.terminal_size((1, 1)) and Free)
+    monkeypatch.setattr(
+        writing.shutil, "disk_usage", lambda path: os.terminal_size((1, 1)) and Free
+    )
     recipe = bench.recipe("linear", paths)
     with pytest.raises(MergeError, match=r"needs [\d,]+ bytes and .* has 5 free"):
         merge(recipe, dry_run=True)
@@ -228,7 +228,7 @@ def test_a_failure_in_one_thread_stops_the_others(bench, family, monkeypatch):
     _, paths, _, _ = family
     recipe = bench.recipe("linear", paths, threads=3, chunk_elements=4096)
     crash_at(monkeypatch, os, "preadv", 4)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         merge(recipe)
     assert not Path(recipe.out).exists()
     assert not list(bench.folder.glob(".*"))
