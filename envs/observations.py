@@ -232,6 +232,45 @@ def dict_observation(
     return {**parts, **_signals(view, shape)}, clipped
 
 
+def shape_of(observation_size: int, actions: int) -> tuple[int, int]:
+    """(K_max, G_max) from the sizes of the flat observation and of the joint action.
+
+    Raises:
+        ValueError: if they are not those of a joint environment.
+    """
+    for sources in range(1, actions):
+        strata = actions // sources - 1
+        size = len(PROGRESS) + sources * (len(SOURCES) + 1) + sources * strata * (len(STRATA) + 1)
+        if sources * (strata + 1) == actions and size == observation_size:
+            return sources, strata
+    raise ValueError(
+        f"an observation of {observation_size} and an action of {actions} entries are not "
+        "those of mixgym/Mixture-v0 with the flat observation"
+    )
+
+
+def local_size(strata: int) -> int:
+    """Entries of a source's own rows: see :func:`local_observation`."""
+    return len(PROGRESS) + len(SOURCES) + strata * len(STRATA) + strata
+
+
+def local_observation(flat: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """What each source sees of flat observations: [..., size] -> [..., K_max, local size].
+
+    A row is ``progress`` (P,), the source's row of ``sources`` (S,), its rows of ``strata``
+    (G_max * D,), and the mask of its strata (G_max,).
+    """
+    sources, strata = shape
+    lead = flat.shape[:-1]
+    parts = {
+        name: flat[..., part].reshape(*lead, *size) for name, (part, size) in layout(shape).items()
+    }
+    progress = np.broadcast_to(parts["progress"][..., None, :], (*lead, sources, len(PROGRESS)))
+    cells = parts["masks"][..., sources:].reshape(*lead, sources, strata)
+    inner = parts["strata"].reshape(*lead, sources, strata * len(STRATA))
+    return np.concatenate([progress, parts["sources"], inner, cells], axis=-1)
+
+
 def parts_of(
     observation: dict[str, NDArray[np.float32]],
 ) -> dict[str, NDArray[np.float32]]:

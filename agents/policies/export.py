@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from mixgym.agents.actor import Actor, State
-from mixgym.agents.policies.network import HierarchicalActor, shape_of, split_rows
+from mixgym.agents.policies.network import HierarchicalActor, split_rows
 from mixgym.agents.policies.on_policy import HierarchicalPolicy
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.observations import PROGRESS, SOURCES, STRATA
+from mixgym.envs.observations import PROGRESS, SOURCES, STRATA, shape_of
 
 WEIGHTS, CARD = "policy.safetensors", "policy.json"
 FEATURES = {"progress": list(PROGRESS), "sources": list(SOURCES), "strata": list(STRATA)}

@@ -55,23 +55,6 @@ def split_rows(observation: torch.Tensor, sources: int, strata: int) -> Rows:
     )
 
 
-def shape_of(observation_size: int, action_size: int) -> tuple[int, int]:
-    """(K_max, G_max) from the sizes of the spaces.
-
-    Raises:
-        ValueError: if they are not those of a joint environment.
-    """
-    for sources in range(1, action_size):
-        strata = action_size // sources - 1
-        size = len(PROGRESS) + sources * (len(SOURCES) + 1) + sources * strata * (len(STRATA) + 1)
-        if sources * (strata + 1) == action_size and size == observation_size:
-            return sources, strata
-    raise ValueError(
-        f"an observation of {observation_size} and an action of {action_size} entries are not "
-        "those of mixgym/Mixture-v0 with the flat observation"
-    )
-
-
 def masked_mean(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over the second-last axis of the rows whose mask is true; 0 where there is none."""
     weight = mask.to(rows.dtype).unsqueeze(-1)

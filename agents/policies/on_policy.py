@@ -14,9 +14,9 @@ from mixgym.agents.policies.network import (
     HierarchicalActor,
     ValueNet,
     action_mask,
-    shape_of,
     split_rows,
 )
+from mixgym.envs.observations import shape_of
 
 
 class MaskedGaussian(DiagGaussianDistribution):
