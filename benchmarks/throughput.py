@@ -7,10 +7,9 @@ Both start from the same weights and train once on the same rows, in steps of th
 clipping, constant learning rate and precision, on one thread. Runs take turns, each in a process of
 its own, after a forward and backward pass that is not counted; medians are reported. The figure is
 supervised tokens per CPU second, from rows in memory to updated weights: on a machine that is
-shared, wall time says nothing. Losses are compared, so that a fast wrong loop shows: one more run of
-TRL's is given our packs in our order, and its loss must be ours at every step; of the timed runs,
-each with its own packs, the mean training loss and the held-out NLL of the trained weights stand in
-the table.
+shared, wall time says nothing. Losses are compared, so that a fast wrong loop shows: one more run
+of TRL's is given our packs in our order, and its loss must be ours at every step; of the timed
+runs, each with its own packs, the table has the mean training loss and the held-out NLL afterwards.
 
 Logits are computed only where a token is supervised here, so the gain is largest where prompts are
 long; ``--labels all`` trains on every token and shows what is left without that.

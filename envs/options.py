@@ -80,8 +80,8 @@ class ModelOptions(Options):
     precision: Literal["fp32", "bf16"] = "fp32"
     fp32_matmul: Literal["default", "onednn"] = Field(
         "default",
-        description="float32 products on CPU: onednn can be twice as fast from hidden size 256 up "
-        "(AMD); refused where it would round them",
+        description="float32 matrix products on CPU: onednn can pay for large models where MKL is "
+        "slow (AMD), and costs time for small ones; refused where it would round",
     )
     gradient_checkpointing: bool = False
     init_seed: int = Field(0, description="of a preset's random weights")

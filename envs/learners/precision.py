@@ -23,9 +23,7 @@ def matmul(library: Matmul) -> Iterator[None]:
     if library == "default":
         yield
         return
-    import torch
-
-    settings: Any = torch.backends.mkldnn.matmul
+    settings = _matmul_settings()
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:
@@ -36,12 +34,22 @@ def matmul(library: Matmul) -> Iterator[None]:
 
 def check_onednn() -> None:
     """Raise a ConfigError if oneDNN would round float32 products on this machine."""
+    if _matmul_settings() is None:
+        raise ConfigError("model.fp32_matmul=onednn: this PyTorch cannot choose: use default")
     error = onednn_error()
     if error > FLOAT32_ERROR:
         raise ConfigError(
             f"model.fp32_matmul=onednn: this processor would round float32 products "
             f"(relative error {error:.1e}): use default, or precision bf16 if that is wanted"
         )
+
+
+def _matmul_settings() -> Any:
+    """What PyTorch lets one choose; None before the version that does."""
+    import torch
+
+    backend: Any = torch.backends.mkldnn
+    return getattr(backend, "matmul", None)
 
 
 def onednn_error() -> float:

@@ -217,11 +217,16 @@ def test_smollm2_trains(real_cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
         tokenize=False,
     )
     assert "<|im_start|>assistant\nHi there.<|im_end|>" in text
+    text = (
+        "Water boils when it is heated to one hundred degrees. When the pot is taken off the "
+        "fire, the water cools down again, and after some time it has the temperature of the "
+        "room. If it is put outside in winter, it freezes and becomes ice."
+    )
     ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)[:64]
     rows = EncodedRows.from_lists([(ids, np.arange(len(ids)) > 0)])
     splits = {"train": rows, "reward": rows}
     strata = {name: np.zeros(1, np.int64) for name in splits}
-    source = Source("greeting", 1.0, splits, strata, 1, None, SourceReport("here", "text"))
+    source = Source("water", 1.0, splits, strata, 1, None, SourceReport("here", "text"))
     learner = CausalLM(
         lambda: load_model(options, 64),
         tokenizer,
@@ -234,7 +239,7 @@ def test_smollm2_trains(real_cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert learner.model.num_parameters() == 134_515_008
     before = learner.evaluate("reward").nll[0, 0]
     for _ in range(2):
-        sums, loss = learner.accumulate((Pack(np.array([[0, 0, 0]]), np.array([len(ids)]), 64),))
+        learner.accumulate((Pack(np.array([[0, 0, 0]]), np.array([len(ids)]), 64),))
         learner.apply()
     assert before < 3
     assert learner.evaluate("reward").nll[0, 0] < before
