@@ -55,6 +55,9 @@ class RunOptions(Options):
     save_every: int = Field(default=10, ge=1, description="decisions between two checkpoints")
     keep_last: int = Field(default=2, ge=1, description="checkpoints that are kept")
     tensorboard: bool = Field(default=True, description="write TensorBoard records")
+    exact_match: int = Field(
+        default=0, ge=0, description="test rows per checkable source to decode greedily at the end"
+    )
 
 
 class TrainOptions(Options):

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.envs.learners.base import Evaluation
+from mixgym.envs.learners.causal_lm import CausalLM
+from mixgym.envs.learners.exact import exact_match
 from mixgym.envs.rendering import render_rgb
 from mixgym.envs.rewards import target_mean
 from mixgym.trainer import storage
@@ -34,6 +36,7 @@ class _Outcome:
     test_before: Evaluation | None = None
     test_after: Evaluation | None = None
     history: list[list[float]] = field(default_factory=list)
+    exact: dict[str, float] = field(default_factory=dict)
 
 
 def finetune_command(
@@ -163,6 +166,8 @@ def _finish(env: MixtureEnv, run: RunFolder, outcome: _Outcome) -> None:
     if save_model is not None:
         with storage.atomic_folder(run.path / MODEL) as temporary:
             save_model(temporary)
+    if run.config.run.exact_match and isinstance(learner, CausalLM):
+        outcome.exact = exact_match(learner, "test", run.config.run.exact_match)
     learner.reset()
     outcome.test_before = learner.evaluate("test")
 
@@ -208,6 +213,7 @@ def _summary(run: RunFolder, place: Seat, outcome: _Outcome) -> dict[str, Any]:
             }
             for k, name in enumerate(world.names)
         },
+        "exact": outcome.exact,
         "cost": last["cost"],
         "time": {
             **seconds,
