@@ -189,36 +189,46 @@ class AdapterCheckpoint:
             expected = (b.shape[0], a.shape[1])
             if pair.transposed:
                 expected = expected[::-1]
-            if name in known and known[name].shape != expected:
+            found = self._plain_info(name).shape
+            if found != expected:
                 raise MergeError(
                     f"model {self.label}: the adapter's factors make {name} {list(expected)}, its "
-                    f"base {self._base.label} has {list(known[name].shape)}; give the base it was "
-                    "trained on"
+                    f"base {self._base.label} has {list(found)}; give the base it was trained on"
                 )
 
     def _listed(self) -> Mapping[str, TensorInfo]:
-        """Return the base's tensors, with those that the adapter changes as float32."""
+        """Return the base's tensors as the adapter changes them, products as float32."""
         listed = dict(self._base.tensors)
-        for name in self.adapter.pairs:
-            info = listed[name]
-            kind = info.kind if info.kind.name == "F64" else STORAGE["F32"]
-            listed[name] = TensorInfo(name, info.shape, kind, info.kind)
         for name, saved in self.adapter.replacements.items():
             info = self.adapter.file.tensors[saved]
             listed[name] = TensorInfo(name, info.shape, info.kind, listed[name].kind)
+        for name in self.adapter.pairs:
+            info = listed[name]
+            kind = info.kind if info.kind.name == "F64" else STORAGE["F32"]
+            listed[name] = TensorInfo(name, info.shape, kind, info.nominal)
         return listed
 
     def read(self, name: str, start: int, out: Array) -> None:
         """Fill ``out`` with the elements of a tensor from flat index ``start`` on."""
-        if name in self.adapter.replacements:
-            self.adapter.file.read(self.adapter.replacements[name], start, out)
-        elif name not in self.adapter.pairs:
+        if name in self.adapter.pairs:
+            self._read_sum(name, start, out)
+        else:
+            self._read_plain(name, start, out)
+
+    def _read_plain(self, name: str, start: int, out: Array) -> None:
+        """Read what the products are added to: peft saves embeddings whole beside their factors."""
+        saved = self.adapter.replacements.get(name)
+        if saved is None:
             self._base.read(name, start, out)
         else:
-            self._read_sum(name, start, out)
+            self.adapter.file.read(saved, start, out)
+
+    def _plain_info(self, name: str) -> TensorInfo:
+        saved = self.adapter.replacements.get(name)
+        return self._base.tensors[name] if saved is None else self.adapter.file.tensors[saved]
 
     def _read_sum(self, name: str, start: int, out: Array) -> None:
-        columns = self._base.tensors[name].shape[-1]
+        columns = self.tensors[name].shape[-1]
         height = max(1, _BLOCK_ELEMENTS // columns)
         span = height * columns
         done = 0
@@ -238,10 +248,10 @@ class AdapterCheckpoint:
         return kept[name, number]
 
     def _compute_block(self, name: str, first: int, height: int) -> Array:
-        info = self._base.tensors[name]
+        info = self._plain_info(name)
         rows = min(height, info.shape[0] - first)
         raw = np.empty(rows * info.shape[1], info.kind.storage)
-        self._base.read(name, first * info.shape[1], raw)
+        self._read_plain(name, first * info.shape[1], raw)
         base = decode(raw, info.kind, np.empty(raw.size, np.float64))
         left, right = self._factors(name)
         delta = left[first : first + rows] @ right

@@ -21,7 +21,7 @@ MERGES = sorted(set(MERGE_METHODS) - {"lora_cat"})
 
 
 def dense_case(method, models, base):
-    """Entries, base and parameters under which a method keeps everything, with shares as weights."""
+    """Entries, base and parameters under which a method keeps everything."""
     spec = METHODS[method]
     accepted = accepted_parameters(spec, spec.sparsify, spec.combine)
     models = models[: spec.models[1] or len(models)]

@@ -337,3 +337,37 @@ def test_soups_refuse_losses_that_are_not_finite(bench):
     with pytest.raises(MergeError, match="finite"):
         greedy_soup(bench.recipe("linear", paths), lambda folder: float("nan"))
     assert not list(bench.folder.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (llama, {"target_modules": ["q_proj", "down_proj"]}),
+        (llama, {"target_modules": ["q_proj", "o_proj"], "use_rslora": True}),
+        (llama, {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 2}}),
+        (llama, {"target_modules": ["up_proj"], "alpha_pattern": {"layers.1.mlp.up_proj": 3}}),
+        (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
+        (gpt2, {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_equal_peft(tmp_path, make, options, dtype):
+    peft = pytest.importorskip("peft")
+    base = save_family(tmp_path, make, dtype)[0]
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, **options))
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = (torch.randn(parameter.shape) * 0.1).to(parameter.dtype)
+    model.save_pretrained(tmp_path / "adapter")
+    baked = model.merge_and_unload()
+    out = str(tmp_path / "out")
+    recipe = {"method": "passthrough", "models": [str(tmp_path / "adapter")], "base": base}
+    merge(Recipe.parse({**recipe, "out": out}))
+    ours = AutoModelForCausalLM.from_pretrained(out, dtype=dtype).state_dict()
+    theirs = baked.state_dict()
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-7  # an ulp of bfloat16
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance / 8)

@@ -208,7 +208,7 @@ def test_no_folder_no_weights_no_config(bench):
 
 
 def test_two_checkpoints_in_one_folder(bench, pair):
-    tensors, good = pair
+    _, good = pair
     (Path(good) / "model.safetensors.index.json").write_text("{}")
     refused(bench, "linear", [good], "two checkpoints", "model.safetensors", "stale")
 
@@ -308,7 +308,7 @@ def test_padding_in_use_is_no_difference(bench, pair):
 
 
 def test_base_is_the_donor_and_dtypes_are_kept(bench, pair):
-    tensors, good = pair
+    tensors, _ = pair
     base = bench.write("base", tensors, config={"note": "base", "torch_dtype": "bfloat16"})
     half = bench.write("half", {k: v.to(torch.float16) for k, v in tensors.items()})
     merged, report = bench.run("task_arithmetic", [half], base)

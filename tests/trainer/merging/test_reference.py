@@ -106,43 +106,65 @@ def sce(deltas, share):
     return (stacked * shaped * agrees).sum(axis=0) / np.where(share_sum == 0, 1, share_sum)
 
 
-def expected(method, base, models, name):
-    deltas = [m - base for m in models]
-    if method == "linear":
-        return sum(w * m for w, m in zip(WEIGHTS, models, strict=True)) / sum(WEIGHTS)
-    if method == "task_arithmetic":
-        return base + 0.7 * sum(w * d for w, d in zip(WEIGHTS, deltas, strict=True))
-    if method == "ties":
-        return base + 0.7 * elect([topk(d, 0.4) for d in deltas], WEIGHTS, True)
-    if method.startswith("dare"):
-        thinned = [dare(d, 0.4, name, k) for k, d in enumerate(deltas)]
-    elif method.startswith("della"):
-        thinned = [prune(d, 0.4, 0.2, name, k) for k, d in enumerate(deltas)]
-    elif method.startswith("breadcrumbs"):
-        thinned = [crumbs(d, 0.4, 0.1) for d in deltas]
-    if method in ("dare_linear", "della_linear", "breadcrumbs"):
-        return base + 0.7 * sum(w * d for w, d in zip(WEIGHTS, thinned, strict=True))
-    if method in ("dare_ties", "della", "breadcrumbs_ties"):
-        return base + 0.7 * elect(thinned, WEIGHTS, False)
-    if method == "sce":
-        return base + 0.7 * sce(deltas, 0.6)
-    if method == "slerp":
-        return arc(base, models[0], 0.3)
-    if method == "nuslerp":
-        return base + arc(deltas[0], deltas[1], 0.3 / 0.8)
-    if method == "multislerp":
-        return base + sphere(deltas, WEIGHTS, 1)
-    if method == "karcher":
-        return sphere(models, WEIGHTS, 300)
-    if method == "model_stock":
-        return stock(base, deltas)
-    if method == "nearswap":
-        d = deltas[0]
-        share = np.clip(0.3 / np.maximum(np.abs(d), 1e-300), 0, 1)
-        return share * models[0] + (1 - share) * base
-    if method == "passthrough":
-        return models[0]
-    raise AssertionError(method)
+def weighted(deltas, weights=None):
+    return sum(w * d for w, d in zip(weights or WEIGHTS, deltas, strict=True))
+
+
+def with_thinned(thin, combine):
+    """A formula: thin each delta, combine, scale by lambda and add to the base."""
+
+    def formula(base, models, name):
+        thinned = [thin(m - base, name, k) for k, m in enumerate(models)]
+        return base + 0.7 * combine(thinned)
+
+    return formula
+
+
+def by_size(delta, name, k):
+    return topk(delta, 0.4)
+
+
+def by_chance(delta, name, k):
+    return dare(delta, 0.4, name, k)
+
+
+def by_rank(delta, name, k):
+    return prune(delta, 0.4, 0.2, name, k)
+
+
+def by_ends(delta, name, k):
+    return crumbs(delta, 0.4, 0.1)
+
+
+def elect_sum(deltas):
+    return elect(deltas, WEIGHTS, False)
+
+
+def swap(base, models, name):
+    distance = np.maximum(np.abs(models[0] - base), 1e-300)
+    share = np.clip(0.3 / distance, 0, 1)
+    return share * models[0] + (1 - share) * base
+
+
+FORMULAS = {
+    "linear": lambda base, models, name: weighted(models) / sum(WEIGHTS),
+    "task_arithmetic": with_thinned(lambda delta, name, k: delta, weighted),
+    "ties": with_thinned(by_size, lambda deltas: elect(deltas, WEIGHTS, True)),
+    "dare_linear": with_thinned(by_chance, weighted),
+    "dare_ties": with_thinned(by_chance, elect_sum),
+    "della_linear": with_thinned(by_rank, weighted),
+    "della": with_thinned(by_rank, elect_sum),
+    "breadcrumbs": with_thinned(by_ends, weighted),
+    "breadcrumbs_ties": with_thinned(by_ends, elect_sum),
+    "sce": with_thinned(lambda delta, name, k: delta, lambda deltas: sce(deltas, 0.6)),
+    "slerp": lambda base, models, name: arc(base, models[0], 0.3),
+    "nuslerp": lambda base, models, name: base + arc(models[0] - base, models[1] - base, 0.3 / 0.8),
+    "multislerp": lambda base, models, name: base + sphere([m - base for m in models], WEIGHTS, 1),
+    "karcher": lambda base, models, name: sphere(models, WEIGHTS, 300),
+    "model_stock": lambda base, models, name: stock(base, [m - base for m in models]),
+    "nearswap": swap,
+    "passthrough": lambda base, models, name: models[0],
+}
 
 
 PARAMETERS = {
@@ -154,11 +176,14 @@ PARAMETERS = {
     "tol": 1e-14,
     "max_iter": 300,
 }
-CASES = sorted(set(MERGE_METHODS) - {"select", "lora_cat"})
+
+
+def test_every_method_has_a_formula():
+    assert set(FORMULAS) == set(MERGE_METHODS) - {"select", "lora_cat"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize("method", FORMULAS)
 def test_method_equals_the_formula(bench, make_tensors, method, dtype):
     from mixgym.trainer.merging.catalogue import METHODS, accepted_parameters
 
@@ -181,7 +206,7 @@ def test_method_equals_the_formula(bench, make_tensors, method, dtype):
     merged = bench.merge(method, entries, base_path if uses_base else None, parameters=parameters)
     for name, got in merged.items():
         arrays = [m[name].double().numpy() for m in models[:count]]
-        want = expected(method, base[name].double().numpy(), arrays, name)
+        want = FORMULAS[method](base[name].double().numpy(), arrays, name)
         tolerance = 1e-11 if dtype == torch.float64 else 3e-5
         np.testing.assert_allclose(got.double().numpy(), want, rtol=tolerance, atol=tolerance)
 
