@@ -241,5 +241,5 @@ def test_smollm2_trains(real_cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for _ in range(2):
         learner.accumulate((Pack(np.array([[0, 0, 0]]), np.array([len(ids)]), 64),))
         learner.apply()
-    assert before < 3
+    assert before < 5  # random weights: 10.8
     assert learner.evaluate("reward").nll[0, 0] < before
