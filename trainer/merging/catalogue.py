@@ -36,7 +36,8 @@ PARAMETERS: dict[str, str] = {
     "t": "position between two models; for nearswap, the distance within which they swap",
     "normalize": "divide by the sum of the weights that took part",
     "rescale": "make up for dropped deltas: paper (1 / keep probability), l1 or none",
-    "resample": "further draws where the chosen value equals the base: 0, 1, ... or all",
+    "resample": "further draws where the chosen value equals the base: 0, 1, ..., all, or "
+    "auto (all if a base is given, else 0)",
     "granularity": "what one draw decides: element, row, tensor or layer",
     "max_iter": "iterations at most (karcher)",
     "tol": "angle in radians at which to stop (karcher)",
@@ -73,7 +74,7 @@ _DEFAULTS: dict[str, float | int | str | bool] = {
     "t": 0.5,
     "normalize": False,
     "rescale": "paper",
-    "resample": 0,
+    "resample": "auto",
     "granularity": "element",
     "max_iter": 100,
     "tol": 1e-9,

@@ -19,6 +19,7 @@ from mixgym.trainer.merging.chunk import Chunk, Workspace
 from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.kernels import Kernel
 from mixgym.trainer.merging.numerics import Array, first_nonfinite
+from mixgym.trainer.merging.parameters import resample_rounds
 from mixgym.trainer.merging.plan import Plan, TensorJob, build_kernel, make_plan
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
@@ -257,7 +258,7 @@ def _record(plan: Plan, tally: Tally) -> dict[str, Any]:
 def _remarks(plan: Plan, tally: Tally) -> list[str]:
     """Say so if resampling had nothing to do, as with checkpoints saved in float32."""
     shares = tally.summary()["zero_share"]
-    resamples = plan.recipe.stages[1] == "select" and plan.recipe.parameters.get("resample", 0)
+    resamples = plan.recipe.stages[1] == "select" and resample_rounds(plan.recipe) != 0
     if resamples and shares is not None and max(shares) < _LARGE_ZERO_SHARE:
         return [
             f"at most {max(shares):.2e} of a model's elements equal the base, so that resampling "

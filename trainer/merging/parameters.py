@@ -110,17 +110,20 @@ def _first(*candidates: Any) -> float:
     return float(next(value for value in candidates if value is not None))
 
 
-def resample_rounds(value: Any) -> int | None:
-    """Return the number of further draws, None for as many as it takes."""
+def resample_rounds(recipe: Recipe) -> int | None:
+    """Return the number of further draws of a selection, None for as many as it takes.
+
+    Raises:
+        MergeError: If the parameter is neither a number nor ``all`` nor ``auto``.
+    """
+    value = recipe.parameters.get("resample", "auto")
+    if value == "auto":
+        return 0 if recipe.base is None else None
     if value == "all":
         return None
-    try:
-        rounds = int(value)
-    except (TypeError, ValueError):
-        rounds = -1
-    if rounds < 0 or isinstance(value, bool):
-        raise MergeError(f"resample is 0, 1, 2, ... or all, not {value!r}")
-    return rounds
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise MergeError(f"resample is 0, 1, 2, ..., all or auto, not {value!r}")
+    return value
 
 
 def _check(
@@ -143,7 +146,6 @@ def _check(
         raise MergeError(
             f"granularity is {shared['granularity']!r}; it is one of {', '.join(_GRANULARITIES)}"
         )
-    resample_rounds(shared.get("resample", 0))
     _check_weights(recipe, name, per_model.get("weight"), shared)
 
 

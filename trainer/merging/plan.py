@@ -120,8 +120,7 @@ def arrange(recipe: Recipe) -> Recipe:
 def _needs_base(recipe: Recipe) -> bool:
     if recipe.stages[1] != "select":
         return False
-    resamples = resample_rounds(recipe.parameters.get("resample", 0)) != 0
-    return resamples or recipe.stages[0] != "none"
+    return resample_rounds(recipe) != 0 or recipe.stages[0] != "none"
 
 
 def make_plan(recipe: Recipe, stack: ExitStack) -> Plan:
@@ -213,7 +212,7 @@ def build_kernel(recipe: Recipe, job: TensorJob) -> Kernel:
     sparsify, combine = recipe.stages
     family = recipe.spec.family
     if combine == "select":
-        return _select_kernel(settings, job, sparsify)
+        return _select_kernel(recipe, settings, job)
     if family == "staged":
         if sparsify == "none" and combine in ("sum", "mean"):
             return build_dense_sum(settings)
@@ -230,7 +229,7 @@ def build_kernel(recipe: Recipe, job: TensorJob) -> Kernel:
     return GramKernel(recipe.method, settings, relative)
 
 
-def _select_kernel(settings: StageSettings, job: TensorJob, sparsify: str) -> Kernel:
+def _select_kernel(recipe: Recipe, settings: StageSettings, job: TensorJob) -> Kernel:
     granularity = str(settings.shared["granularity"])
     layer = layer_of(settings.name)
     key = settings.name
@@ -240,4 +239,4 @@ def _select_kernel(settings: StageSettings, job: TensorJob, sparsify: str) -> Ke
     row = job.info.elements // shape[0] if shape and shape[0] else 1
     run = {"element": 1, "row": row}.get(granularity, job.info.elements)
     draws = Draws(WordStream(settings.seed, "select", key), max(1, run))
-    return SelectKernel(settings, sparsify, draws, resample_rounds(settings.shared["resample"]))
+    return SelectKernel(settings, recipe.stages[0], draws, resample_rounds(recipe))

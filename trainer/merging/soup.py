@@ -71,7 +71,7 @@ def greedy_soup(recipe: Recipe, evaluate: Evaluate, tolerance: float = 0.0) -> S
     trials: list[tuple[str, float, bool]] = []
     parent = Path(recipe.out).expanduser().absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    kitchen = Path(tempfile.mkdtemp(prefix=f".{Path(recipe.out).name}.soup-", dir=parent))
+    kitchen = Path(tempfile.mkdtemp(prefix=f".{Path(recipe.out).name}.partial-", dir=parent))
     try:
         for entry in ranked[1:]:
             trial = kitchen / "trial"
