@@ -4,9 +4,9 @@
 
 Tools take turns, each run is a process of its own with one thread, and medians are reported. CPU
 seconds (user and system) are the comparable figure; wall time depends on what else runs. Start-up
-is the same command on a model of 0.1 MB, and is taken off. Outputs are compared, so that a fast
-wrong answer fails: linear and ties with the float64 reference rounded to bfloat16, selection by
-its shares and by closure. Needs 5 GB of disk, or 10 with ``--double``.
+is the same command on a model of 0.1 MB, run right before, and is taken off. Outputs are compared,
+so that a fast wrong answer fails: linear and ties with the float64 reference rounded to bfloat16,
+selection by its shares and by closure. Needs 5 GB of disk, or 11 with ``--double``.
 """
 
 import argparse
@@ -244,30 +244,51 @@ def median(runs: list[dict[str, float]], key: str) -> float:
     return statistics.median(run[key] for run in runs)
 
 
+Runs = dict[tuple[str, str], list[dict[str, float]]]
+
+
 def measure(
     folder: Path, names: list[str], reps: int, mergekit: str | None, after: Callable[..., None]
-) -> dict[tuple[str, str], list[dict[str, float]]]:
-    """Run all methods with the tools taking turns; ``after`` sees each method's outputs."""
-    runs: dict[tuple[str, str], list[dict[str, float]]] = {}
+) -> Runs:
+    """Run all methods with the tools taking turns; ``after`` sees each method's outputs.
+
+    Each run is preceded by one on the small models, whose CPU time is its start-up: ``net``.
+    """
+    runs: Runs = {}
+    small = folder.parent / "small"
     for rep in range(reps):
         for name in names:
             outs = {}
             for tool in commands(folder, name, folder / "x", mergekit):
                 out = folder / f"out_{tool}_{name}"
-                shutil.rmtree(out, ignore_errors=True)
-                command = commands(folder, name, out, mergekit)[tool]
-                runs.setdefault((tool, name), []).append(run_measured(command))
+                last = run_pair(small, folder, name, tool, out, mergekit)
+                runs.setdefault((tool, name), []).append(last)
                 outs[tool] = out
-                last = runs[tool, name][-1]
                 print(
-                    f"  {name} {tool}: {last['cpu']:.2f} s CPU, {last['wall']:.1f} s wall, "
-                    f"{last['anon_mb']:.0f} MB anonymous, load {last['load']:.1f}",
+                    f"  {name} {tool}: {last['net']:.2f} s CPU net, {last['start']:.2f} s "
+                    f"start-up, {last['wall']:.1f} s wall, {last['anon_mb']:.0f} MB anonymous, "
+                    f"load {last['load']:.1f}",
                     flush=True,
                 )
             after(name, outs, rep)
             for out in outs.values():
                 shutil.rmtree(out, ignore_errors=True)
     return runs
+
+
+def run_pair(
+    small: Path, big: Path, name: str, tool: str, out: Path, mergekit: str | None
+) -> dict[str, float]:
+    """Measure a merge of the small models and right after it one of the big models."""
+    tiny = small / f"out_{tool}_{name}"
+    shutil.rmtree(tiny, ignore_errors=True)
+    start = run_measured(commands(small, name, tiny, mergekit)[tool])
+    shutil.rmtree(out, ignore_errors=True)
+    whole = run_measured(commands(big, name, out, mergekit)[tool])
+    shutil.rmtree(tiny, ignore_errors=True)
+    above = whole["anon_mb"] - start["anon_mb"]
+    net = whole["cpu"] - start["cpu"]
+    return {**whole, "start": start["cpu"], "net": net, "above_mb": above}
 
 
 def warm(folder: Path) -> None:
@@ -278,21 +299,17 @@ def warm(folder: Path) -> None:
                 pass
 
 
-def report(
-    big: dict[tuple[str, str], list[dict[str, float]]],
-    small: dict[tuple[str, str], list[dict[str, float]]],
-) -> list[str]:
+def report(runs: Runs) -> list[str]:
     """Print the table and return the targets that were missed."""
     print("\n| method | tool | CPU net, s | start-up CPU, s | wall, s | peak RSS, MB | anon, MB |")
     print("|---|---|---|---|---|---|---|")
-    net: dict[tuple[str, str], float] = {}
-    for (tool, name), runs in big.items():
-        start = median(small[tool, name], "cpu")
-        net[tool, name] = median(runs, "cpu") - start
+    for (tool, name), found in runs.items():
         print(
-            f"| {name} | {tool} | {net[tool, name]:.2f} | {start:.2f} | {median(runs, 'wall'):.1f} "
-            f"| {median(runs, 'rss_mb'):.0f} | {median(runs, 'anon_mb'):.0f} |"
+            f"| {name} | {tool} | {median(found, 'net'):.2f} | {median(found, 'start'):.2f} "
+            f"| {median(found, 'wall'):.1f} | {median(found, 'rss_mb'):.0f} "
+            f"| {median(found, 'anon_mb'):.0f} |"
         )
+    net = {key: median(found, "net") for key, found in runs.items()}
     missed = []
 
     def target(text: str, value: float, limit: float) -> None:
@@ -311,9 +328,9 @@ def report(
             if ("mixgym", name) in net:
                 ratio = net["mixgym", name] / net["mixgym", "linear"]
                 target(f"{name}, net CPU over linear's", ratio, limit)
-    for (tool, name), runs in big.items():
+    for (tool, name), found in runs.items():
         if tool == "mixgym":
-            above = median(runs, "anon_mb") - median(small[tool, name], "anon_mb")
+            above = median(found, "above_mb")
             target(f"{name}, anonymous MB above the tiny model's", above, TARGET_ANON_MB)
     return missed
 
@@ -326,7 +343,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(RECIPES))
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--double", action="store_true", help="memory of a model twice as large")
+    parser.add_argument("--double", action="store_true", help="memory of a larger model, too")
     parser.add_argument("--check", default="all", help="all tensors, or a regular number of them")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
@@ -359,29 +376,22 @@ def main() -> int:
         if "mergekit" in outs:
             print("  " + agreement(name, outs["mixgym"], outs["mergekit"], tensors), flush=True)
 
-    print("start-up:")
-    starts = measure(small, names, options.reps, options.mergekit, lambda *_: None)
-    print("merging:")
     runs = measure(big, names, options.reps, options.mergekit, after)
-    missed = report(runs, starts)
+    missed = report(runs)
     if options.double:
         missed += double(options, names, runs)
     return 1 if missed else 0
 
 
-def double(
-    options: argparse.Namespace,
-    names: list[str],
-    runs: dict[tuple[str, str], list[dict[str, float]]],
-) -> list[str]:
-    """Measure memory on a model with twice the layers and twice the vocabulary's share."""
+def double(options: argparse.Namespace, names: list[str], runs: Runs) -> list[str]:
+    """Measure memory on a model with two and a half times the parameters."""
     folder = options.work / "double"
     make_checkpoints(folder, options.layers * 3)
     missed = []
     again = measure(folder, names, 1, None, lambda *_: None)
     for (tool, name), found in again.items():
         growth = median(found, "anon_mb") - median(runs[tool, name], "anon_mb")
-        print(f"{name}: {growth:+.1f} MB anonymous for a model twice as large")
+        print(f"{name}: {growth:+.1f} MB anonymous for the larger model")
         if growth > TARGET_GROWTH_MB:
             missed.append(f"{name}, growth")
     return missed

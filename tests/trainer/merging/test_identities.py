@@ -257,6 +257,12 @@ def test_a_tied_head_changes_nothing(bench, make_tensors):
     assert same_bits(bench.merge("select", [without[0], with_head[1]]), one)
 
 
+def test_picks_are_golden(bench):
+    merged = bench.one("select", [torch.full((1000,), float(k)) for k in range(3)])
+    picks = bytes(merged.to(torch.uint8).tolist())
+    assert hashlib.sha256(picks).hexdigest() == "62ae5fd133c357bb46154d0041d57139b6cc37e9608411a555d640997fd5766f"
+
+
 # statistics, with fixed seeds
 
 N = 1_000_000
