@@ -177,6 +177,8 @@ class _Loader(yaml.SafeLoader):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if key.tag in _NUMBER_TAGS:  # a share of the budget, say: keys are text
+                key.tag = _KEY_TAGS[0]
             if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEY_TAGS:
                 shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
                 raise _KeyProblemError(line, f"the key {shown} is not text; write it in quotes")
@@ -196,6 +198,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _Loader.yaml_implicit_resolvers = {}  # instead of the 1.1 ones that it inherits
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)

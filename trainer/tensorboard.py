@@ -33,6 +33,7 @@ TAGS = {
     "epochs/<source>": "passes over the source's training rows so far",
     "progress/steps": "optimiser steps so far",
     "progress/supervised_tokens": "supervised tokens trained on so far",
+    "optimizer/<name>": "learning rate, and gradient norm before clipping",
     "packing/<name>": "how full and how even the packs are",
     "bilevel/<name>": "the bilevel step rule's own quantities",
     "cost/<name>": "tokens and passes spent, measuring included",
@@ -40,7 +41,7 @@ TAGS = {
 }
 """Every tag of :func:`scalars_of`, with its meaning."""
 
-FLAT_SECTIONS = ("packing", "bilevel", "cost", "time")
+FLAT_SECTIONS = ("optimizer", "packing", "bilevel", "cost", "time")
 
 
 def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:

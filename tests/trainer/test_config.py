@@ -35,6 +35,7 @@ def test_no_file_gives_the_defaults() -> None:
         "save_every": 10,
         "keep_last": 2,
         "tensorboard": True,
+        "exact_match": 0,
     }
 
 
@@ -128,7 +129,7 @@ def test_yaml_words_mean_what_they_say(tmp_path: Path) -> None:
         (
             "run: {zzzz: {a: 1}}\n",
             'c.yaml:1: run.zzzz: unknown key (value {"a": 1}); '
-            "known here: dir, keep_last, save_every, tensorboard",
+            "known here: dir, exact_match, keep_last, save_every, tensorboard",
         ),
         (
             "training:\n  steps: 0\n",
@@ -155,7 +156,7 @@ def test_yaml_words_mean_what_they_say(tmp_path: Path) -> None:
             "sources:\n  a: {path: x}\n  b: {path: x}\n  a: {path: y}\n",
             "c.yaml:4: the key 'a' stands here again, first on line 2; remove or rename one",
         ),
-        ("seed: 1\n2: 3\n", "c.yaml:2: the key 2 is not text; write it in quotes"),
+        ("seed: 1\ntrue: 3\n", "c.yaml:2: the key true is not text; write it in quotes"),
         ("- 1\n", "c.yaml: holds [1]; a mapping of options is needed"),
         ("a: [1\n", "c.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
         (

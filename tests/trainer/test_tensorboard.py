@@ -47,6 +47,7 @@ def record(decision: int) -> dict[str, Any]:
         },
         "reward": {"global": 0.1, "local": {"maths": 0.2}, "components": {"fall": 0.3}},
         "epochs": {"maths": 0.5, "a-b": 2.0},
+        "optimizer": {"learning_rate": 1e-3},
         "packing": {"fill": 0.9},
         "bilevel": {"alpha": 1.0},
         "cost": {"tokens": 12.0},
