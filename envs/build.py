@@ -34,9 +34,10 @@ def build_environment(
     Raises:
         MixgymError: if a source, the model or an option cannot be used (the message says which).
     """
-    make = _curves_world if options.environment.learner == "curves" else _language_world
+    environment = _padded(options.environment)
+    make = _curves_world if environment.learner == "curves" else _language_world
     world, training = make(options)
-    return MixtureEnv(world, options.environment, training, on_episode_end, render_mode)
+    return MixtureEnv(world, environment, training, on_episode_end, render_mode)
 
 
 def load_corpus(options: WorldOptions) -> Corpus:
@@ -148,21 +149,50 @@ def _check_vocabulary(corpus: Corpus, model: Any, name: str) -> None:
 
 
 def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
-    from mixgym.envs.learners.curves import CurveLearner, TokenPlane, sample_task
+    from mixgym.envs.curves.learner import CurveLearner, TokenPlane
+    from mixgym.envs.curves.task import sample_task, task_set
 
     if options.sources != "embedded":
         raise ConfigError(
             "environment.learner=curves has no rows: leave sources out, or use learner causal_lm"
         )
-    task = sample_task(options.seed, strata=options.data.strata)
-    tokens = options.training.packs * options.data.max_length
-    world = World(
-        names=task.names,
-        targets=task.targets,
-        prior=make_prior(task.names, task.size, options.environment),
-        cell_size=task.size,
-        learner=CurveLearner(task),
-        make_plane=lambda seed: TokenPlane(task, tokens),
-        step_rule=PlainStep(),
-    )
-    return world, options.training
+    tasks = task_set(options.environment.tasks, options.seed, options.data.strata)
+
+    def draw(seed: int) -> World:
+        found = tasks[seed % len(tasks)]
+        task = sample_task(found) if isinstance(found, int) else found
+        return World(
+            names=task.names,
+            targets=task.targets,
+            prior=make_prior(task.names, task.size, options.environment),
+            cell_size=task.size,
+            learner=CurveLearner(task, seed),
+            make_plane=lambda _: TokenPlane(task, options.training.steps),
+            step_rule=PlainStep(),
+            draw=draw,
+        )
+
+    return draw(0), options.training
+
+
+def _padded(options: EnvironmentOptions) -> EnvironmentOptions:
+    """The options with room for every task of a set that tasks are drawn from.
+
+    Raises:
+        ConfigError: if there is asked for less room, or for tasks of another learner.
+    """
+    from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
+
+    if options.tasks is None:
+        return options
+    if options.learner != "curves":
+        raise ConfigError(
+            f"environment.tasks={options.tasks}: only learner curves has tasks to draw"
+        )
+    shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
+    if shape[0] < MAX_SOURCES or shape[1] < MAX_STRATA:
+        raise ConfigError(
+            f"environment.max_sources, max_strata = {shape}: the tasks have up to {MAX_SOURCES} "
+            f"sources and {MAX_STRATA} strata"
+        )
+    return options.model_copy(update={"max_sources": shape[0], "max_strata": shape[1]})

@@ -45,6 +45,7 @@ class World:
         learner: what is trained.
         make_plane: a fresh data plane for an episode's seed.
         step_rule: takes the optimiser steps.
+        draw: the world of an episode, by its seed, where every episode has its own.
     """
 
     names: tuple[str, ...]
@@ -54,6 +55,7 @@ class World:
     learner: Learner
     make_plane: Callable[[int], DataPlane]
     step_rule: StepRule
+    draw: Callable[[int], "World"] | None = None
 
 
 @dataclass
@@ -68,7 +70,7 @@ class _Progress:
     measured: int = 0
     reward: float = 0.0
     done: bool = False
-    given: list[int] | None = None  # supervised tokens of each source
+    given: list[float] | None = None  # supervised tokens of each source
     train_nll: list[float] | None = None
     history: list[list[float]] | None = None
 
@@ -94,7 +96,9 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         target-weighted mean held-out NLL over the episode.
 
     Starting state:
-        The base model and untouched data. ``reset(seed=s)`` fixes the order of rows.
+        The base model and untouched data. ``reset(seed=s)`` fixes the order of rows; of ``curves``
+        the measurement noise, and with ``environment.tasks`` the task, which is then drawn from
+        that set at every reset.
 
     Episode end:
         ``terminated`` when the budget (steps, or supervised tokens) or the data is used up, or when
@@ -152,7 +156,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         )
         self.seconds: dict[str, float] = {}  # of the last decision; measured, so never in info
         self.last_tokens = 0  # of the last interval
-        self.last_supervised: list[int] = []
+        self.last_supervised: list[float] = []
         self._start: Evaluation | None = None
         self._plane: DataPlane | None = None
         self._stale = True  # the learner has to be reset before it trains
@@ -163,7 +167,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         """Start an episode; the model itself is put back only when the first step trains it."""
         super().reset(seed=seed)
         self._progress = _Progress(seed=int(self.np_random.integers(2**31)), history=[])
-        self._plane = self.world.make_plane(self._progress.seed)
+        self._enter()
         self._stale = True
         if self._start is None:
             self._begin()
@@ -257,6 +261,14 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             if np.isfinite(value)
         }
 
+    def _enter(self) -> None:
+        """Make the parts that belong to this episode."""
+        if self.world.draw is not None:
+            world = self.world.draw(self._progress.seed)
+            self.world = replace(world, step_rule=self.world.step_rule)
+            self._start = None
+        self._plane = self.world.make_plane(self._progress.seed)
+
     def _begin(self) -> None:
         if self._stale:
             self.world.learner.reset()
@@ -274,13 +286,13 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     ) -> bool:
         """Book what the interval used; returns whether the episode is over."""
         done = self._progress
-        supervised = int(plan.supervised.sum())
-        self.last_tokens = int(plan.tokens.sum())
+        supervised = round(float(plan.supervised.sum()))
+        self.last_tokens = round(float(plan.tokens.sum()))
         self.last_supervised = plan.supervised.sum(-1).tolist()
         done.decisions += 1
         done.steps += len(plan.steps)
         done.supervised += supervised
-        done.tokens += int(plan.tokens.sum())
+        done.tokens += self.last_tokens
         done.measured += self._now.tokens
         done.reward = reward.value
         so_far = np.array(done.given or np.zeros(len(self.world.names), np.int64))
@@ -350,9 +362,9 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`snapshot`."""
+        self._set_state(state["state"])
         self.world.learner.restore(state["learner"])
         self.world.step_rule.restore(state["step_rule"])
-        self._set_state(state["state"])
 
     def fork(self) -> "MixtureEnv":
         """An independent environment in the same state; data is shared, nothing else is.
@@ -361,11 +373,11 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         """
         self._begin()
         state = self._state()
-        world = replace(
+        other = MixtureEnv(self.world, self.options, self.training, render_mode=self.render_mode)
+        other._set_state(state)
+        other.world = replace(
             self.world, learner=self.world.learner.fork(), step_rule=self.world.step_rule.fork()
         )
-        other = MixtureEnv(world, self.options, self.training, render_mode=self.render_mode)
-        other._set_state(state)
         return other
 
     def save(self, folder: Path) -> None:
@@ -378,9 +390,9 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     def load(self, folder: Path) -> Any:
         """Continue from :meth:`save`; returns the observation."""
         state = json.loads((folder / "environment.json").read_text())
+        self._set_state(state["state"])
         self.world.learner.load(folder / "learner")
         self.world.step_rule.restore(state["step_rule"])
-        self._set_state(state["state"])
         return self._observe()[0]
 
     def _state(self) -> dict[str, Any]:
@@ -398,8 +410,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self._progress = _Progress(**copy.deepcopy(state["progress"]))
         self.np_random = np.random.default_rng()
         self.np_random.bit_generator.state = state["random"]
-        self._plane = self.world.make_plane(self._progress.seed)
-        self._plane.restore(state["plane"])
+        self._enter()
+        self.plane.restore(state["plane"])
         self._start, self._before, self._now = map(_unpack, state["evaluations"])
         self._mixture = Mixture.of(*state["mixture"])
         self._stale = False

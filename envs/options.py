@@ -110,6 +110,9 @@ class EnvironmentOptions(Options):
     """What the agent sees, does and is paid for."""
 
     learner: Literal["causal_lm", "curves"] = "causal_lm"
+    tasks: Literal["train", "validation", "test"] | None = Field(
+        None, description="curves: draw a task of this set at every reset, not the one of `seed`"
+    )
     action: Literal["logits", "weights"] = "logits"
     observation: Literal["flat", "dict"] = "flat"
     reward: str = "progress"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mixgym.envs.mixture import Mixture
 
 IntArray = NDArray[np.int64]
+Counts = IntArray | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class IntervalPlan:
     Attributes:
         mixture: the mixture that was asked for.
         steps: for each optimiser step its packs (the global batch).
-        rows, tokens, supervised: int64[K, G], what the interval trains on.
+        rows, tokens, supervised: [K, G], what the interval trains on: int64, or float64 where there
+            are no rows (a closed-form learner is given fractions of a token)
         balanced: whether the interval ends where every cell's realised units since the last change
             of mixture are within one row of their share (false only if no such point fits).
         exhausted: whether the interval ended because the mixture's rows are used up, or the next
@@ -57,9 +59,9 @@ class IntervalPlan:
 
     mixture: Mixture
     steps: tuple[tuple[Pack, ...], ...]
-    rows: IntArray
-    tokens: IntArray
-    supervised: IntArray
+    rows: Counts
+    tokens: Counts
+    supervised: Counts
     balanced: bool = True
     exhausted: bool = False
 

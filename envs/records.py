@@ -42,6 +42,7 @@ def decision_record(
     """The record of the decision that ``env`` has just booked."""
     names, done = env.world.names, env.progress
     supervised = plan.supervised.sum(-1)
+    total = max(float(supervised.sum()), 1.0)
     nll = env.now.source_nll
     size = env.world.cell_size
     epochs = (env.plane.epochs() * size).sum(-1) / np.maximum(size.sum(-1), 1e-12)
@@ -53,11 +54,11 @@ def decision_record(
         "strata": {
             name: [float(w) for w in row] for name, row in zip(names, mixture.strata, strict=True)
         },
-        "share": _named(names, supervised / max(int(supervised.sum()), 1)),
+        "share": _named(names, supervised / total),
         "loss": {
             "train": _named(names, report.source_nll),
             "reward": _named(names, nll),
-            "train_mean": float(report.loss_sum.sum() / max(int(supervised.sum()), 1)),
+            "train_mean": float(report.loss_sum.sum() / total),
             "reward_mean": target_mean(nll, env.world.targets),
         },
         "reward": {

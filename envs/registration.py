@@ -8,6 +8,9 @@ ENVIRONMENTS = {
     "mixgym/Local-v0": "mixgym.envs.levels:make_local_env",
 }
 
+BATCHES = {"mixgym/Mixture-v0": "mixgym.envs.curves.gymnasium_vector:CurvesVectorEnv"}
+"""Ids that also come as a batch (``gym.make_vec``), and what makes it."""
+
 
 def register_environments() -> None:
     """Register every id of :data:`ENVIRONMENTS`.
@@ -17,4 +20,4 @@ def register_environments() -> None:
     """
     for name, entry_point in ENVIRONMENTS.items():
         if name not in gym.registry:
-            gym.register(id=name, entry_point=entry_point)
+            gym.register(id=name, entry_point=entry_point, vector_entry_point=BATCHES.get(name))

@@ -3,21 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from mixgym.envs.curves.decision import Decision, StepArrays
 from mixgym.envs.curves.dynamics import CurveState, advance, nll, passes
+from mixgym.envs.curves.noise import EpisodeNoise
 from mixgym.envs.curves.task import (
     MAX_SOURCES,
     MAX_STRATA,
     CurveTask,
-    sample_task,
-    stack_tasks,
+    stacked,
+    tokens_per_step,
 )
+from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.mixture import (
     BoolArray,
     FloatArray,
+    action_size,
     floored,
     last_sum,
     logit_scale,
@@ -29,11 +34,12 @@ from mixgym.envs.observations import (
     View,
     clipped_to_bounds,
     dict_observation,
+    dict_space,
     features,
     fixed_parts,
+    flat_space,
 )
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.sources.streams import stream
 
 DECISIONS = 32
 """Decisions in an episode."""
@@ -42,45 +48,67 @@ DECISIONS = 32
 class CurvesCore:
     """The arrays of ``count`` environments and how they move.
 
+    Environment i does what a single ``mixgym/Mixture-v0`` does that was reset with ``seed + i``:
+    its own stream gives a seed for every episode, and that seed the task and the noise.
+
     Args:
         count: environments.
-        seeds: of the tasks to draw from.
+        tasks: to draw from at every reset: seeds, or tasks themselves.
         options: action kind, observation, floor, reach, prior, padding.
         seed: of the order in which tasks are drawn, and of measurement noise.
         decisions: in an episode.
+        interval: steps between two decisions (the budget is whole tokens in a step).
         in_order: give environment i the tasks i, i + count, ... instead of random ones.
+
+    Raises:
+        ConfigError: for options that only the single environment has, or too little padding.
     """
 
     def __init__(
         self,
         count: int,
-        seeds: Sequence[int],
+        tasks: Sequence[int | CurveTask],
         options: EnvironmentOptions,
         *,
         seed: int = 0,
         decisions: int = DECISIONS,
+        interval: int = 1,
         in_order: bool = False,
     ) -> None:
         self.count = count
         self.options = options
         self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
         self.decisions = decisions
-        self._seeds = list(seeds)
+        _check(options)
         self._in_order = in_order
-        tasks = stack_tasks([sample_task(s) for s in self._seeds], *self.shape)
-        self._tasks = tasks
-        self._prior, self._inner_prior = _priors(tasks, options)
-        top, inner = _scales(tasks, options.reach)
+        self._tasks = stacked(tasks, *self.shape)
+        self._budget = interval * tokens_per_step(self._tasks, interval * decisions)
+        self._prior, self._inner_prior = _priors(self._tasks, options)
+        top, inner = _scales(self._tasks, options.reach)
         self._scales = (top[:, None], inner[:, None, None])
-        present = tasks.present
+        present = self._tasks.present
+        self._own = np.stack([present.any(-1).sum(-1), present.any(-2).sum(-1)], -1).tolist()
         self._floored = (
             floored(self._prior, np.asarray(present.any(-1)), options.floor),
             floored(self._inner_prior, present, options.floor),
         )
         self._last: StepArrays | None = None
+        self._episode_noise = EpisodeNoise()
         self._allocate()
         self._fixed: Fixed | None = None
         self.seed(seed)
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Of one environment."""
+        flat = self.options.observation == "flat"
+        return flat_space(self.shape) if flat else dict_space(self.shape)
+
+    @property
+    def action_space(self) -> gym.spaces.Box:
+        """Of one environment."""
+        low = 0.0 if self.options.action == "weights" else -1.0
+        return gym.spaces.Box(low, 1.0, (action_size(self.shape),), np.float32)
 
     def _allocate(self) -> None:
         cells, rows = (self.count, *self.shape), (self.count, self.shape[0])
@@ -91,23 +119,18 @@ class CurvesCore:
         self._train, self._weight, self._inner = np.zeros(rows), np.zeros(rows), np.zeros(cells)
         self._start, self._before, self._now = (np.zeros(cells) for _ in range(3))
 
-    def seed(self, seed: int) -> None:
-        """Start the streams anew."""
-        self._rng = stream(seed, "curves")
+    def seed(self, seed: int | Sequence[int | None]) -> None:
+        """Start the streams anew: from ``seed + i``, or each from its own (None: from entropy)."""
+        seeds = [seed + i for i in range(self.count)] if isinstance(seed, int) else seed
+        self._random = [np_random(own)[0] for own in seeds]
         self._episodes = np.zeros(self.count, np.int64)
         self._index = np.zeros(self.count, np.intp)
 
     def reset(self, which: NDArray[np.intp] | None = None) -> None:
         """Draw new tasks for the environments ``which`` (all if None)."""
         which = np.arange(self.count) if which is None else which
-        if self._in_order:
-            self._index[which] = (which + self._episodes[which] * self.count) % len(self._seeds)
-        else:
-            self._index[which] = self._rng.integers(len(self._seeds), size=len(which))
-        self._episodes[which] += 1
+        self._draw(which)
         self._look_up()
-        noise = self._rng.standard_normal((len(which), self.decisions + 1, *self.shape))
-        self._noise[which] = noise * self.task.noise[which, None, None, None]
         given, learnt = self._state.given.copy(), self._state.learnt.copy()
         given[which] = learnt[which] = 0.0
         self._state = CurveState(given, learnt)
@@ -125,6 +148,21 @@ class CurvesCore:
         for values in (self._start, self._before, self._now):
             values[which] = measured[which]
         self._sum_up()
+
+    def _draw(self, which: NDArray[np.intp]) -> None:
+        """New tasks, and the noise of their episodes; absent cells have none."""
+        self._noise[which] = 0.0
+        for i in which.tolist():
+            episode = int(self._random[i].integers(2**31))
+            number = i + int(self._episodes[i]) * self.count if self._in_order else episode
+            index = number % len(self._own)
+            rows, groups = self._own[index]
+            noise = self._episode_noise.start(episode).standard_normal(
+                (self.decisions + 1, rows, groups)
+            )
+            self._noise[i, :, :rows, :groups] = noise * self._tasks.noise[index]
+            self._index[i] = index
+        self._episodes[which] += 1
 
     def _sum_up(self) -> None:
         """What follows from the measurements, by source."""
@@ -151,7 +189,7 @@ class CurvesCore:
         self._share = self._share + (weight - self._share) / self._decision[:, None]
         self._weight, self._inner, self._reward = weight, inner, reward
         self._last = StepArrays(
-            weight, inner, after, local, reward, self._decision, self._state.given, self._sources
+            weight, inner, after, local, reward, self._decision, self._state.given, self._present
         )
         return reward, self._decision >= self.decisions
 
@@ -186,7 +224,7 @@ class CurvesCore:
         arrays |= {name: getattr(self, name).copy() for name in ("_start", "_before", "_now")}
         arrays |= {"_episodes": self._episodes.copy(), "_index": self._index.copy()}
         arrays |= {"given": self._state.given.copy(), "learnt": self._state.learnt.copy()}
-        return {"arrays": arrays, "random": self._rng.bit_generator.state}
+        return {"arrays": arrays, "random": [r.bit_generator.state for r in self._random]}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state`."""
@@ -194,7 +232,8 @@ class CurvesCore:
         self._state = CurveState(arrays.pop("given"), arrays.pop("learnt"))
         for name, values in arrays.items():
             setattr(self, name, values)
-        self._rng.bit_generator.state = state["random"]
+        for random, own in zip(self._random, state["random"], strict=True):
+            random.bit_generator.state = own
         self._look_up()
         self._true = nll(self.task, self._state)
         self._sum_up()
@@ -208,14 +247,16 @@ class CurvesCore:
         self._target_weights = self.task.targets / self.task.targets.sum(-1, keepdims=True)
         self._base = [prior[self._index] for prior in self._floored]
         self._scale = [scale[self._index] for scale in self._scales]
-        self._per_decision = (self.task.budget / self.decisions)[:, None, None]
+        self._per_decision = self._budget[self._index][:, None, None]
         self._fixed = None
 
     def _decode(self, actions: FloatArray) -> tuple[FloatArray, FloatArray]:
         most, groups = self.shape
         if np.isnan(actions).any():
             row, column = np.argwhere(np.isnan(actions))[0]
-            raise ValueError(f"action[{row}, {column}] is NaN: check the agent's policy")
+            raise MixgymError(
+                f"action[{row}, {column}] is NaN: check the agent's policy for divergence"
+            )
         actions = np.minimum(np.maximum(actions, -1.0), 1.0)
         top, inner = actions[:, :most], actions[:, most:].reshape(-1, most, groups)
         if self.options.action == "weights":
@@ -266,6 +307,13 @@ class CurvesCore:
             present=self._sources,
             fixed=self._fixed,
         )
+
+
+def _check(options: EnvironmentOptions) -> None:
+    if not isinstance(options.prior, str):
+        raise ConfigError("environment.prior: a batch of tasks takes uniform or proportional")
+    if options.reward != "progress":
+        raise ConfigError(f"environment.reward={options.reward}: a batch of tasks pays progress")
 
 
 def _priors(tasks: CurveTask, options: EnvironmentOptions) -> tuple[FloatArray, FloatArray]:

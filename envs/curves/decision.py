@@ -12,7 +12,15 @@ from mixgym.envs.mixture import BoolArray, FloatArray
 
 @dataclass(frozen=True)
 class StepArrays:
-    """What one step of all environments did; arrays are never changed afterwards."""
+    """What one step of all environments did; arrays are never changed afterwards.
+
+    Attributes:
+        weight, nll, local: float64[n, K].
+        strata, given: float64[n, K, G].
+        reward: float64[n].
+        decision: int64[n].
+        present: bool[n, K, G], cells that exist.
+    """
 
     weight: FloatArray
     strata: FloatArray
@@ -45,8 +53,9 @@ class Decision(Mapping[str, Any]):
         if key == "mixture":
             return self._named(a.weight[i])
         if key == "strata":
-            rows = self._named(np.arange(len(a.weight[i]))).values()
-            return {f"source{int(k)}": a.strata[i, int(k)].tolist() for k in rows}
+            groups = int(a.present[i].any(0).sum())
+            rows = np.flatnonzero(a.present[i].any(-1)).tolist()
+            return {f"source{k}": a.strata[i, k, :groups].tolist() for k in rows}
         if key == "loss":
             return {"reward": self._named(a.nll[i])}
         if key == "reward":
@@ -54,11 +63,11 @@ class Decision(Mapping[str, Any]):
             local = self._named(a.local[i])
             return {"global": value, "local": local, "components": {"progress": value}}
         if key == "supervised_tokens":
-            return int(a.given[i].sum())
+            return round(float(a.given[i].sum()))
         raise KeyError(key)
 
     def _named(self, values: NDArray[Any]) -> dict[str, float]:
-        used = np.flatnonzero(self._arrays.present[self._index])
+        used = np.flatnonzero(self._arrays.present[self._index].any(-1))
         return {f"source{k}": float(values[k]) for k in used}
 
     def __iter__(self) -> Iterator[str]:

@@ -5,15 +5,19 @@ between sources, strata that open only after easier ones, and now and then a sou
 The sets for training, validation and test are frozen ranges of seeds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.envs.errors import ConfigError
+
 FloatArray = NDArray[np.float64]
 
 MAX_SOURCES, MAX_STRATA = 12, 4
+SINGLE_SOURCES = 4
 TASK_SETS = {
     "train": range(0, 4096),
     "validation": range(1_000_000, 1_000_064),
@@ -26,7 +30,7 @@ TASK_SETS = {
 class CurveTask:
     """The constants of one task, or of a batch of them (any leading axes).
 
-    Absent sources and strata (padding) have size 0; their other constants are harmless.
+    Absent sources and strata (padding) have size 0 and an NLL of 0.
 
     Attributes:
         targets: float64[..., K], weight in rewards and evaluation.
@@ -132,6 +136,23 @@ def sample_task(
     )
 
 
+def task_set(name: str | None, seed: int, strata: int) -> "Sequence[int | CurveTask]":
+    """The tasks that an environment draws from: a frozen set by name, or a single one by seed.
+
+    The single one has :data:`SINGLE_SOURCES` sources: spaces are the same for every seed.
+    """
+    return (
+        [sample_task(seed, sources=SINGLE_SOURCES, strata=strata)]
+        if name is None
+        else TASK_SETS[name]
+    )
+
+
+def tokens_per_step(task: CurveTask, steps: int) -> FloatArray:
+    """float64[...], whole supervised tokens in each of the ``steps`` of the budget."""
+    return np.maximum(np.rint(task.budget / steps), 1.0)
+
+
 def _transfer(rng: np.random.Generator, junk: NDArray[np.bool_]) -> FloatArray:
     """What sources are worth to each other: by nearness in a small space; noise is worth 0."""
     places = rng.normal(size=(len(junk), 3))
@@ -145,8 +166,17 @@ def _transfer(rng: np.random.Generator, junk: NDArray[np.bool_]) -> FloatArray:
 
 
 def pad_task(task: CurveTask, sources: int, strata: int) -> CurveTask:
-    """The task with absent sources and strata up to (``sources``, ``strata``)."""
+    """The task with absent sources and strata up to (``sources``, ``strata``).
+
+    Raises:
+        ConfigError: if it has more than that.
+    """
     count, groups = task.size.shape
+    if count > sources or groups > strata:
+        raise ConfigError(
+            f"environment.max_sources, max_strata = {(sources, strata)}: a task has {count} "
+            f"sources and {groups} strata"
+        )
     wide = ((0, sources - count), (0, strata - groups))
     tall = ((0, sources - count), (0, 0))
 
@@ -156,8 +186,8 @@ def pad_task(task: CurveTask, sources: int, strata: int) -> CurveTask:
     return CurveTask(
         targets=np.pad(task.targets, wide[:1]),
         size=cells(task.size, 0.0),
-        floor=cells(task.floor, 1.0),
-        amplitude=cells(task.amplitude, 1.0),
+        floor=cells(task.floor, 0.0),
+        amplitude=cells(task.amplitude, 0.0),
         scale=cells(task.scale, 1.0),
         exponent=cells(task.exponent, 1.0),
         transfer=np.pad(task.transfer, (wide[0], wide[0])),
@@ -176,3 +206,18 @@ def stack_tasks(tasks: list[CurveTask], sources: int, strata: int) -> CurveTask:
     return CurveTask(
         **{f.name: np.stack([getattr(t, f.name) for t in padded]) for f in fields(CurveTask)}
     )
+
+
+def stacked(tasks: Sequence[int | CurveTask], sources: int, strata: int) -> CurveTask:
+    """Tasks, or those of seeds, stacked; the frozen sets are drawn once per process."""
+    if isinstance(tasks, range):
+        return _stacked_range(tasks, sources, strata)
+    return _stacked(tasks, sources, strata)
+
+
+def _stacked(tasks: Sequence[int | CurveTask], sources: int, strata: int) -> CurveTask:
+    drawn = [sample_task(task) if isinstance(task, int) else task for task in tasks]
+    return stack_tasks(drawn, sources, strata)
+
+
+_stacked_range = lru_cache(maxsize=8)(_stacked)

@@ -11,6 +11,7 @@ from mixgym.envs.plan import IntervalPlan, Pack
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Counts = IntArray | FloatArray  # closed-form learners count fractions of a token
 
 PROBES = {
     "held_out_nll": "token-mean NLL of every source and stratum on a held-out split",
@@ -24,16 +25,16 @@ class TrainReport:
 
     Attributes:
         loss_sum: float64[K, G], summed NLL of the supervised tokens, each as it was when trained.
-        supervised, tokens, rows: int64[K, G], what was trained on.
+        supervised, tokens, rows: [K, G], what was trained on (int64, but for curves).
         step_loss: loss of every optimiser step (nats per supervised token).
         gradient_norm: of every optimiser step, before clipping.
         learning_rate: of the last step.
     """
 
     loss_sum: FloatArray
-    supervised: IntArray
-    tokens: IntArray
-    rows: IntArray
+    supervised: Counts
+    tokens: Counts
+    rows: Counts
     step_loss: tuple[float, ...] = ()
     gradient_norm: tuple[float, ...] = ()
     learning_rate: float = 0.0
@@ -69,9 +70,9 @@ class Evaluation:
         return token_mean(self.loss_sum.sum(-1), self.supervised.sum(-1))
 
 
-def token_mean(loss_sum: FloatArray, count: IntArray) -> FloatArray:
+def token_mean(loss_sum: FloatArray, count: Counts) -> FloatArray:
     """``loss_sum / count``, NaN where the count is 0."""
-    return np.where(count > 0, loss_sum / np.maximum(count, 1), np.nan)
+    return np.where(count > 0, loss_sum / np.where(count > 0, count, 1), np.nan)
 
 
 @dataclass(frozen=True)

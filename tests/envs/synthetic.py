@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mixgym.envs.curves.task import CurveTask
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
 
 
@@ -68,3 +69,25 @@ def random_sources(
             )
         )
     return found
+
+
+def hand_task(**changes: Any) -> CurveTask:
+    """Two sources of one stratum: the second one gains half of what the first is given."""
+    one = np.ones((2, 1))
+    constants: dict[str, Any] = {
+        "targets": np.ones(2),
+        "size": 100 * one,
+        "floor": 0.5 * one,
+        "amplitude": 2.0 * one,
+        "scale": 10.0 * one,
+        "exponent": 0.5 * one,
+        "transfer": np.array([[1.0, 0.0], [0.5, 1.0]]),
+        "spread": np.ones((1, 1)),
+        "threshold": 0 * one,
+        "patience": 10.0 * one,
+        "overfit": 0 * one,
+        "budget": np.array(1000.0),
+        "noise": np.array(0.0),
+    }
+    changed = {name: np.asarray(value, np.float64) for name, value in changes.items()}
+    return CurveTask(**{**constants, **changed})

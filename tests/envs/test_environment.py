@@ -17,10 +17,11 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import mixgym
+from mixgym.envs.curves.learner import CurveLearner
+from mixgym.envs.curves.task import sample_task, tokens_per_step
 from mixgym.envs.environment import FAILURE_PENALTY, MixtureEnv, World, make_mixture_env
 from mixgym.envs.errors import DivergenceError, MixgymError
 from mixgym.envs.learners.base import Evaluation, PlainStep, StepRule, TrainReport
-from mixgym.envs.learners.curves import CurveLearner, sample_task
 from mixgym.envs.mixture import Mixture
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
 from mixgym.envs.packing.plane import PackedPlane
@@ -202,7 +203,9 @@ def test_the_budget_may_be_supervised_tokens() -> None:
         _, _, terminated, truncated, info = env.step(np.zeros(20, np.float32))
         used.append(info["decision"]["supervised_tokens"])
     assert used[-1] == 50_001
-    assert np.diff([0, *used])[:-1].tolist() == [3 * 8 * 512] * (len(used) - 1)
+    assert isinstance(env.world.learner, CurveLearner)
+    per_step = int(tokens_per_step(env.world.learner.task, env.training.steps))
+    assert np.diff([0, *used])[:-1].tolist() == [3 * per_step] * (len(used) - 1)
     assert not truncated
 
 

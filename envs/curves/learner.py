@@ -1,0 +1,139 @@
+"""The closed-form learner behind the single environment, and its data plane.
+
+A :class:`~mixgym.envs.learners.base.Learner` on the same tasks and dynamics as the batched core
+(:mod:`mixgym.envs.curves.core`): the same task, seed and actions give the same episode. There are
+no rows: the plane hands out tokens by the mixture, to fractions of a token.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixgym.envs.curves.dynamics import CurveState, advance, nll, passes
+from mixgym.envs.curves.noise import EpisodeNoise
+from mixgym.envs.curves.task import CurveTask, tokens_per_step
+from mixgym.envs.learners.base import Evaluation, FloatArray, StepRule, TrainReport
+from mixgym.envs.mixture import BoolArray, Mixture
+from mixgym.envs.plan import Budget, IntervalPlan
+
+HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss
+
+
+class CurveLearner:
+    """A learner whose losses are those of a :class:`CurveTask`.
+
+    Args:
+        task: a single one, not a batch.
+        seed: of the measurement noise of this episode.
+    """
+
+    def __init__(self, task: CurveTask, seed: int = 0) -> None:
+        self.task = task
+        self._seed = seed
+        self._state = CurveState.start(task)
+        self._measure(0)
+
+    def reset(self) -> None:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        self._state = CurveState.start(self.task)
+        self._measure(0)
+
+    def _measure(self, intervals: int) -> None:
+        """Go to the noise of the measurement after so many intervals."""
+        self._intervals = intervals
+        self._random = EpisodeNoise().start(self._seed)
+        for _ in range(intervals + 1):
+            self._noise = self._random.standard_normal(self.task.size.shape)
+
+    def train(self, plan: IntervalPlan, step_rule: StepRule, progress: float) -> TrainReport:
+        """See :class:`~mixgym.envs.learners.base.Learner`; loss is the mean of before and after."""
+        before = nll(self.task, self._state)
+        self._state = advance(self.task, self._state, plan.supervised.astype(np.float64))
+        loss = 0.5 * (before + nll(self.task, self._state)) * plan.supervised
+        self._intervals += 1
+        self._noise = self._random.standard_normal(self.task.size.shape)
+        mean = float(loss.sum() / max(float(plan.supervised.sum()), 1.0))
+        return TrainReport(loss, plan.supervised, plan.tokens, plan.rows, (mean,))
+
+    def evaluate(self, split: str) -> Evaluation:
+        """See :class:`~mixgym.envs.learners.base.Learner`.
+
+        Only the reward split is measured with noise: the others are the truth.
+        """
+        values = nll(self.task, self._state)
+        if split == "reward":
+            values = values * (1.0 + self._noise * self.task.noise)
+        count = np.where(self.task.present, HELD_OUT_TOKENS, 0)
+        return Evaluation(values * count, count, int(count.sum()))
+
+    def snapshot(self) -> dict[str, Any]:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        state = self._state
+        return {
+            "given": state.given.tolist(),
+            "learnt": state.learnt.tolist(),
+            "intervals": self._intervals,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`~mixgym.envs.learners.base.Learner`; task and seed stay."""
+        self._state = CurveState(np.array(state["given"]), np.array(state["learnt"]))
+        self._measure(state["intervals"])
+
+    def fork(self) -> "CurveLearner":
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        other = copy.copy(self)
+        other._measure(self._intervals)
+        return other
+
+    def save(self, folder: Path) -> None:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "curves.json").write_text(json.dumps(self.snapshot()))
+
+    def load(self, folder: Path) -> None:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        self.restore(json.loads((folder / "curves.json").read_text()))
+
+
+class TokenPlane:
+    """A data plane without rows: hands out tokens by the mixture, counting passes.
+
+    Args:
+        task: gives the sizes and the budget.
+        steps: that the budget is spread over.
+    """
+
+    def __init__(self, task: CurveTask, steps: int) -> None:
+        self._task = task
+        self._per_step = int(tokens_per_step(task, steps))
+        self._state = CurveState.start(task)
+
+    def plan(self, mixture: Mixture, budget: Budget) -> IntervalPlan:
+        """See :class:`mixgym.envs.plan.DataPlane`."""
+        total = budget.steps * self._per_step
+        if budget.supervised is not None:
+            total = min(total, budget.supervised)
+        tokens = total * mixture.cells
+        self._state = CurveState(self._state.given + tokens, self._state.learnt)
+        steps = -(-total // self._per_step)
+        return IntervalPlan(mixture, ((),) * steps, tokens, tokens, tokens)
+
+    def available(self) -> BoolArray:
+        """See :class:`mixgym.envs.plan.DataPlane`; tokens never run out."""
+        return self._task.present
+
+    def epochs(self) -> FloatArray:
+        """See :class:`mixgym.envs.plan.DataPlane`."""
+        return passes(self._task, self._state)
+
+    def snapshot(self) -> dict[str, Any]:
+        """See :class:`mixgym.envs.plan.DataPlane`."""
+        return {"given": self._state.given.tolist()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`mixgym.envs.plan.DataPlane`."""
+        self._state = CurveState(np.array(state["given"], np.float64), self._state.learnt)
