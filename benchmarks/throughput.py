@@ -11,8 +11,8 @@ shared, wall time says nothing. Losses are compared, so that a fast wrong loop s
 of TRL's is given our packs in our order, and its loss must be ours at every step; of the timed
 runs, each with its own packs, the table has the mean training loss and the held-out NLL afterwards.
 
-Logits are computed only where a token is supervised here, so the gain is largest where prompts are
-long; ``--labels all`` trains on every token and shows what is left without that.
+Logits are computed only where a token is supervised; ``--labels all`` supervises every token and
+shows how much of the gain comes from there.
 
 TRL is optional: ``pip install mixgym[bench]``. Text: ``$MIXGYM_DATA/multitask`` (folders with
 train/valid/test files) or the embedded sources.
