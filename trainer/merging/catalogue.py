@@ -189,7 +189,7 @@ _SPECS = (
     ),
     MethodSpec(
         "multislerp",
-        "weighted mean on the sphere in one step, of models or of deltas",
+        "mean direction of models or of deltas, at their mean length",
         "geometric",
         "optional",
         (2, None),

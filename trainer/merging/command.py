@@ -73,9 +73,10 @@ def _sort_options(
     """Put each option where it belongs; return parameters, and parameters per model."""
     parameters: dict[str, Any] = {}
     per_model: dict[str, list[float]] = {}
-    for key, value in options.items():
+    for word, value in options.items():
         if value is None:
             continue
+        key = word.replace("-", "_")
         plain = _plain(value)
         if key in PER_MODEL and isinstance(plain, list):
             per_model[key] = plain

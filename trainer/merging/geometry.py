@@ -84,7 +84,7 @@ def _step(units: Matrix, at: Vector, tangent: Vector) -> Vector:
 def spherical_mean(gram: Matrix, weights: Vector, steps: int, tol: float) -> Vector:
     """Return float64[K]: coefficients of the spherical mean, scaled to the mean norm.
 
-    One step from the normalised straight mean is ``multislerp``; many steps are the Karcher mean.
+    No step from the normalised straight mean is ``multislerp``; many are the Karcher mean.
 
     Args:
         gram: Inner products of the vectors, float64[K, K].

@@ -177,7 +177,7 @@ def coefficients(method: str, gram: geometry.Matrix, settings: StageSettings) ->
     if method == "model_stock":
         return geometry.model_stock(gram)
     if method == "multislerp":
-        return geometry.spherical_mean(gram, weights, 1, 0.0)
+        return geometry.spherical_mean(gram, weights, 0, 0.0)
     steps, tol = int(settings.shared["max_iter"]), float(settings.shared["tol"])
     return geometry.spherical_mean(gram, weights, steps, tol)
 

@@ -92,7 +92,7 @@ class OutputFolder:
         overwrite: bool,
         stem: str = "model",
     ) -> None:
-        self.target = Path(os.path.abspath(target))  # noqa: PTH100 - keeps a link a link
+        self.target = Path(os.path.abspath(target.expanduser()))  # noqa: PTH100 - keeps a link a link
         self._overwrite = overwrite
         self._shards = plan_shards(tensors, limit_bytes, stem)
         self._places: dict[str, tuple[int, int]] = {}

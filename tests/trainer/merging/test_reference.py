@@ -159,7 +159,7 @@ FORMULAS = {
     "sce": with_thinned(lambda delta, name, k: delta, lambda deltas: sce(deltas, 0.6)),
     "slerp": lambda base, models, name: arc(base, models[0], 0.3),
     "nuslerp": lambda base, models, name: base + arc(models[0] - base, models[1] - base, 0.3 / 0.8),
-    "multislerp": lambda base, models, name: base + sphere([m - base for m in models], WEIGHTS, 1),
+    "multislerp": lambda base, models, name: base + sphere([m - base for m in models], WEIGHTS, 0),
     "karcher": lambda base, models, name: sphere(models, WEIGHTS, 300),
     "model_stock": lambda base, models, name: stock(base, [m - base for m in models]),
     "nearswap": swap,
