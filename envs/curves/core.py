@@ -9,7 +9,7 @@ from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from mixgym.envs.curves.decision import Decision, StepArrays
-from mixgym.envs.curves.dynamics import CurveState, advance, nll, passes
+from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
 from mixgym.envs.curves.noise import EpisodeNoise
 from mixgym.envs.curves.task import (
     MAX_SOURCES,
@@ -143,7 +143,7 @@ class CurvesCore:
         self._train[which] = np.nan
         self._weight[which] = self._prior[self._index[which]]
         self._inner[which] = self._inner_prior[self._index[which]]
-        self._true = nll(self.task, self._state)
+        self._find_truth()
         measured = self._measure()
         for values in (self._start, self._before, self._now):
             values[which] = measured[which]
@@ -164,6 +164,11 @@ class CurvesCore:
             self._index[i] = index
         self._episodes[which] += 1
 
+    def _find_truth(self) -> None:
+        """Mastery and NLL without noise; the next step needs them again."""
+        self._known = mastery(self.task, self._state)
+        self._true = nll(self.task, self._state, self._known)
+
     def _sum_up(self) -> None:
         """What follows from the measurements, by source."""
         self._now_source = self._by_source(self._now)
@@ -175,8 +180,8 @@ class CurvesCore:
         weight, inner = self._decode(actions.astype(np.float64))
         tokens = self._per_decision * weight[..., None] * inner
         true_before = self._true
-        self._state = advance(self.task, self._state, tokens)
-        self._true = nll(self.task, self._state)
+        self._state = advance(self.task, self._state, tokens, self._known)
+        self._find_truth()
         self._decision = self._decision + 1
         self._before, before = self._now, self._now_source
         self._now = self._measure()
@@ -235,7 +240,7 @@ class CurvesCore:
         for random, own in zip(self._random, state["random"], strict=True):
             random.bit_generator.state = own
         self._look_up()
-        self._true = nll(self.task, self._state)
+        self._find_truth()
         self._sum_up()
 
     def _look_up(self) -> None:

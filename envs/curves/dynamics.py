@@ -43,7 +43,7 @@ def effective_tokens(task: CurveTask, state: CurveState) -> FloatArray:
 def mastery(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G] in [0, 1]: how much of the amplitude is gone."""
     ratio = effective_tokens(task, state) / task.scale
-    return -np.expm1(-task.exponent * np.log1p(ratio))
+    return 1.0 - np.exp(-task.exponent * np.log(1.0 + ratio))  # faster than expm1 and log1p
 
 
 def passes(task: CurveTask, state: CurveState) -> FloatArray:
@@ -51,12 +51,17 @@ def passes(task: CurveTask, state: CurveState) -> FloatArray:
     return state.given * task.inverse_size
 
 
-def nll(task: CurveTask, state: CurveState) -> FloatArray:
-    """float64[..., K, G], held-out nats per token, without measurement noise."""
+def nll(task: CurveTask, state: CurveState, known: FloatArray | None = None) -> FloatArray:
+    """float64[..., K, G], held-out nats per token, without measurement noise.
+
+    Args:
+        task: the constants.
+        state: what has been trained.
+        known: the state's :func:`mastery`, if somebody has it already.
+    """
+    known = mastery(task, state) if known is None else known
     excess = np.maximum(passes(task, state) / FREE_PASSES, 1.0)
-    return (
-        task.floor + task.amplitude * (1.0 - mastery(task, state)) + task.overfit * np.log(excess)
-    )
+    return task.floor + task.amplitude * (1.0 - known) + task.overfit * np.log(excess)
 
 
 def gradient_norm(task: CurveTask, state: CurveState) -> FloatArray:
@@ -66,13 +71,24 @@ def gradient_norm(task: CurveTask, state: CurveState) -> FloatArray:
     return slope * np.exp(-(task.exponent + 1.0) * np.log1p(ratio))
 
 
-def advance(task: CurveTask, state: CurveState, tokens: FloatArray) -> CurveState:
-    """The state after ``tokens`` [..., K, G] more supervised tokens."""
-    known = mastery(task, state)[..., :-1]
+def advance(
+    task: CurveTask, state: CurveState, tokens: FloatArray, known: FloatArray | None = None
+) -> CurveState:
+    """The state after ``tokens`` [..., K, G] more supervised tokens; ``known``: see :func:`nll`."""
+    known = (mastery(task, state) if known is None else known)[..., :-1]
     # tanh instead of a logistic: it cannot overflow
     opening = 0.5 + 0.5 * np.tanh((known - task.threshold) / (2.0 * GATE_WIDTH))
     gate = np.where(task.threshold > 0, GATE_LEAK + (1.0 - GATE_LEAK) * opening, 1.0)
     gate = np.concatenate([np.ones_like(task.size[..., :1]), gate], axis=-1)
-    seen = np.maximum(passes(task, state) - 1.0, 0.0)
-    worth = tokens * gate * np.exp(-seen / task.patience)
-    return CurveState(state.given + tokens, state.learnt + worth)
+    after = CurveState(state.given + tokens, state.learnt)
+    fresh = task.size * (_worth(task, passes(task, after)) - _worth(task, passes(task, state)))
+    return CurveState(after.given, state.learnt + gate * fresh)
+
+
+def _worth(task: CurveTask, seen: FloatArray) -> FloatArray:
+    """What ``seen`` passes over a cell are worth, in passes over fresh rows.
+
+    An integral, so that many passes in one interval are worth no more than in several.
+    """
+    repeated = np.maximum(seen - 1.0, 0.0)
+    return np.minimum(seen, 1.0) + task.patience * (1.0 - np.exp(-repeated / task.patience))
