@@ -1,5 +1,6 @@
 """One configuration -> one environment, wired. The only place that knows all the parts."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -9,9 +10,15 @@ import numpy as np
 
 from mixgym.envs.environment import EpisodeHook, MixtureEnv, World
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.learners.base import PlainStep
+from mixgym.envs.learners.base import Learner, PlainStep
 from mixgym.envs.mixture import FloatArray, Mixture, normalise
-from mixgym.envs.options import EnvironmentOptions, TrainingOptions, Unit, WorldOptions
+from mixgym.envs.options import (
+    SPLITS,
+    EnvironmentOptions,
+    TrainingOptions,
+    Unit,
+    WorldOptions,
+)
 from mixgym.envs.sources.source import Source
 
 
@@ -105,34 +112,56 @@ def _in_turn(texts: Sequence[Iterator[str]]) -> Iterator[str]:
 def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
     from mixgym.envs.learners.causal_lm import CausalLM
     from mixgym.envs.learners.models import load_model
-    from mixgym.envs.packing.plane import PackedPlane
 
     corpus = load_corpus(options)
-    sources, data, training = corpus.sources, options.data, options.training
     learner = CausalLM(
-        lambda: load_model(options.model, data.max_length),
+        lambda: load_model(options.model, options.data.max_length),
         corpus.tokenizer,
-        sources,
-        max_length=data.max_length,
+        corpus.sources,
+        max_length=options.data.max_length,
         model_options=options.model,
-        training=training,
+        training=options.training,
         seed=options.seed,
     )
     _check_vocabulary(corpus, learner.model, options.model.name)
+    return row_world(options, corpus.sources, learner), options.training
+
+
+def row_world(options: WorldOptions, sources: Sequence[Source], learner: Learner) -> World:
+    """The world of sources that have rows, around any learner."""
+    from mixgym.envs.packing.plane import PackedPlane
+
+    data = options.data
     names = [source.name for source in sources]
     sizes = cell_sizes(sources, data.unit)
-    world = World(
+    return World(
         names=tuple(names),
         targets=np.array([source.target for source in sources]),
         prior=make_prior(names, sizes, options.environment),
         cell_size=sizes,
         learner=learner,
         make_plane=lambda seed: PackedPlane(
-            sources, unit=data.unit, capacity=data.max_length, packs=training.packs, seed=seed
+            sources,
+            unit=data.unit,
+            capacity=data.max_length,
+            packs=options.training.packs,
+            seed=seed,
         ),
         step_rule=PlainStep(),
+        fingerprint=_fingerprint(sources),
     )
-    return world, training
+
+
+def _fingerprint(sources: Sequence[Source]) -> str:
+    """A digest of every token, label and stratum, by which a resume knows its rows again."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(f"{source.name}\x00{source.target}\x00{source.max_epochs}".encode())
+        for split in SPLITS:
+            rows = source.splits[split]
+            for array in (rows.tokens, rows.labels, rows.offsets, source.strata[split]):
+                digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _check_vocabulary(corpus: Corpus, model: Any, name: str) -> None:

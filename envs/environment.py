@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from mixgym.envs.errors import DivergenceError, MixgymError
+from mixgym.envs.errors import DivergenceError, MixgymError, RunError
 from mixgym.envs.learners.base import Evaluation, FloatArray, Learner, StepRule, TrainReport
 from mixgym.envs.mixture import Mixture, MixtureFrame, action_size, make_action_kind
 from mixgym.envs.observations import (
@@ -46,6 +46,7 @@ class World:
         make_plane: a fresh data plane for an episode's seed.
         step_rule: takes the optimiser steps.
         draw: the world of an episode, by its seed, where every episode has its own.
+        fingerprint: of the rows, so that a saved state is not continued on others.
     """
 
     names: tuple[str, ...]
@@ -56,6 +57,7 @@ class World:
     make_plane: Callable[[int], DataPlane]
     step_rule: StepRule
     draw: Callable[[int], "World"] | None = None
+    fingerprint: str = ""
 
 
 @dataclass
@@ -404,9 +406,15 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             "plane": self.plane.snapshot(),
             "evaluations": [_pack(e) for e in (self._start, self._before, self._now)],
             "mixture": [self._mixture.sources.tolist(), self._mixture.strata.tolist()],
+            "fingerprint": self.world.fingerprint,
         }
 
     def _set_state(self, state: dict[str, Any]) -> None:
+        if state["fingerprint"] != self.world.fingerprint:
+            raise RunError(
+                "the rows are not those that this state was saved with: a source, its splits or "
+                "the tokenizer changed; put them back, or start a new run"
+            )
         self._progress = _Progress(**copy.deepcopy(state["progress"]))
         self.np_random = np.random.default_rng()
         self.np_random.bit_generator.state = state["random"]

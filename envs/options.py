@@ -4,7 +4,7 @@
 into an environment. Nothing here touches a file or a model.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -127,6 +127,10 @@ class EnvironmentOptions(Options):
     max_strata: int | None = Field(None, ge=1, description="G_max of the padded spaces")
 
 
+DEFAULT_LENGTHS = {"0.1m": 256, "smollm2": 256}
+"""``data.max_length`` of models that want less than the default of 512, unless it is given."""
+
+
 class WorldOptions(Options):
     """Everything that ``envs.build`` needs for one environment."""
 
@@ -136,3 +140,16 @@ class WorldOptions(Options):
     model: ModelOptions = ModelOptions()
     training: TrainingOptions = TrainingOptions()
     environment: EnvironmentOptions = EnvironmentOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length_of_the_model(cls, values: Any) -> Any:
+        """Give small models the length that suits them, where none is given."""
+        if not isinstance(values, dict):
+            return values
+        model, data = values.get("model", {}), values.get("data", {})
+        name = model.get("name", "0.1m") if isinstance(model, dict) else model.name
+        length = DEFAULT_LENGTHS.get(name)
+        if length is None or not isinstance(data, dict) or "max_length" in data:
+            return values
+        return {**values, "data": {**data, "max_length": length}}

@@ -41,6 +41,7 @@ class What(StrEnum):
     REWARDS = "rewards"
     PROBES = "probes"
     ENVS = "envs"
+    MERGE_METHODS = "merge-methods"
 
 
 REGISTRIES = {
@@ -48,6 +49,7 @@ REGISTRIES = {
     What.REWARDS: ("mixgym.envs.rewards", "REWARDS"),
     What.PROBES: ("mixgym.envs.learners.base", "PROBES"),
     What.ENVS: ("mixgym.envs.registration", "ENVIRONMENTS"),
+    What.MERGE_METHODS: ("mixgym.trainer.merging.catalogue", "MERGE_METHODS"),
 }
 """Module and name of each registry; these modules import nothing heavy."""
 
@@ -175,6 +177,56 @@ def compare(
         with _only_json(json_output):
             answer = compare_command(config, agents=names, seeds=seeds, json_output=json_output)
     _answer(answer, json_output)
+
+
+@app.command()
+def merge(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]... [KEY=VALUE]...",
+            help="Model or run folders, and keys of a recipe or parameters of the method.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The model that the others come from.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="See: mixgym list merge-methods (default: select).")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="The folder to write.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A YAML recipe; mergekit's are read as well.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, write nothing.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Merge fine-tuned models, streaming, with bounded memory."""
+    with _failures_worded("nothing was written"):
+        from mixgym.trainer.merging import merge_command
+
+        words = arguments or []
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        models = [_model_in(word) for word in words if "=" not in word]
+        with _only_json(json_output):
+            report = merge_command(
+                models,
+                base=None if base is None else _model_in(base),
+                method=method,
+                out=out,
+                recipe=recipe,
+                dry_run=dry_run,
+                options=options,
+            )
+    if json_output:
+        _answer(report.to_dict(), json_output)
+    else:
+        typer.echo(report.text())
+
+
+def _model_in(folder: str) -> str:
+    """The model that a run left, if the folder is a run's; otherwise the folder itself."""
+    left = Path(folder) / "model"
+    return str(left) if (left / "config.json").is_file() else folder
 
 
 @app.command("list")

@@ -1,8 +1,10 @@
-"""The demonstration: a scripted against a uniform schedule on the embedded sources.
+"""The demonstration: train a scheduling agent, let it drive a fine-tuning run, compare.
 
-``python -m mixgym.trainer.demo [FOLDER]`` needs no file and no network: it fine-tunes the 0.1M
-preset twice from the same weights and with the same order of rows, prints what each schedule left,
-and leaves TensorBoard curves and a picture in the folder (``runs/demo``).
+``python -m mixgym.trainer.demo [FOLDER]`` needs no file and no network. It trains an agent in the
+fast world, shows it beside its frozen twin and two rules on tasks that it has not seen, and then
+fine-tunes the 0.1M preset on the embedded sources three times, from the same weights and with the
+same order of rows: under a uniform schedule, a script, and the agent. TensorBoard curves and
+pictures stay in the folder (``runs/demo``). Exit code 1 if training did not change the agent.
 """
 
 import sys
@@ -11,8 +13,9 @@ from typing import Any
 
 from mixgym.trainer import storage
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.finetune import PICTURE, finetune, quiet_transformers
+from mixgym.trainer.finetune import MODEL, PICTURE, finetune, quiet_transformers
 from mixgym.trainer.tables import number, show, table
+from mixgym.trainer.train import train, validation_table
 
 SETTINGS: dict[str, Any] = {
     "data": {"max_length": 128, "strata_by": "column:difficulty"},
@@ -28,21 +31,38 @@ SCRIPT = {
     },
     "strata": {0.0: [3, 2, 1, 1], 0.5: [1, 1, 1, 1], 1.0: [1, 1, 2, 2]},
 }
-AGENTS: dict[str, dict[str, Any]] = {"uniform": {}, "scripted": SCRIPT}
+TRAINING: dict[str, Any] = {"decisions": 100_000, "evaluate_every": 20_000}
+AGENTS = ("uniform", "scripted", "agent")
+
+
+def train_agent(folder: Path) -> dict[str, Any]:
+    """Train the agent into ``folder/training``; returns the summary."""
+    out = _emptied(folder / "training")
+    config = RunConfig.model_validate({"train": TRAINING, "run": {"dir": str(out)}})
+    return train(config, progress=True)
 
 
 def demo(folder: Path) -> dict[str, Any]:
-    """Run both schedules; returns the summary of each by agent."""
+    """Fine-tune under every schedule; returns the summary of each by agent."""
+    choices: dict[str, dict[str, Any]] = {
+        "uniform": {"name": "uniform"},
+        "scripted": {"name": "scripted", "options": SCRIPT},
+        "agent": {"name": str(folder / "training")},
+    }
     summaries = {}
-    for name, options in AGENTS.items():
-        out = folder / name
-        if out.exists():
-            storage.remove_folder(out)
+    for name in AGENTS:
+        out = _emptied(folder / name)
         config = RunConfig.model_validate(
-            {**SETTINGS, "agent": {"name": name, "options": options}, "run": {"dir": str(out)}}
+            {**SETTINGS, "agent": choices[name], "run": {"dir": str(out)}}
         )
         summaries[name] = finetune(config, progress=True)
     return summaries
+
+
+def _emptied(folder: Path) -> Path:
+    if folder.exists():
+        storage.remove_folder(folder)
+    return folder
 
 
 def outcome_table(summaries: dict[str, Any]) -> Any:
@@ -71,16 +91,25 @@ def outcome_table(summaries: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Run the demonstration and say where to look."""
+    """Run the demonstration, say where to look, and exit (1 if the agent did not change)."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
     quiet_transformers()
+    show("1. train a scheduling agent in the fast world (PPO, closed-form learning curves)")
+    training = train_agent(folder)
+    show(
+        validation_table(training),
+        "2. fine-tune the 0.1M preset on the embedded sources under three schedules",
+    )
     summaries = demo(folder)
     show(
         outcome_table(summaries),
         f"curves:  tensorboard --logdir {folder}",
-        f"picture: {folder / 'scripted' / PICTURE}",
-        f"model:   {folder / 'scripted' / 'model'} (load it with from_pretrained)",
+        f"picture: {folder / 'agent' / PICTURE}",
+        f"model:   {folder / 'agent' / MODEL} (load it with from_pretrained)",
     )
+    if not training["parameters_changed"]:
+        show("failed: training left the agent's parameters as they were")
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.envs.build import cell_sizes, load_corpus, make_prior
-from mixgym.envs.environment import MixtureEnv, World
+from mixgym.envs.build import load_corpus, row_world
+from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.learners.base import Evaluation, PlainStep, StepRule, TrainReport
+from mixgym.envs.learners.base import Evaluation, StepRule, TrainReport
 from mixgym.envs.options import SPLITS
-from mixgym.envs.packing.plane import PackedPlane
 from mixgym.envs.plan import IntervalPlan
 from mixgym.envs.sources.source import Source
 from mixgym.trainer.config import RunConfig
@@ -122,21 +121,10 @@ class _IdleLearner:
 def _rehearse(config: RunConfig, sources: Sequence[Source]) -> _Rehearsal:
     kind = find_agent(config.agent)
     suits = suited(config, kind)
-    data, training = config.data, config.training
-    names = tuple(source.name for source in sources)
-    sizes = cell_sizes(sources, data.unit)
-    world = World(
-        names=names,
-        targets=np.array([source.target for source in sources]),
-        prior=make_prior(names, sizes, config.environment),
-        cell_size=sizes,
-        learner=_IdleLearner(sizes.shape),
-        make_plane=lambda seed: PackedPlane(
-            sources, unit=data.unit, capacity=data.max_length, packs=training.packs, seed=seed
-        ),
-        step_rule=PlainStep(),
-    )
-    env = MixtureEnv(world, suits.environment, training)
+    learner = _IdleLearner((len(sources), sources[0].n_strata))
+    world = row_world(config, sources, learner)
+    names = world.names
+    env = MixtureEnv(world, suits.environment, config.training)
     agent = kind.make(env, names)
     observation, _ = env.reset(seed=config.seed)
     state, done, supervised, fills = None, False, np.zeros(len(names), np.int64), []

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 OPTIMIZER_FILE = "optimizer.pt"
 KEPT_PARAMETERS = 20_000_000  # models up to this size keep a copy of their starting weights
-EVALUATION_TOKENS = 4096  # in one forward pass of an evaluation: bounds its memory
+EVALUATION_TOKENS = 4096  # in one forward pass of an evaluation, at most
+EVALUATION_LOGITS = 50_000_000  # likewise: bounds its memory where the vocabulary is large
 
 
 class CausalLM:
@@ -297,13 +298,21 @@ class CausalLM:
     def _evaluation_batches(self, split: str) -> list[Batch]:
         if split not in self._evaluations:
             packs = evaluation_packs(self.sources, split, self._max_length)
-            together = max(1, EVALUATION_TOKENS // self._max_length) if self._joins else 1
             splits = [source.splits[split] for source in self.sources]
             self._evaluations[split] = [
                 make_batch(packs[i : i + together], splits, self.shape[1], self.device)
+                for together in [self._packs_together()]
                 for i in range(0, len(packs), together)
             ]
         return self._evaluations[split]
+
+    def _packs_together(self) -> int:
+        """Packs in one forward pass of an evaluation, all of whose tokens may be supervised."""
+        if not self._joins:
+            return 1
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        tokens = min(EVALUATION_TOKENS, EVALUATION_LOGITS // vocabulary)
+        return max(1, tokens // self._max_length)
 
     @property
     def _joins(self) -> bool:

@@ -23,7 +23,6 @@ class Preset:
     Attributes:
         vocabulary, hidden, layers, heads, feed_forward: the usual sizes.
         parameters: in all.
-        max_length: default tokens in a row.
     """
 
     vocabulary: int
@@ -32,13 +31,12 @@ class Preset:
     heads: int
     feed_forward: int
     parameters: int
-    max_length: int
 
 
 PRESETS = {
-    "0.1m": Preset(512, 64, 2, 4, 128, 115_008, 256),
-    "1m": Preset(1024, 128, 4, 4, 352, 935_040, 512),
-    "5m": Preset(4096, 256, 5, 8, 704, 5_065_472, 512),
+    "0.1m": Preset(512, 64, 2, 4, 128, 115_008),
+    "1m": Preset(1024, 128, 4, 4, 352, 935_040),
+    "5m": Preset(4096, 256, 5, 8, 704, 5_065_472),
 }
 
 

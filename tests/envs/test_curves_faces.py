@@ -151,3 +151,242 @@ def test_an_episode_with_a_drawn_task_goes_on_after_forks_and_files(tmp_path: An
         for (a, r, d, *_), (b, s, e, *_) in zip(steps[0], own, strict=True):
             assert a.tolist() == b.tolist()
             assert (r, d) == (s, e)
+
+
+# the contract of Stable-Baselines3's face
+
+
+def small(count: int = 3, **options: Any) -> CurvesVecEnv:
+    kept = {name: options.pop(name) for name in ("seed", "decisions") if name in options}
+    tasks = [sample_task(s, sources=3, strata=2) for s in range(5)]
+    padded = EnvironmentOptions(learner="curves", max_sources=4, max_strata=3, **options)
+    return CurvesVecEnv(count, tasks, padded, **{"decisions": 4, **kept})
+
+
+def test_making_one_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = small()
+    assert env.get_attr("render_mode") == [None] * 3
+    assert env.env_is_wrapped(gym.Wrapper) == [False] * 3
+    assert env.env_method("seed", 3, indices=[1]) == [[3] * 3]
+    assert env.get_attr("num_envs", indices=0) == [3]
+    env.close()
+
+
+def test_an_episode_ends_and_begins_in_one_step() -> None:
+    env = small()
+    observation = env.reset()
+    assert observation.dtype == np.float32
+    assert env.observation_space.contains(observation[0])
+    total = np.zeros(3)
+    zero = np.zeros((3, *env.action_space.shape), np.float32)  # type: ignore[misc]
+    for decision in range(1, 9):
+        observation, rewards, dones, infos = env.step(zero)
+        assert rewards.dtype == np.float32
+        total += rewards
+        at_end = decision % 4 == 0
+        assert dones.tolist() == [at_end] * 3
+        remaining = 1.0 if at_end else 1 - decision % 4 / 4
+        assert observation[:, 0].tolist() == [remaining] * 3
+        for i, info in enumerate(infos):
+            assert ("terminal_observation" in info) == ("episode" in info) == at_end
+            if at_end:
+                assert info["terminal_observation"][0] == 0
+                assert info["terminal_observation"].shape == observation[i].shape
+                assert info["TimeLimit.truncated"] is False
+                assert info["episode"]["l"] == 4
+                assert info["episode"]["r"] == pytest.approx(total[i], abs=1e-5)
+        if at_end:
+            total[:] = 0
+
+
+def test_the_reward_is_the_fall_of_the_measured_loss() -> None:
+    env = small(2)
+    env.reset()
+    core = env.core
+    weights = core.task.targets / core.task.targets.sum(-1, keepdims=True)
+    before = (np.nan_to_num(core._now_source) * weights).sum(-1)
+    total = np.zeros(2)
+    for action in drawn_actions(env.action_space, 3, 2):  # type: ignore[arg-type]
+        total += env.step(action)[1]
+    assert total == pytest.approx(before - (core._now_source * weights).sum(-1), abs=1e-5)
+
+
+def test_records_stay_as_they_were() -> None:
+    env = small(seed=2)
+    env.reset()
+    actions = drawn_actions(env.action_space, 9, 3)  # type: ignore[arg-type]
+    lazy, eager, seen, kept = [], [], [], []
+    for action in actions:
+        observation, _, _, infos = env.step(action)
+        seen.append(observation)
+        kept.append(observation.tolist())
+        lazy.append(infos)
+        eager.append([{k: info["decision"][k] for k in info["decision"]} for info in infos])
+    assert [[dict(i["decision"]) for i in infos] for infos in lazy] == eager
+    assert [observation.tolist() for observation in seen] == kept
+    record = lazy[0][0]["decision"]
+    assert set(record) == set(record._KEYS)
+    assert len(record) == len(record._KEYS)
+    assert list(record["mixture"]) == ["source0", "source1", "source2"]
+    assert sum(record["mixture"].values()) == pytest.approx(1)
+    assert [len(row) for row in record["strata"].values()] == [2, 2, 2]
+    with pytest.raises(KeyError):
+        record["nothing"]
+
+
+def test_absent_cells_get_nothing() -> None:
+    for action in ("logits", "weights"):
+        env = small(action=action)
+        env.reset()
+        for drawn in drawn_actions(env.action_space, 3, 3):  # type: ignore[arg-type]
+            env.step(drawn)
+            assert env.core._last is not None
+            last = env.core._last
+            assert (last.weight[:, 3:] == 0).all()
+            assert (last.strata[:, 3:] == 0).all()
+            assert (last.strata[:, :, 2:] == 0).all()
+            assert last.weight.sum(-1) == pytest.approx(1)
+            assert last.strata[:, :3].sum(-1) == pytest.approx(1)
+            assert (last.given[~last.present] == 0).all()
+
+
+@pytest.mark.parametrize("observation", ["flat", "dict"])
+def test_a_state_goes_on_bit_equal(observation: str) -> None:
+    env, other = (small(observation=observation, seed=seed) for seed in (1, 77))
+    env.reset()
+    other.reset()
+    actions = drawn_actions(env.action_space, 13, 3)  # type: ignore[arg-type]
+    for action in actions[:3]:
+        env.step(action)
+    other.set_state(env.state())
+    for action in actions[3:]:
+        a, b = env.step(action), other.step(action)
+        assert flattened(a[0]).tolist() == flattened(b[0]).tolist()
+        assert (a[1] == b[1]).all()
+        for mine, theirs in zip(a[3], b[3], strict=True):
+            assert mine.get("episode") == theirs.get("episode")
+            assert dict(mine["decision"]) == dict(theirs["decision"])
+
+
+def test_seeds_decide_everything() -> None:
+    def run(seed: int) -> list[Any]:
+        env = small()
+        assert env.seed(seed) == [seed] * 3
+        first = env.reset().tolist()
+        zero = np.zeros((3, *env.action_space.shape), np.float32)  # type: ignore[misc]
+        return [first, *(env.step(zero)[0].tolist() for _ in range(6))]
+
+    state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert run(3) == run(3)
+    assert run(3) != run(4)
+    assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+
+
+def test_a_nan_names_its_index_and_infinite_entries_are_clipped() -> None:
+    env = small()
+    env.reset()
+    action = np.zeros((3, *env.action_space.shape), np.float32)  # type: ignore[misc]
+    action[1, 2] = np.nan
+    with pytest.raises(MixgymError, match=r"action\[1, 2\] is NaN"):
+        env.step(action)
+    action[1, 2] = np.inf
+    clipped = np.where(np.isinf(action), 1.0, action)
+    twin = small()
+    twin.reset()
+    assert env.step(action)[0].tolist() == twin.step(clipped)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("environment", "word"),
+    [
+        ({"prior": {"source0": 1.0}}, "prior"),
+        ({"reward": "other"}, "reward"),
+        ({"max_sources": 2}, "max_sources"),
+    ],
+)
+def test_what_a_batch_does_not_have_is_refused(environment: dict[str, Any], word: str) -> None:
+    options = EnvironmentOptions.model_validate({"learner": "curves", **environment})
+    with pytest.raises(ConfigError, match=f"environment.{word}"):
+        CurvesCore(2, [sample_task(0, sources=3)], options)
+
+
+# the contract of Gymnasium's face
+
+
+def test_gymnasiums_face_declares_and_keeps_its_autoreset() -> None:
+    env = gym.make_vec(
+        ID, num_envs=3, vectorization_mode="vector_entry_point", training={"steps": 4, "interval": 2}
+    )
+    assert isinstance(env, VectorEnv)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert env.unwrapped.spec is not None
+    observation, info = env.reset(seed=[1, 2, 3])
+    assert info == {}
+    assert env.observation_space.contains(observation)
+    env.action_space.seed(0)
+    for decision in (1, 2, 3, 4):
+        observation, rewards, ends, cuts, infos = env.step(env.action_space.sample())
+        assert env.observation_space.contains(observation)
+        assert rewards.dtype == np.float64
+        assert ends.tolist() == [decision % 2 == 0] * 3
+        assert not cuts.any()
+        assert ("final_obs" in infos) == (decision % 2 == 0)
+        if ends.any():
+            assert infos["final_obs"].shape == (3,)
+            assert infos["_final_obs"].tolist() == [True] * 3
+            assert infos["final_obs"][0][0] == 0
+            assert infos["final_info"]["decision"][2]["decision"] == 2
+            assert (observation[:, 0] == 1).all()
+    env.close()
+
+
+def test_gymnasiums_own_batch_gives_the_same() -> None:
+    batch = gym.make_vec(ID, num_envs=3)
+    sync = gym.make_vec(
+        ID, num_envs=3, vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+    )  # fmt: skip
+    assert batch.single_observation_space == sync.single_observation_space
+    assert batch.single_action_space == sync.single_action_space
+    np.testing.assert_allclose(batch.reset(seed=5)[0], sync.reset(seed=5)[0], atol=1e-6)
+    for action in drawn_actions(batch.single_action_space, 32, 3):  # type: ignore[arg-type]
+        a, b = batch.step(action), sync.step(action)
+        np.testing.assert_allclose(a[0], b[0], atol=1e-6)
+        np.testing.assert_allclose(a[1], b[1], atol=1e-9)
+        assert a[2].tolist() == b[2].tolist()
+    sync.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"environment": {"learner": "causal_lm"}},
+        {"training": {"steps": 5, "interval": 2}},
+        {"training": {"supervised_tokens": 1000}},
+        {"render_mode": "ansi"},
+    ],
+)
+def test_batches_of_other_things_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        gym.make_vec(ID, num_envs=2, vectorization_mode="vector_entry_point", **options)
+
+
+@pytest.mark.slow
+def test_single_environments_vectorise_in_processes() -> None:
+    options = {"environment": {"tasks": "train"}, "training": SHORT}
+    batch = gym.make_vec(ID, num_envs=2, **options)
+    first, _ = batch.reset(seed=3)
+    processes = gym.make_vec(ID, num_envs=2, vectorization_mode="async",
+                             vector_kwargs={"context": "spawn"}, **options)  # fmt: skip
+    both = SubprocVecEnv([lambda: make_mixture_env(**options)] * 2, start_method="spawn")
+    both.seed(3)
+    np.testing.assert_allclose(processes.reset(seed=3)[0], first, atol=1e-6)
+    np.testing.assert_allclose(both.reset(), first, atol=1e-6)
+    for action in drawn_actions(batch.single_action_space, 4, 2):  # type: ignore[arg-type]
+        expected = batch.step(action)
+        np.testing.assert_allclose(processes.step(action)[0], expected[0], atol=1e-6)
+        np.testing.assert_allclose(both.step(action)[0], expected[0], atol=1e-6)
+    processes.close()
+    both.close()

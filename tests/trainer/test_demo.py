@@ -1,4 +1,4 @@
-"""The demonstration leaves what it promises, and its table compares both schedules."""
+"""The demonstration leaves what it promises, and its tables compare all schedules."""
 
 import json
 import sys
@@ -20,6 +20,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "training": {"steps": 2, "interval": 1, "packs": 2, "learning_rate": 5e-3},
     }
     monkeypatch.setattr(demo, "SETTINGS", settings)
+    monkeypatch.setattr(demo, "TRAINING", {"decisions": 256, "environments": 8})
 
 
 def run_main(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +31,9 @@ def run_main(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def check(folder: Path, shown: str) -> None:
     for name in (*SOURCES, *AGENTS, "target mean", "worst target", "tensorboard --logdir"):
         assert name in shown
+    for name in ("frozen twin", "proportional", "minus uniform"):
+        assert name in shown
+    assert list((folder / "training" / "tensorboard").rglob("events.out.tfevents.*"))
     for agent in AGENTS:
         run = folder / agent
         assert list((run / "tensorboard").glob("events.out.tfevents.*"))
@@ -59,13 +63,28 @@ def test_it_can_be_run_again(
 
 
 @pytest.mark.usefixtures("quick")
-def test_both_schedules_start_from_the_same_model(tmp_path: Path) -> None:
+def test_all_schedules_start_from_the_same_model(tmp_path: Path) -> None:
+    demo.train_agent(tmp_path)
     summaries = demo.demo(tmp_path)
-    first, second = (summary["sources"] for summary in summaries.values())
-    for name in SOURCES:
-        assert first[name]["test_before"] == second[name]["test_before"]
-        assert first[name]["test_after"] != second[name]["test_after"]
-    assert first["noise"]["target"] == 0
+    uniform, *others = (summary["sources"] for summary in summaries.values())
+    for other in others:
+        for name in SOURCES:
+            assert uniform[name]["test_before"] == other[name]["test_before"]
+            assert uniform[name]["test_after"] != other[name]["test_after"]
+    assert uniform["noise"]["target"] == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_agent_that_did_not_change_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        demo, "TRAINING", {"decisions": 256, "environments": 8, "options": {"learning_rate": 0.0}}
+    )
+    with pytest.raises(SystemExit) as stopped:
+        run_main(tmp_path / "demo", monkeypatch)
+    assert stopped.value.code == 1
+    assert "failed" in capsys.readouterr().out
 
 
 @pytest.mark.slow

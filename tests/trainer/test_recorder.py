@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mixgym.envs.curves.learner import CurveLearner
 from mixgym.envs.errors import DivergenceError
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.driving import Seat, seat
@@ -63,7 +64,7 @@ def test_a_failure_is_raised_and_not_recorded(
     def diverge(*_: Any) -> None:
         raise DivergenceError("the training loss is nan at step 1")
 
-    monkeypatch.setattr(place.env.world.learner, "train", diverge)
+    monkeypatch.setattr(CurveLearner, "train", diverge)
     with pytest.raises(DivergenceError, match=r"step 1 \(decision 1, shares: source0 0\.25"):
         learn(place, Recorder(run, place.env, None))
     assert run.read_decisions() == []
