@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mixgym.agents.actor import Actor, State
-from mixgym.agents.policies.network import HierarchicalActor, split_rows
+from mixgym.agents.policies.network import HierarchicalActor, action_mask, split_rows
 from mixgym.agents.policies.on_policy import HierarchicalPolicy
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.observations import PROGRESS, SOURCES, STRATA, shape_of
@@ -48,7 +49,10 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder}: holds no exported policy (no {CARD}); give a run of `mixgym train`"
         )
-    card: dict[str, Any] = json.loads((folder / CARD).read_text())
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{folder / CARD}: not JSON ({error}); export the policy again") from None
     if card.get("features") != FEATURES:
         raise ConfigError(
             f"{folder}: was trained on other features than this version observes; train it again"
@@ -58,7 +62,17 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def load_weights(policy: HierarchicalPolicy, folder: Path) -> None:
     """Read exported weights into a policy for any spaces (same width)."""
-    policy.load_state_dict(load_file(folder / WEIGHTS))
+    policy.load_state_dict(_read_weights(folder))
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        weights: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{folder / WEIGHTS}: cannot be read ({error}); export the policy again"
+        ) from None
+    return weights
 
 
 class ExportedPolicy(Actor):
@@ -88,7 +102,7 @@ class ExportedPolicy(Actor):
         self._shape = shape or shape_of(env.observation_space.shape[0], env.action_space.shape[0])
         self.card = read_card(folder)
         self._net = HierarchicalActor(int(self.card["width"]))
-        weights = load_file(folder / WEIGHTS)
+        weights = _read_weights(folder)
         own = {k.removeprefix("actor_net."): v for k, v in weights.items() if "actor_net." in k}
         self._net.load_state_dict(own)
         self._net.eval()
@@ -106,10 +120,11 @@ class ExportedPolicy(Actor):
         batch = np.atleast_2d(observation)
         sources, strata = self._shape
         with torch.no_grad():
-            mean = self._net(split_rows(torch.from_numpy(batch), sources, strata))
+            rows = split_rows(torch.from_numpy(batch), sources, strata)
+            mean = self._net(rows)
             if not deterministic:
                 levels = self._log_std.repeat_interleave(torch.tensor([sources, sources * strata]))
                 noise = torch.randn(mean.shape, generator=self._generator)
-                mean = mean + noise * levels.exp()
+                mean = mean + noise * levels.exp() * action_mask(rows)
         actions = mean.clamp(-1.0, 1.0).numpy()
         return (actions[0] if observation.ndim == 1 else actions), state

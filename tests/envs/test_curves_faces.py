@@ -1,16 +1,21 @@
 """One world, three faces: a single environment and two kinds of batches do the same."""
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
 import mixgym  # noqa: F401 - registers the environments
+from mixgym.envs.curves.core import CurvesCore
 from mixgym.envs.curves.gymnasium_vector import CurvesVectorEnv
-from mixgym.envs.curves.task import TASK_SETS
+from mixgym.envs.curves.task import TASK_SETS, sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import make_mixture_env
+from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.options import EnvironmentOptions
 
 ID = "mixgym/Mixture-v0"
@@ -317,7 +322,10 @@ def test_what_a_batch_does_not_have_is_refused(environment: dict[str, Any], word
 
 def test_gymnasiums_face_declares_and_keeps_its_autoreset() -> None:
     env = gym.make_vec(
-        ID, num_envs=3, vectorization_mode="vector_entry_point", training={"steps": 4, "interval": 2}
+        ID,
+        num_envs=3,
+        vectorization_mode="vector_entry_point",
+        training={"steps": 4, "interval": 2},
     )
     assert isinstance(env, VectorEnv)
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
