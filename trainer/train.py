@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from mixgym.trainer.validation import TaskScores, comparison, score
 from mixgym.trainer.worlds import TrainingWorld, agent_options, make_world
 
 AGENT, TWIN = "agent", "twin"
-MODEL, TRAINING, WORLD = "model.zip", "training.json", "world"
+STAGE = 10**9  # more than the decisions of a stage
+MODEL, TRAINING, WORLD, START = "model.zip", "training.json", "world", "start"
 
 
 def train_command(
@@ -62,7 +65,12 @@ def train(config: RunConfig, *, resume: bool = False, progress: bool = False) ->
     for index, stage in enumerate(run.config.train.stages):
         if saved is not None and index < saved.state["stage"]:
             continue
-        _train_stage(run, index, stage, saved, progress=progress)
+        try:
+            _train_stage(run, index, stage, saved, progress=progress)
+        except ConfigError:
+            if not resume and run.latest_checkpoint() is None:
+                storage.remove_folder(run.path)  # nothing was trained
+            raise
         saved = None
     summary = _summary(run)
     run.write_summary(summary)
@@ -71,14 +79,21 @@ def train(config: RunConfig, *, resume: bool = False, progress: bool = False) ->
 
 @dataclass(frozen=True)
 class _Saved:
+    """A checkpoint: between two rollouts, or the start of a later stage."""
+
     folder: Path
     state: dict[str, Any]
+
+    @property
+    def is_start(self) -> bool:
+        return (self.folder / START).is_dir()
 
 
 def _saved(run: RunFolder) -> _Saved | None:
     latest = run.latest_checkpoint()
     if latest is None:
         return None
+    run.prune(newest=latest[0])  # a kill may have come between saving and pruning
     return _Saved(latest[1], storage.read_json(latest[1] / TRAINING))
 
 
@@ -108,6 +123,8 @@ def make_algorithm(config: RunConfig, env: Any, stage: str) -> BaseAlgorithm:
         decisions = -(-config.training.steps // config.training.interval)
         options["n_steps"] = 2 * decisions
         options["batch_size"] = 2 * decisions
+    if "batch_size" in options and "batch_size" not in config.train.options:
+        options["batch_size"] = min(options["batch_size"], options["n_steps"] * env.num_envs)
     policy_options = {**preset.policy_options, **config.train.policy}
     try:
         algorithm: BaseAlgorithm = _named(preset.algorithm)(
@@ -118,7 +135,7 @@ def make_algorithm(config: RunConfig, env: Any, stage: str) -> BaseAlgorithm:
             policy_kwargs=policy_options,
             **options,
         )
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"train.options, train.policy: {config.train.algo}: {error}") from error
     return algorithm
 
@@ -128,21 +145,24 @@ def _train_stage(
 ) -> None:
     config = run.config
     world = make_world(stage, config)
-    if saved is None:
+    if index > 0 and saved is None:
+        saved = _save_start(run, index)
+    if saved is None or saved.is_start:
         algorithm = make_algorithm(config, world.env, stage)
-        if index > 0:
-            load_weights(algorithm.policy, run.path / AGENT)  # type: ignore[arg-type]
+        if saved is not None:
+            load_weights(algorithm.policy, saved.folder / START)  # type: ignore[arg-type]
+            saved = None
         elif not (run.path / TWIN).exists():
             _export(run, algorithm, TWIN, {"decisions": 0})
     else:
-        world.load(saved.folder / WORLD)
         loader = _named(_preset(config).algorithm)
         algorithm = loader.load(
             saved.folder / MODEL, env=world.env, device="cpu", force_reset=False
         )
+        world.load(saved.folder / WORLD)  # after the algorithm, which seeds its environment anew
     done = algorithm.num_timesteps
     folder = run.tensorboard / "training" / f"{index}-{stage}"
-    logger, output = make_logger(folder, None if saved is None else done + 1)
+    logger, output = make_logger(folder, done + 1)
     algorithm.set_logger(logger)
     keeper = Keeper(run, world, index, output)
     if saved is not None:
@@ -150,7 +170,7 @@ def _train_stage(
         set_pending(logger, saved.state["pending"])
         set_global_streams(saved.state["streams"])
     total = config.train.decisions if stage == "curves" else config.train.language_decisions
-    hooks: list[BaseCallback] = [keeper, *([ProgressBarCallback()] if progress else [])]
+    hooks: list[BaseCallback] = [keeper, *([_Bar()] if progress else [])]
     algorithm.learn(
         max(total - done, 0),
         callback=CallbackList(hooks),
@@ -160,6 +180,26 @@ def _train_stage(
     keeper.validate()
     logger.dump(algorithm.num_timesteps)
     output.close()
+
+
+def _save_start(run: RunFolder, index: int) -> _Saved:
+    """Keep what a later stage starts from: its first validation replaces the agent."""
+
+    def write(folder: Path) -> None:
+        shutil.copytree(run.path / AGENT, folder / START)
+        (folder / TRAINING).write_text(json.dumps({"stage": index}))
+
+    folder = run.save_checkpoint(index * STAGE, write)
+    return _Saved(folder, {"stage": index})
+
+
+class _Bar(ProgressBarCallback):
+    """Stable-Baselines3's bar, without tqdm's remark that its look may change."""
+
+    def _on_training_start(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            super()._on_training_start()
 
 
 class Keeper(BaseCallback):
@@ -218,7 +258,7 @@ class Keeper(BaseCallback):
         if self.num_timesteps - self._validated >= self._run.config.train.evaluate_every:
             self.validate()
         if self._rollouts % self._run.config.train.save_every == 0:
-            step = self._stage * 10**9 + self.num_timesteps
+            step = self._stage * STAGE + self.num_timesteps
             self._run.save_checkpoint(step, self._save)
 
     def validate(self) -> None:
@@ -229,10 +269,13 @@ class Keeper(BaseCallback):
         if self._uniform is None:
             self._uniform = _rule_scores(Uniform(), self._run.config)
         mean = float(found.mean.mean())
-        self.logger.record("validation/mean_nll", mean)
-        self.logger.record("validation/worst_excess", float(found.worst.mean()))
-        gap = float((self._uniform.mean - found.mean).mean())
-        self.logger.record("validation/gain_over_uniform", gap)
+        scalars = {
+            "validation/mean_nll": mean,
+            "validation/worst_excess": float(found.worst.mean()),
+            "validation/gain_over_uniform": float((self._uniform.mean - found.mean).mean()),
+        }
+        for tag, value in scalars.items():  # the logger would write them a rollout later
+            self._output.writer.add_scalar(tag, value, self.num_timesteps)
         if mean < self._best:
             self._best = mean
             _export(self._run, self.model, AGENT, {"decisions": self.num_timesteps})

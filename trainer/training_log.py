@@ -11,10 +11,10 @@ class TensorBoardScalars(KVWriter):
 
     Args:
         folder: of the event files.
-        purge: first step that will be written (again), or None.
+        purge: first step that will be written (again); later ones of a killed training vanish.
     """
 
-    def __init__(self, folder: Path, purge: int | None) -> None:
+    def __init__(self, folder: Path, purge: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer: Any = SummaryWriter(str(folder), purge_step=purge)
@@ -33,7 +33,7 @@ class TensorBoardScalars(KVWriter):
         self.writer.close()
 
 
-def make_logger(folder: Path, purge: int | None) -> tuple[Logger, TensorBoardScalars]:
+def make_logger(folder: Path, purge: int) -> tuple[Logger, TensorBoardScalars]:
     """A Stable-Baselines3 logger that writes to TensorBoard only."""
     output = TensorBoardScalars(folder, purge)
     return Logger(str(folder), [output]), output
