@@ -17,6 +17,7 @@ from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.envs.mixture import FloatArray
 from mixgym.trainer import storage
 from mixgym.trainer.config import AgentOptions, RunConfig
+from mixgym.trainer.driving import find_agent
 from mixgym.trainer.finetune import finetune, quiet_transformers
 from mixgym.trainer.plan import make_plan
 from mixgym.trainer.runs import RunFolder
@@ -57,6 +58,8 @@ def compare(
     labels = _labels(agents)
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: give at least one (three show a spread)")
+    for agent in agents:
+        find_agent(_agent(config, agent))  # a mistake shows before anything is trained
     folder = Path(config.run.dir)
     config = _with_token_budget(config, agents[0])
     rows = []
@@ -121,17 +124,22 @@ def _run(config: RunConfig, agent: str, seed: int, out: Path, progress: bool) ->
 
 def _diverged(out: Path, reason: str) -> dict[str, Any]:
     """A diverged run counts with its last finite losses."""
-    records = RunFolder.open(out).read_decisions()
+    run = RunFolder.open(out)
+    records = run.read_decisions()
     nothing: dict[str, Any] = {"reward": {}, "reward_mean": float("nan")}
     last: dict[str, Any] = records[-1]["loss"] if records else nothing
     losses = last["reward"]
+    sources = run.config.sources
+    pools = {n for n, s in sources.items() if s.target == 0} if isinstance(sources, dict) else set()
     return {
         "status": "diverged",
         "failure": reason,
         "supervised_tokens": records[-1]["supervised_tokens"] if records else 0,
         "test": {
             "mean_after": last["reward_mean"],
-            "worst_after": max(losses.values(), default=float("nan")),
+            "worst_after": max(
+                (value for name, value in losses.items() if name not in pools), default=float("nan")
+            ),
         },
         "sources": {name: {"test_after": value} for name, value in losses.items()},
     }
