@@ -6,7 +6,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 import mixgym  # noqa: F401 - registers the environments
@@ -17,6 +19,7 @@ from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.registration import ENVIRONMENTS
 
 ID = "mixgym/Mixture-v0"
 SHORT = {"steps": 12, "interval": 2}  # six decisions
@@ -398,3 +401,14 @@ def test_single_environments_vectorise_in_processes() -> None:
         np.testing.assert_allclose(both.step(action)[0], expected[0], atol=1e-6)
     processes.close()
     both.close()
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_the_checkers_pass_where_tasks_are_drawn(
+    name: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    warnings.simplefilter("always")
+    env = gym.make(name, environment={"tasks": "train"}, training=SHORT)
+    gymnasium_check(env.unwrapped, skip_render_check=True)
+    sb3_check(env.unwrapped)
+    assert [str(w.message) for w in recwarn] == []
