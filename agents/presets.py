@@ -45,6 +45,6 @@ PRESETS = {
             "max_grad_norm": 0.5,
         },
         # a narrow start: with a wide one most weight goes to a random source
-        policy_options={"width": 32, "log_std_init": -1.0},
+        policy_options={"width": 64, "log_std_init": -1.0},
     ),
 }

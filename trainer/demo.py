@@ -31,7 +31,7 @@ SCRIPT = {
     },
     "strata": {0.0: [3, 2, 1, 1], 0.5: [1, 1, 1, 1], 1.0: [1, 1, 2, 2]},
 }
-TRAINING: dict[str, Any] = {"decisions": 100_000, "evaluate_every": 20_000}
+TRAINING: dict[str, Any] = {"decisions": 81_920, "evaluate_every": 20_000}
 AGENTS = ("uniform", "scripted", "agent")
 
 

@@ -64,7 +64,7 @@ class HierarchicalPolicy(ActorCriticPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        width: int = 32,
+        width: int = 64,
         log_std_init: float = -1.0,
         **kwargs: Any,
     ) -> None:
