@@ -1,6 +1,8 @@
 """Training an agent: what it leaves, and that a killed training goes on as if nothing happened."""
 
+import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typer.testing import CliRunner
 from mixgym.agents.policies.export import ExportedPolicy
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer import storage
+from mixgym.trainer import train as module
 from mixgym.trainer.cli import app
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.finetune import finetune
 from mixgym.trainer.train import parameters_changed, train
+from mixgym.trainer.training_log import make_logger
 
 from .conftest import Make, curves
 
@@ -29,6 +33,19 @@ TINY = {
     "options": {"n_steps": 8, "batch_size": 8, "n_epochs": 1},
     "policy": {"width": 8},
 }
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds pass between two event files, whose names sort by them."""
+    real, ahead = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real() + 0.01 * next(ahead))
+    monkeypatch.setattr(module, "make_logger", lambda *a: (_skip(ahead, 300), make_logger(*a))[1])
+
+
+def _skip(counter: Any, number: int) -> None:
+    for _ in range(number):
+        next(counter)
 
 
 class _CrashError(BaseException):
