@@ -46,6 +46,16 @@ ALGORITHMS = {
     "temperature": _rule("Temperature", "size ** (1 / tau): between proportional and uniform"),
     "fixed": _rule("Fixed", "weights that you give"),
     "scripted": _rule("Scripted", "weights along the budget, linear between the points you give"),
+    "easy_to_hard": Algorithm(
+        "a curriculum: strata from the easiest to the hardest along the budget",
+        "mixgym.agents.references:EasyToHard",
+        _RULE,
+    ),
+    "exp3": Algorithm(
+        "a bandit over sources, paid by the fall of their held-out loss",
+        "mixgym.agents.references:Exp3",
+        _RULE,
+    ),
     "ppo": Algorithm(
         "PPO with the hierarchical policy; train it first (mixgym train --algo ppo)",
         "mixgym.agents.registry:needs_training",
