@@ -233,7 +233,7 @@ def test_an_export_is_safe_to_share_and_checked(tmp_path: Path) -> None:
     export_policy(model.policy, folder, {"algorithm": "ppo"})  # type: ignore[arg-type]
     assert sorted(path.name for path in folder.iterdir()) == [CARD, WEIGHTS]
     card = json.loads((folder / CARD).read_text())
-    assert card["width"] == 32
+    assert card["width"] == 64
     assert (folder / WEIGHTS).read_bytes()[8:9] == b"{", "safetensors: a length, then JSON"
     agent = ExportedPolicy(folder, shape=(4, 3))
     observation = observations(vector())
