@@ -180,7 +180,8 @@ class MixtureSampler:
         assert self._weights is not None
         cell, weight, have = self.cells[c], self._weights[c], self._units[c]
         mean = cell.units.mean()
-        count = int((horizon * weight - have) / mean * 1.2) + 4
+        # a cell that was just given a row far above its mean has more than it is due by then
+        count = int(max(0.0, horizon * weight - have) / mean * 1.2) + 4
         while True:
             upcoming = cell.upcoming(self.seed, int(self._drawn[c]), count)
             units = cell.units[upcoming]

@@ -286,3 +286,22 @@ def test_a_snapshot_goes_on_the_same(seed: int) -> None:
     assert here.row.tolist() == there.row.tolist()
     one.take(here, len(here))
     assert two.snapshot()["drawn"] == state["drawn"]
+
+
+def test_a_row_far_above_the_mean_of_its_cell_leaves_nothing_due_for_long() -> None:
+    """A tenth of the units to a cell of tiny rows and one huge one: after that, none for long."""
+    tiny = [2] * 400
+    tiny[137] = 300  # somewhere in the order, a thousand times what is asked next
+    sources = [
+        make_source("heavy-tailed", tiny, supervised=[1] * 137 + [299] + [1] * 262),
+        make_source("even", [20] * 400),
+    ]
+    sampler = MixtureSampler(sources, "supervised_tokens", 0)
+    taken = [0, 0]
+    for _ in range(3000):
+        sampler.set_mixture(Mixture.of([0.1, 0.9], [[1.0], [1.0]]))
+        proposal = sampler.propose(1)
+        sampler.take(proposal, 1)
+        taken[int(proposal.cell[0])] += 1
+    assert min(taken) > 0
+    assert np.abs(sampler.requested() - sampler.realised()).max() <= 299 / 2 + 20

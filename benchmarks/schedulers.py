@@ -1,0 +1,96 @@
+"""A trained agent beside references on the frozen tasks of the fast world.
+
+    python benchmarks/schedulers.py RUN [--tasks test] [--json]
+
+RUN is the folder of a ``mixgym train`` run. Every schedule meets the same tasks with the same
+measurement noise; differences to uniform are paired by task. Select on ``validation``; report
+``test`` once.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixgym.agents.policies.export import ExportedPolicy
+from mixgym.agents.references import EasyToHard, Exp3
+from mixgym.agents.rules import Proportional, Temperature, Uniform
+from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
+from mixgym.trainer.runs import RunFolder
+from mixgym.trainer.tables import number, show, table
+from mixgym.trainer.validation import TaskScores, comparison, score
+from mixgym.trainer.worlds import agent_options
+
+
+def scores(run: RunFolder, tasks: str) -> dict[str, TaskScores]:
+    """Scores of every schedule, by name."""
+    options = agent_options(run.config.environment, padded=False)
+    rules_see = options.model_copy(update={"action": "weights", "observation": "dict"})
+    found = {"uniform": score(Uniform().predict, rules_see, tasks)}
+    for label, name in (("agent", "agent"), ("frozen twin", "twin")):
+        policy = ExportedPolicy(run.path / name, shape=(MAX_SOURCES, MAX_STRATA))
+        found[label] = score(policy.predict, options, tasks)
+    for label, rule in {
+        "proportional": Proportional(),
+        "temperature 3": Temperature(),
+        "exp3": Exp3(),
+        "easy_to_hard": EasyToHard(),
+    }.items():
+        found[label] = score(rule.predict, rules_see, tasks)
+    return found
+
+
+def against(found: dict[str, TaskScores], other: str) -> dict[str, Any]:
+    """The agent's paired difference to another schedule."""
+    gap = found["agent"].mean - found[other].mean
+    return {
+        "agent minus": other,
+        "difference": float(gap.mean()),
+        "standard_error": float(gap.std(ddof=1) / np.sqrt(len(gap))),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--tasks", choices=["validation", "test"], default="test")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = scores(RunFolder.open(arguments.run), arguments.tasks)
+    rows = comparison(found)
+    gaps = [against(found, name) for name in ("proportional", "exp3", "easy_to_hard")]
+    if arguments.json:
+        print(json.dumps({"rows": rows, "agent_against": gaps}, indent=2))
+        return
+    show(
+        table(
+            f"{arguments.tasks} tasks of the fast world: NLL at the end (nats per token)",
+            ["schedule", "tasks", "target mean", "worst excess", "minus uniform", "s.e.", "better"],
+            [
+                [
+                    row["agent"],
+                    str(row["tasks"]),
+                    number(row["mean"], 4),
+                    number(row["worst"], 4),
+                    number(row["difference"], 4),
+                    number(row["standard_error"], 4),
+                    f"{100 * row['better_on']:.0f}%",
+                ]
+                for row in rows
+            ],
+        ),
+        *(
+            f"agent minus {gap['agent minus']}: {gap['difference']:+.4f} "
+            f"(s.e. {gap['standard_error']:.4f})"
+            for gap in gaps
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
