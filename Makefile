@@ -22,7 +22,7 @@ install: $(VENV)/.installed ## make the virtual environment with mixgym in it
 
 install-dev: $(VENV)/.installed-dev ## the same with what tests and checks need
 
-demo: install ## fine-tune on generated sources under two schedules and compare them
+demo: install ## train an agent, let it drive a fine-tuning run, compare
 	$(ENVIRONMENT) $(BIN)/python -m mixgym.trainer.demo
 
 test: install-dev ## run the tests (minutes)
