@@ -20,8 +20,8 @@ from mixgym.agents.references import EasyToHard, Exp3
 from mixgym.agents.rules import Proportional, Temperature, Uniform
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
 from mixgym.trainer.runs import RunFolder
-from mixgym.trainer.tables import number, show, table
-from mixgym.trainer.validation import TaskScores, comparison, score
+from mixgym.trainer.tables import show
+from mixgym.trainer.validation import TaskScores, comparison, score, task_table
 from mixgym.trainer.worlds import agent_options
 
 
@@ -68,22 +68,7 @@ def main() -> None:
         print(json.dumps({"rows": rows, "agent_against": gaps}, indent=2))
         return
     show(
-        table(
-            f"{arguments.tasks} tasks of the fast world: NLL at the end (nats per token)",
-            ["schedule", "tasks", "target mean", "worst excess", "minus uniform", "s.e.", "better"],
-            [
-                [
-                    row["agent"],
-                    str(row["tasks"]),
-                    number(row["mean"], 4),
-                    number(row["worst"], 4),
-                    number(row["difference"], 4),
-                    number(row["standard_error"], 4),
-                    f"{100 * row['better_on']:.0f}%",
-                ]
-                for row in rows
-            ],
-        ),
+        task_table(rows, arguments.tasks),
         *(
             f"agent minus {gap['agent minus']}: {gap['difference']:+.4f} "
             f"(s.e. {gap['standard_error']:.4f})"

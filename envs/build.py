@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.envs.environment import EpisodeHook, MixtureEnv, World
+from mixgym.envs.environment import EpisodeHook, MixtureEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.base import Learner, PlainStep
 from mixgym.envs.mixture import FloatArray, Mixture, normalise
@@ -20,6 +20,7 @@ from mixgym.envs.options import (
     WorldOptions,
 )
 from mixgym.envs.sources.source import Source
+from mixgym.envs.world import World
 
 
 @dataclass(frozen=True)

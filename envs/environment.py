@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.errors import DivergenceError, MixgymError, RunError
-from mixgym.envs.learners.base import Evaluation, FloatArray, Learner, StepRule, TrainReport
+from mixgym.envs.learners.base import Evaluation, TrainReport
 from mixgym.envs.mixture import Mixture, MixtureFrame, action_size, make_action_kind
 from mixgym.envs.observations import (
     View,
@@ -27,54 +27,11 @@ from mixgym.envs.plan import Budget, DataPlane, IntervalPlan
 from mixgym.envs.records import decision_record
 from mixgym.envs.rendering import render_rgb, render_text
 from mixgym.envs.rewards import Reward, RewardInput, make_reward, target_mean
+from mixgym.envs.world import Progress, World
 
 FAILURE_PENALTY = -1.0  # reward of the decision at which training diverged
 
 EpisodeHook = Callable[["MixtureEnv", dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class World:
-    """The parts that an environment is made of.
-
-    Attributes:
-        names: of the sources, K of them.
-        targets: float64[K].
-        prior: the mixture of a zero action.
-        cell_size: float64[K, G], units of the ratios that each cell holds; 0 marks an empty cell.
-        learner: what is trained.
-        make_plane: a fresh data plane for an episode's seed.
-        step_rule: takes the optimiser steps.
-        draw: the world of an episode, by its seed, where every episode has its own.
-        fingerprint: of the rows, so that a saved state is not continued on others.
-    """
-
-    names: tuple[str, ...]
-    targets: FloatArray
-    prior: Mixture
-    cell_size: FloatArray
-    learner: Learner
-    make_plane: Callable[[int], DataPlane]
-    step_rule: StepRule
-    draw: Callable[[int], "World"] | None = None
-    fingerprint: str = ""
-
-
-@dataclass
-class _Progress:
-    """What an episode has used and seen so far; plain data, saved with the environment."""
-
-    seed: int = 0
-    decisions: int = 0
-    steps: int = 0
-    supervised: int = 0
-    tokens: int = 0
-    measured: int = 0
-    reward: float = 0.0
-    done: bool = False
-    given: list[float] | None = None  # supervised tokens of each source
-    train_nll: list[float] | None = None
-    history: list[list[float]] | None = None
 
 
 class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
@@ -168,7 +125,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode; the model itself is put back only when the first step trains it."""
         super().reset(seed=seed)
-        self._progress = _Progress(seed=int(self.np_random.integers(2**31)), history=[])
+        self._progress = Progress(seed=int(self.np_random.integers(2**31)), history=[])
         self._enter()
         self._stale = True
         if self._start is None:
@@ -225,7 +182,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         return MixtureFrame(self.world.prior, self._plane.available(), self.padded)
 
     @property
-    def progress(self) -> _Progress:
+    def progress(self) -> Progress:
         """What the episode has used so far."""
         return self._progress
 
@@ -415,7 +372,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
                 "the rows are not those that this state was saved with: a source, its splits or "
                 "the tokenizer changed; put them back, or start a new run"
             )
-        self._progress = _Progress(**copy.deepcopy(state["progress"]))
+        self._progress = Progress(**copy.deepcopy(state["progress"]))
         self.np_random = np.random.default_rng()
         self.np_random.bit_generator.state = state["random"]
         self._enter()

@@ -5,6 +5,7 @@ strata; ``mixgym/Local-v0`` sets the strata of one source. Both stand on the joi
 what it measures, and leave everything else to it.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -36,7 +37,7 @@ class Predictor(Protocol):
         ...
 
 
-class _Level(gym.Env[Action, Action]):
+class _Level(gym.Env[Action, Action], ABC):
     """What both levels share: the joint environment inside, and the other level's decisions."""
 
     metadata: dict[str, Any] = MixtureEnv.metadata
@@ -82,8 +83,9 @@ class _Level(gym.Env[Action, Action]):
         self._first = False
         return np.array(action, np.float32)
 
+    @abstractmethod
     def _completed(self, action: Action) -> Action:
-        raise NotImplementedError
+        """The joint action that has ``action`` at this level."""
 
     def _seen(self) -> Action:
         return self._flat

@@ -9,9 +9,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mixgym.envs.levels import Predictor
 from mixgym.envs.observations import BOUND, local_observation, local_size, shape_of
+from mixgym.envs.one_object import OneObjectVecEnv
 
 
-class LocalRows(VecEnv):
+class LocalRows(OneObjectVecEnv):
     """A vector environment with K_max lock-stepped rows per joint environment.
 
     Row ``i * K_max + k`` is source k of environment i: it sees that source's rows of the joint
@@ -92,25 +93,6 @@ class LocalRows(VecEnv):
     def close(self) -> None:
         """Close the joint environment."""
         self.joint.close()
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """An attribute of this object, once per row."""
-        return [getattr(self, attr_name, None)] * len(list(self._get_indices(indices)))
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of this object."""
-        setattr(self, attr_name, value)
-
-    def env_method(
-        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
-    ) -> list[Any]:
-        """Call a method of this object once; its answer, once per row."""
-        answer = getattr(self, method_name)(*args, **kwargs)
-        return [answer] * len(list(self._get_indices(indices)))
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Never wrapped."""
-        return [False] * len(list(self._get_indices(indices)))
 
 
 def local_rows(joint: VecEnv, top: Predictor | None = None) -> LocalRows:

@@ -21,9 +21,9 @@ from mixgym.trainer import storage
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.runs import FINISHED, RunFolder
 from mixgym.trainer.streams import global_streams, set_global_streams
-from mixgym.trainer.tables import number, show, table
+from mixgym.trainer.tables import show
 from mixgym.trainer.training_log import TensorBoardScalars, make_logger, pending, set_pending
-from mixgym.trainer.validation import TaskScores, comparison, score
+from mixgym.trainer.validation import TaskScores, comparison, score, task_table
 from mixgym.trainer.worlds import TrainingWorld, agent_options, make_world
 
 AGENT, TWIN = "agent", "twin"
@@ -330,7 +330,7 @@ def _export(run: RunFolder, algorithm: BaseAlgorithm, name: str, card: dict[str,
         )
 
 
-def task_table(run: RunFolder, tasks: str) -> list[dict[str, Any]]:
+def task_rows(run: RunFolder, tasks: str) -> list[dict[str, Any]]:
     """The agent of a run, its frozen twin and two rules on a set of tasks of the fast world."""
     from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
 
@@ -351,7 +351,7 @@ def _summary(run: RunFolder) -> dict[str, Any]:
         "agent": str(run.path / AGENT),
         "best_at_decision": card["decisions"],
         "parameters_changed": parameters_changed(run.path / TWIN, run.path / AGENT),
-        "validation": task_table(run, "validation"),
+        "validation": task_rows(run, "validation"),
     }
 
 
@@ -364,21 +364,5 @@ def parameters_changed(before: Path, after: Path) -> bool:
 
 
 def validation_table(summary: dict[str, Any]) -> Any:
-    """The validation rows as a table."""
-    rows = [
-        [
-            row["agent"],
-            str(row["tasks"]),
-            number(row["mean"], 4),
-            number(row["worst"], 4),
-            number(row["difference"], 4),
-            number(row["standard_error"], 4),
-            f"{100 * row['better_on']:.0f}%",
-        ]
-        for row in summary["validation"]
-    ]
-    return table(
-        "validation tasks of the fast world: NLL at the end (nats per token)",
-        ["schedule", "tasks", "target mean", "worst excess", "minus uniform", "s.e.", "better on"],
-        rows,
-    )
+    """The validation rows of a summary for the terminal."""
+    return task_table(summary["validation"], "validation")

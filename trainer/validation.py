@@ -4,7 +4,7 @@ All schedulers meet the same tasks with the same measurement noise; what counts 
 end without noise, weighted by the target.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from mixgym.envs.curves.task import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.mixture import FloatArray
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.trainer.tables import number, table
 
 Predict = Callable[..., tuple[NDArray[np.float32], Any]]
 VALIDATION_SEED = 1_234
@@ -63,6 +64,26 @@ def score(predict: Predict, options: EnvironmentOptions, tasks: str = "validatio
         (np.nan_to_num(end) * weights).sum(-1),
         excess.max(-1),
         (np.nan_to_num(first) * weights).sum(-1),
+    )
+
+
+def task_table(rows: Sequence[Mapping[str, Any]], tasks: str) -> Any:
+    """The rows of :func:`comparison` for the terminal."""
+    return table(
+        f"{tasks} tasks of the fast world: NLL at the end (nats per token)",
+        ["schedule", "tasks", "target mean", "worst excess", "minus uniform", "s.e.", "better on"],
+        [
+            [
+                row["agent"],
+                str(row["tasks"]),
+                number(row["mean"], 4),
+                number(row["worst"], 4),
+                number(row["difference"], 4),
+                number(row["standard_error"], 4),
+                f"{100 * row['better_on']:.0f}%",
+            ]
+            for row in rows
+        ],
     )
 
 

@@ -8,26 +8,23 @@ in ``info``.
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
 
 from mixgym.envs.curves.core import CurvesCore
 from mixgym.envs.curves.gymnasium_vector import row_of
 from mixgym.envs.curves.task import TASK_SETS, CurveTask
 from mixgym.envs.mixture import BoolArray
+from mixgym.envs.one_object import OneObjectVecEnv
 from mixgym.envs.options import EnvironmentOptions
 
 
-class CurvesVecEnv(VecEnv):
+class CurvesVecEnv(OneObjectVecEnv):
     """The Stable-Baselines3 face; arguments as of :class:`CurvesCore`.
 
     ``infos`` hold ``decision`` (a mapping read when needed) and, at the end of an episode,
     ``terminal_observation`` and ``episode`` with return and length.
     """
-
-    render_mode = None  # before the base class looks for it
 
     def __init__(
         self,
@@ -83,30 +80,3 @@ class CurvesVecEnv(VecEnv):
         """Continue from :meth:`state`."""
         self.core.set_state(state)
         self._returns = np.array(state["returns"])
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The attribute, once per environment."""
-        return [getattr(self, attr_name)] * len(self._list(indices))
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of all environments (they are one object)."""
-        setattr(self, attr_name, value)
-
-    def env_method(
-        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
-    ) -> list[Any]:
-        """Call a method once; its answer, once per environment."""
-        answer = getattr(self, method_name)(*args, **kwargs)
-        return [answer] * len(self._list(indices))
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None
-    ) -> list[bool]:
-        """Never wrapped; episode statistics are in ``info`` all the same."""
-        return [False] * len(self._list(indices))
-
-    def _list(self, indices: Any) -> list[int]:
-        return list(self._get_indices(indices))
