@@ -77,7 +77,9 @@ class ModelOptions(Options):
 
     name: str = Field("0.1m", description="a preset (0.1m, 1m, 5m), a local folder or a hub name")
     attention: str = Field("auto", description="auto, documents, sdpa, eager, flash_attention_2")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 pays only on hardware with bf16 instructions"
+    )
     fp32_matmul: Literal["default", "onednn"] = Field(
         "default",
         description="float32 matrix products on CPU: onednn can pay for large models where MKL is "
