@@ -39,11 +39,6 @@ def test_the_package_loads_no_torch():
         "m.Recipe(method='linear', models=['a'], out='b'); len(m.MERGE_METHODS); "
         "print([x for x in ('torch', 'transformers') if x in sys.modules])"
     )
-    alone = "import sys, mixgym; print('torch' in sys.modules)"
-    if subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True).stdout == (
-        "True\n"
-    ):
-        pytest.skip("mixgym itself loads torch")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
