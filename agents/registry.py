@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,36 @@ class Algorithm:
     Attributes:
         summary: one line for ``mixgym list algorithms``.
         factory: ``module:name`` of a callable ``(env, **options) -> agent``.
-        requires: the environment that it needs.
+        requires: the environment that it needs, whatever its options.
+        needs_from: ``module:name`` of a function ``options -> Requires``, for one whose needs
+            depend on its options; ``requires`` then says what it needs without any.
     """
 
     summary: str
     factory: str
     requires: Requires
+    needs_from: str | None = None
 
     def load(self) -> Callable[..., Any]:
         """Import the factory."""
-        module, _, name = self.factory.partition(":")
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        return found
+        return _found(self.factory)
+
+    def needs(self, options: Mapping[str, Any]) -> Requires:
+        """The environment that it needs with these options.
+
+        Raises:
+            ConfigError: for options that it does not take.
+        """
+        if self.needs_from is None:
+            return self.requires
+        needs: Requires = _found(self.needs_from)(dict(options))
+        return needs
+
+
+def _found(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 TRAINED = Requires()

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+Action = Literal["logits", "weights", "delta", "nudge"]
+
 
 @dataclass(frozen=True)
 class Requires:
@@ -13,13 +15,15 @@ class Requires:
         observation: ``flat`` or ``dict``.
         signals: whether it reads the raw ``signals`` (only the Dict observation has them).
         probes: probe name -> period in decisions; they run only then.
+        probe_at_start: whether the probes are measured before the first decision too.
         step_rule: how optimiser steps are taken.
         reference: whether it needs the losses of a reference model.
     """
 
-    action: Literal["logits", "weights"] = "logits"
+    action: Action = "logits"
     observation: Literal["flat", "dict"] = "flat"
     signals: bool = False
     probes: dict[str, int] = field(default_factory=dict)
+    probe_at_start: bool = False
     step_rule: Literal["plain"] = "plain"
     reference: bool = False

@@ -1,6 +1,6 @@
 """From a configuration to an environment with an agent in its seat."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,36 @@ def seat(config: RunConfig, on_episode_end: EpisodeHook | None = None) -> Seat:
 
 
 def suited(config: RunConfig, kind: AgentKind) -> RunConfig:
-    """The configuration with the action kind and the observation that the agent needs."""
-    update = {
-        "action": kind.requires.action,
-        "observation": kind.requires.observation,
-        **kind.environment,
-    }
-    environment = config.environment.model_copy(update=update)
+    """The configuration with the environment that the agent needs; what it does not ask for stays.
+
+    Raises:
+        ConfigError: if it needs a reference model and none is configured.
+    """
+    needs, given = kind.requires, config.environment
+    update: dict[str, Any] = {"action": needs.action, "observation": needs.observation}
+    if needs.probes:
+        update["probes"] = merged_probes(given.probes, needs.probes)
+    if needs.probe_at_start:
+        update["probe_at_start"] = True
+    if needs.reference and given.reference is None:
+        raise ConfigError(
+            f"environment.reference: {config.agent.name} reads the losses of a reference model; "
+            "give the folder of one"
+        )
+    environment = given.model_copy(update={**update, **kind.environment})
     return config.model_copy(update={"environment": environment})
+
+
+def merged_probes(given: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, int]:
+    """Probes that somebody asked for, each at the smaller of its periods.
+
+    >>> merged_probes({"loss": 4}, {"loss": 2, "gradient_norm": 3})
+    {'loss': 2, 'gradient_norm': 3}
+    """
+    periods = dict(given)
+    for name, period in needed.items():
+        periods[name] = min(period, periods.get(name, period))
+    return periods
 
 
 def find_agent(options: AgentOptions) -> AgentKind:
@@ -72,7 +94,8 @@ def find_agent(options: AgentOptions) -> AgentKind:
     algorithm = find_algorithm(options.name)
     if algorithm.requires is TRAINED:
         algorithm.load()()
-    return AgentKind(algorithm.requires, lambda env, names: _rule(options, env, names), {})
+    needs = algorithm.needs(options.options)
+    return AgentKind(needs, lambda env, names: _rule(options, env, names), {})
 
 
 def _exported(folder: Path, options: AgentOptions) -> AgentKind:
