@@ -1,6 +1,5 @@
 """``mixgym train``: train a scheduling agent over many episodes, and keep the best one."""
 
-import importlib
 import json
 import shutil
 import warnings
@@ -13,11 +12,22 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
-from mixgym.agents.policies.export import ExportedPolicy, export_policy, load_weights
-from mixgym.agents.presets import PRESETS
+from mixgym.agents.policies.export import (
+    ExportedPolicy,
+    acting_weights,
+    export_policy,
+    load_weights,
+)
 from mixgym.agents.rules import Proportional, Uniform
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer import storage
+from mixgym.trainer.algorithms import (
+    load_algorithm,
+    log_interval,
+    make_algorithm,
+    save_algorithm,
+    suited,
+)
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.runs import FINISHED, RunFolder
 from mixgym.trainer.streams import global_streams, set_global_streams
@@ -28,7 +38,7 @@ from mixgym.trainer.worlds import TrainingWorld, agent_options, make_world
 
 AGENT, TWIN = "agent", "twin"
 STAGE = 10**9  # more than the decisions of a stage
-MODEL, TRAINING, WORLD, START = "model.zip", "training.json", "world", "start"
+TRAINING, WORLD, START = "training.json", "world", "start"
 
 
 def train_command(
@@ -56,7 +66,7 @@ def train(config: RunConfig, *, resume: bool = False, progress: bool = False) ->
     Raises:
         MixgymError: for whatever is wrong with the input.
     """
-    _preset(config)
+    config = suited(config)
     run = RunFolder.open(config.run.dir) if resume else RunFolder.create(config.run.dir, config)
     if run.finished:
         return run.read_summary() or {}
@@ -97,49 +107,6 @@ def _saved(run: RunFolder) -> _Saved | None:
     return _Saved(latest[1], storage.read_json(latest[1] / TRAINING))
 
 
-def _preset(config: RunConfig) -> Any:
-    if config.train.algo not in PRESETS:
-        raise ConfigError(
-            f"train.algo={config.train.algo}: not a trained algorithm; known: {', '.join(PRESETS)}"
-        )
-    return PRESETS[config.train.algo]
-
-
-def _named(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def make_algorithm(config: RunConfig, env: Any, stage: str) -> BaseAlgorithm:
-    """The algorithm of the configuration on an environment.
-
-    Raises:
-        ConfigError: for options that it does not take.
-    """
-    preset = _preset(config)
-    options = {**preset.options, **config.train.options}
-    if stage == "causal_lm" and "n_steps" not in config.train.options:
-        # a rollout of two fine-tuning runs
-        decisions = -(-config.training.steps // config.training.interval)
-        options["n_steps"] = 2 * decisions
-        options["batch_size"] = 2 * decisions
-    if "batch_size" in options and "batch_size" not in config.train.options:
-        options["batch_size"] = min(options["batch_size"], options["n_steps"] * env.num_envs)
-    policy_options = {**preset.policy_options, **config.train.policy}
-    try:
-        algorithm: BaseAlgorithm = _named(preset.algorithm)(
-            _named(preset.policy),
-            env,
-            seed=config.seed,
-            device="cpu",
-            policy_kwargs=policy_options,
-            **options,
-        )
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"train.options, train.policy: {config.train.algo}: {error}") from error
-    return algorithm
-
-
 def _train_stage(
     run: RunFolder, index: int, stage: str, saved: _Saved | None, *, progress: bool
 ) -> None:
@@ -148,17 +115,14 @@ def _train_stage(
     if index > 0 and saved is None:
         saved = _save_start(run, index)
     if saved is None or saved.is_start:
-        algorithm = make_algorithm(config, world.env, stage)
+        algorithm = make_algorithm(config, world.env, stage=stage)
         if saved is not None:
             load_weights(algorithm.policy, saved.folder / START)  # type: ignore[arg-type]
             saved = None
         elif not (run.path / TWIN).exists():
             _export(run, algorithm, TWIN, {"decisions": 0})
     else:
-        loader = _named(_preset(config).algorithm)
-        algorithm = loader.load(
-            saved.folder / MODEL, env=world.env, device="cpu", force_reset=False
-        )
+        algorithm = load_algorithm(saved.folder, world.env, config)
         world.load(saved.folder / WORLD)  # after the algorithm, which seeds its environment anew
     done = algorithm.num_timesteps
     folder = run.tensorboard / "training" / f"{index}-{stage}"
@@ -174,7 +138,7 @@ def _train_stage(
     algorithm.learn(
         max(total - done, 0),
         callback=CallbackList(hooks),
-        log_interval=1,
+        log_interval=log_interval(algorithm),
         reset_num_timesteps=saved is None,
     )
     keeper.validate()
@@ -282,7 +246,7 @@ class Keeper(BaseCallback):
 
     def _save(self, folder: Path) -> None:
         self._output.writer.flush()
-        self.model.save(folder / MODEL)
+        save_algorithm(self.model, folder)
         (folder / WORLD).mkdir()
         self._world.save(folder / WORLD)
         state = {
@@ -325,6 +289,7 @@ def _export(run: RunFolder, algorithm: BaseAlgorithm, name: str, card: dict[str,
                 "seed": run.config.seed,
                 "floor": environment.floor,
                 "reach": environment.reach,
+                "action": environment.action,
                 **card,
             },
         )
@@ -356,11 +321,9 @@ def _summary(run: RunFolder) -> dict[str, Any]:
 
 
 def parameters_changed(before: Path, after: Path) -> bool:
-    """Whether the actor of one exported policy differs from that of another."""
-    from safetensors.torch import load_file
-
-    old, new = (load_file(folder / "policy.safetensors") for folder in (before, after))
-    return any(not torch.equal(old[name], new[name]) for name in old if "actor_net" in name)
+    """Whether the acting network of one exported policy differs from that of another."""
+    old, new = acting_weights(before), acting_weights(after)
+    return any(not torch.equal(old[name], new[name]) for name in old)
 
 
 def validation_table(summary: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """Vector environments to train agents in, and their state for exact resume."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -7,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
 
 from mixgym.envs.build import build_environment
+from mixgym.envs.curves.core import DECISIONS
 from mixgym.envs.curves.task import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import MixtureEnv
@@ -18,14 +21,46 @@ from mixgym.trainer.config import RunConfig
 
 STATE, ARRAYS = "world.json", "world.npz"
 
+Watch = Callable[[NDArray[Any], list[dict[str, Any]]], None]
+
+
+class Watched(VecEnvWrapper):
+    """Counts decisions, and shows each of them to who watches, whoever takes them.
+
+    A decision is one of the joint environment: levels that see it as rows, or decide more rarely,
+    are all counted alike.
+
+    Attributes:
+        decisions: taken so far.
+        watch: called with rewards and infos after every step.
+    """
+
+    decisions = 0
+    watch: Watch | None = None
+
+    def reset(self) -> Any:
+        """Start all episodes."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Count, and show."""
+        observation, rewards, dones, infos = self.venv.step_wait()
+        self.decisions += self.num_envs
+        if self.watch is not None:
+            self.watch(rewards, infos)
+        return observation, rewards, dones, infos
+
 
 class TrainingWorld(Protocol):
-    """A vector environment that can be saved between two rollouts."""
+    """A vector environment that can be saved between two decisions.
 
-    @property
-    def env(self) -> VecEnv:
-        """The environment."""
-        ...
+    Attributes:
+        env: the joint environment.
+        episode: decisions in an episode.
+    """
+
+    env: Watched
+    episode: int
 
     def save(self, folder: Path) -> None:
         """Write its state."""
@@ -44,26 +79,31 @@ class FastWorld:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.env = CurvesVecEnv(
+        self._curves = CurvesVecEnv(
             config.train.environments,
             TASK_SETS["train"],
             agent_options(config.environment, padded=False),
             seed=config.seed,
         )
+        self.env = Watched(self._curves)
+        self.episode = DECISIONS
 
     def save(self, folder: Path) -> None:
         """See :class:`TrainingWorld`."""
-        state = self.env.state()
+        state = self._curves.state()
         arrays = {**state["arrays"], "returns": state["returns"]}
         np.savez(folder / ARRAYS, **arrays)
-        storage.write_json(folder / STATE, {"random": state["random"]})
+        storage.write_json(
+            folder / STATE, {"random": state["random"], "decisions": self.env.decisions}
+        )
 
     def load(self, folder: Path) -> None:
         """See :class:`TrainingWorld`."""
         arrays = _arrays(folder)
-        random = storage.read_json(folder / STATE)["random"]
+        state = storage.read_json(folder / STATE)
         returns = arrays.pop("returns")
-        self.env.set_state({"arrays": arrays, "returns": returns, "random": random})
+        self._curves.set_state({"arrays": arrays, "returns": returns, "random": state["random"]})
+        self.env.decisions = state["decisions"]
 
 
 class LanguageWorld:
@@ -81,18 +121,24 @@ class LanguageWorld:
             config.model_copy(update={"environment": options})
         )
         self._monitor = Monitor(self._inner)
-        self.env: VecEnv = DummyVecEnv([lambda: self._monitor])
+        self.env = Watched(DummyVecEnv([lambda: self._monitor]))
+        self.episode = -(-config.training.steps // config.training.interval)
 
     def save(self, folder: Path) -> None:
         """See :class:`TrainingWorld`."""
         self._inner.save(folder / "environment")
-        storage.write_json(folder / STATE, {"rewards": [float(r) for r in self._monitor.rewards]})
+        rewards = [float(r) for r in self._monitor.rewards]
+        storage.write_json(
+            folder / STATE, {"rewards": rewards, "decisions": self.env.decisions}
+        )
 
     def load(self, folder: Path) -> None:
         """See :class:`TrainingWorld`."""
         self.env.reset()
         self._inner.load(folder / "environment")
-        self._monitor.rewards = storage.read_json(folder / STATE)["rewards"]
+        state = storage.read_json(folder / STATE)
+        self._monitor.rewards = state["rewards"]
+        self.env.decisions = state["decisions"]
 
 
 def make_world(stage: str, config: RunConfig) -> TrainingWorld:
@@ -101,8 +147,8 @@ def make_world(stage: str, config: RunConfig) -> TrainingWorld:
 
 
 def agent_options(options: EnvironmentOptions, *, padded: bool) -> EnvironmentOptions:
-    """The options under which trained agents act: logits, and the flat observation."""
-    update: dict[str, Any] = {"action": "logits", "observation": "flat"}
+    """The options under which trained agents act: their action kind, and the flat observation."""
+    update: dict[str, Any] = {"observation": "flat"}
     if not padded:
         update |= {"learner": "curves", "max_sources": None, "max_strata": None}
     return options.model_copy(update=update)

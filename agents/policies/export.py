@@ -65,6 +65,13 @@ def load_weights(policy: HierarchicalPolicy, folder: Path) -> None:
     policy.load_state_dict(_read_weights(folder))
 
 
+def acting_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The exported parameters that actions depend on, by their names in the acting network."""
+    prefix = "actor_net."
+    weights = _read_weights(folder)
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
         weights: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
@@ -103,8 +110,7 @@ class ExportedPolicy(Actor):
         self.card = read_card(folder)
         self._net = HierarchicalActor(int(self.card["width"]))
         weights = _read_weights(folder)
-        own = {k.removeprefix("actor_net."): v for k, v in weights.items() if "actor_net." in k}
-        self._net.load_state_dict(own)
+        self._net.load_state_dict(acting_weights(folder))
         self._net.eval()
         self._log_std = weights["log_std"]
         self._generator = torch.Generator().manual_seed(seed)
