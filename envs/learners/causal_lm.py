@@ -24,6 +24,7 @@ from mixgym.envs.learners.base import (
     TrainReport,
 )
 from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
+from mixgym.envs.learners.pairing import PairedTraining
 from mixgym.envs.learners.precision import check_onednn, evaluation_mode, matmul
 from mixgym.envs.options import ModelOptions, TrainingOptions
 from mixgym.envs.plan import IntervalPlan, Pack
@@ -39,7 +40,7 @@ EVALUATION_TOKENS = 4096  # in one forward pass of an evaluation, at most
 EVALUATION_LOGITS = 50_000_000  # likewise: bounds its memory where the vocabulary is large
 
 
-class CausalLM:
+class CausalLM(PairedTraining):
     """A causal LM with its optimiser; a :class:`~mixgym.envs.learners.base.Learner`.
 
     Args:
@@ -138,9 +139,11 @@ class CausalLM:
 
     def accumulate(self, packs: tuple[Pack, ...]) -> tuple[FloatArray, float]:
         """See :class:`~mixgym.envs.learners.base.Trainable`."""
+        return self._accumulate(self._micro_batches(packs))
+
+    def _accumulate(self, batches: list[Batch]) -> tuple[FloatArray, float]:
         import torch
 
-        batches = self._micro_batches(packs)
         normaliser = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
         loss_sum, total = np.zeros(self.shape), 0.0
         for part, batch in enumerate(batches):
@@ -169,7 +172,7 @@ class CausalLM:
         if not math.isfinite(norm):
             self._optimizer.zero_grad(set_to_none=True)
             raise DivergenceError(f"the gradient norm is {norm} at step {self._steps + 1}")
-        rate = self._training.learning_rate * learning_rate_factor(self._progress, self._training)
+        rate = self.rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
@@ -276,13 +279,13 @@ class CausalLM:
             for part in parts
         ]
 
-    def _token_losses(self, batch: Batch) -> "torch.Tensor":
-        """float32[n], NLL of every supervised token."""
+    def _token_losses(self, batch: Batch, model: Any = None) -> "torch.Tensor":
+        """float32[n], NLL of every supervised token, under the model or another one."""
         import torch
 
         with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._bf16):
             logits = packed_forward(
-                self.model,
+                self.model if model is None else model,
                 batch.input_ids,
                 batch.position_ids,
                 batch.document_lengths,
@@ -320,11 +323,14 @@ class CausalLM:
         return self.attention == DOCUMENTS or "flash" in self.attention
 
     def _make_optimizer(self) -> "torch.optim.AdamW":
+        return self._optimizer_of([p for p in self.model.parameters() if p.requires_grad])
+
+    def _optimizer_of(self, parameters: "list[torch.Tensor]") -> "torch.optim.AdamW":
         """AdamW; no decay on biases and norms."""
         import torch
 
-        decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim >= 2]
-        others = [p for p in self.model.parameters() if p.requires_grad and p.ndim < 2]
+        decayed = [p for p in parameters if p.ndim >= 2]
+        others = [p for p in parameters if p.ndim < 2]
         return torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": self._training.weight_decay},
@@ -348,21 +354,6 @@ class CausalLM:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(seed))
             yield
-
-
-def learning_rate_factor(progress: float, training: TrainingOptions) -> float:
-    """Factor of the learning rate at a share ``progress`` of the budget.
-
-    Rises linearly over the first ``warmup`` of the budget, then stays, falls linearly or follows a
-    half cosine, to 0 at the end.
-    """
-    if training.warmup > 0 and progress < training.warmup:
-        first = 1.0 / max(training.steps, 1)  # so that the first step is not a step of 0
-        return min(1.0, (progress + first) / training.warmup)
-    if training.schedule == "constant":
-        return 1.0
-    left = (1.0 - min(progress, 1.0)) / max(1.0 - training.warmup, 1e-9)
-    return left if training.schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
 
 
 def _dropout_rates(config: Any) -> list[float]:

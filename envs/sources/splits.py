@@ -18,6 +18,7 @@ keep the order of their file.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +27,12 @@ import numpy as np
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS, SourceOptions
 from mixgym.envs.sources.reading import SUFFIXES, Row, data_file
+from mixgym.envs.sources.source import EncodedRows, Source
+from mixgym.envs.sources.streams import stream
 
 HELD_OUT = SPLITS[1:]
+VALIDATION = "validation"
+"""The half of the reward split that a bilevel rule learns from, where there is such a rule."""
 STEMS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
     "valid": ("valid", "validation", "dev"),
@@ -214,3 +219,32 @@ def _refuse(
                     f"source {source!r}: the {name} row {row.where} stands again in {other}, "
                     f"{held[row.content].where}; remove one, or set data.duplicates to drop"
                 )
+
+
+def halve_reward(source: Source, seed: int) -> Source:
+    """The source with its reward rows dealt by the seed to ``reward`` and ``validation``.
+
+    Every stratum is halved. The odd row of a stratum goes to the half that has fewer so far, the
+    reward split first: a single row stays there.
+    """
+    random = stream(seed, VALIDATION, source.name)
+    rows, strata = source.splits["reward"], source.strata["reward"]
+    halves: tuple[list[int], list[int]] = ([], [])
+    for stratum in range(source.n_strata):
+        for row in random.permutation(np.flatnonzero(strata == stratum)).tolist():
+            min(halves, key=len).append(row)
+    kept, given = (np.sort(np.array(half, np.int64)) for half in halves)
+    return replace(
+        source,
+        splits={**source.splits, "reward": rows.take(kept), VALIDATION: rows.take(given)},
+        strata={**source.strata, "reward": strata[kept], VALIDATION: strata[given]},
+    )
+
+
+def without_validation(source: Source) -> Source:
+    """The source with an empty validation half: it is no target, so nothing is learnt from it."""
+    return replace(
+        source,
+        splits={**source.splits, VALIDATION: EncodedRows.from_lists([])},
+        strata={**source.strata, VALIDATION: np.zeros(0, np.int64)},
+    )

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.envs.learners.attention import DOCUMENTS
 from mixgym.envs.learners.base import PlainStep, TrainReport
-from mixgym.envs.learners.causal_lm import CausalLM, learning_rate_factor
+from mixgym.envs.learners.causal_lm import CausalLM
+from mixgym.envs.learners.schedule import learning_rate_factor
 from mixgym.envs.options import TrainingOptions
 from mixgym.envs.plan import IntervalPlan, Pack
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport

@@ -1,0 +1,1 @@
+"""Bilevel source weights: learnt while the model trains, from what helps a validation set."""
