@@ -51,7 +51,7 @@ def make_algorithm(
         options["batch_size"] = 2 * decisions
     if "batch_size" in options and "batch_size" not in config.train.options:
         options["batch_size"] = min(options["batch_size"], options["n_steps"] * env.num_envs)
-    policy_options = {**preset.policy_options, **config.train.policy}
+    policy_options = {**preset.policy_options, **config.train.policy, "level": level}
     try:
         algorithm: BaseAlgorithm = _named(preset.algorithm)(
             _named(preset.policy),

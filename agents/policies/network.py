@@ -1,58 +1,23 @@
-"""The hierarchical, equivariant network: one row per source, one per stratum, shared weights.
+"""The hierarchical, equivariant networks: one row per source, one per stratum, shared weights.
 
 Every stratum is encoded by the same network, pooled into its source; every source by the same
-network, pooled into a context. A source's logit comes from its code and the context, a stratum's
-from its own code, its source's and the context. So renaming the sources renames the actions, and
+network, pooled into a context. A source's score comes from its code and the context, a stratum's
+from its own code, its source's and the context. So renaming the sources renames the scores, and
 the same weights serve any number of sources and strata. Absent and used-up rows are masked out of
-every pool.
+every pool. Critics see each row beside its own entry of the action.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import nn
 
+from mixgym.agents.policies.rows import Level, Rows, split_action
 from mixgym.envs.observations import PROGRESS, SOURCES, STRATA
 
-
-@dataclass(frozen=True)
-class Rows:
-    """An observation as rows.
-
-    Attributes:
-        progress: float[n, P].
-        sources: float[n, K, S].
-        strata: float[n, K, G, D].
-        source_mask: bool[n, K], sources that may get a weight.
-        strata_mask: bool[n, K, G], cells that may get a weight.
-    """
-
-    progress: torch.Tensor
-    sources: torch.Tensor
-    strata: torch.Tensor
-    source_mask: torch.Tensor
-    strata_mask: torch.Tensor
-
-
-def split_rows(observation: torch.Tensor, sources: int, strata: int) -> Rows:
-    """Cut flat observations [n, size] into rows (see :mod:`mixgym.envs.observations`)."""
-    count = len(observation)
-    sizes = [
-        len(PROGRESS),
-        sources * len(SOURCES),
-        sources * strata * len(STRATA),
-        sources,
-        sources * strata,
-    ]
-    progress, source, stratum, mask, cells = observation.float().split(sizes, dim=1)
-    return Rows(
-        progress,
-        source.view(count, sources, len(SOURCES)),
-        stratum.view(count, sources, strata, len(STRATA)),
-        mask > 0.5,
-        cells.view(count, sources, strata) > 0.5,
-    )
+Norm = Callable[[int], nn.Module]
+"""A layer over [rows, features] that is made for a number of features."""
 
 
 def masked_mean(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -78,52 +43,152 @@ class Encoder(nn.Module):
 
     Args:
         width: of every code.
+        actions: whether each row has its own entry of an action beside it.
+        norm: makes a layer that normalises codes over the rows of a batch, or None.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, actions: bool = False, norm: Norm | None = None) -> None:
         super().__init__()
-        self.stratum = mlp([len(STRATA) + len(SOURCES), width, width], 1.0)
-        self.source = mlp([len(SOURCES) + 2 + width, width, width], 1.0)
+        more = int(actions)
+        self.stratum = mlp([len(STRATA) + len(SOURCES) + more, width, width], 1.0)
+        self.source = mlp([len(SOURCES) + 2 + width + more, width, width], 1.0)
         self.context = mlp([len(PROGRESS) + 2 * width, width, width], 1.0)
+        self.norms = nn.ModuleList([norm(width) for _ in range(2)] if norm else [])
 
-    def forward(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes [n, K, G, w] of strata, [n, K, w] of sources, [n, w] of the mixture."""
+    def forward(
+        self, rows: Rows, actions: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes [n, K, G, w] of strata, [n, K, w] of sources, [n, w] of the mixture.
+
+        Args:
+            rows: the observation.
+            actions: float[n, K] and float[n, K, G], where the encoder was made for them.
+        """
         groups = rows.strata.shape[2]
         around = rows.sources.unsqueeze(2).expand(-1, -1, groups, -1)
-        stratum = torch.tanh(self.stratum(torch.cat([rows.strata, around], -1)))
+        top, inner = [], []
+        if actions is not None:
+            top, inner = [actions[0].unsqueeze(-1)], [actions[1].unsqueeze(-1)]
+        stratum = torch.tanh(self.stratum(torch.cat([rows.strata, around, *inner], -1)))
+        stratum = self._normalised(0, stratum, rows.strata_mask)
         pooled = masked_mean(stratum, rows.strata_mask)
         share = rows.progress[:, None, :2].expand(-1, rows.sources.shape[1], -1)
-        source = torch.tanh(self.source(torch.cat([rows.sources, share, pooled], -1)))
-        mean = masked_mean(source, rows.source_mask)
+        source = torch.tanh(self.source(torch.cat([rows.sources, share, pooled, *top], -1)))
+        mean = masked_mean(self._normalised(1, source, rows.source_mask), rows.source_mask)
         hidden = source.masked_fill(~rows.source_mask.unsqueeze(-1), -1.0)
-        top = hidden.max(1).values  # codes are in [-1, 1], so masked rows never win
-        context = torch.tanh(self.context(torch.cat([rows.progress, mean, top], -1)))
+        most = hidden.max(1).values  # codes are in [-1, 1], so masked rows never win
+        context = torch.tanh(self.context(torch.cat([rows.progress, mean, most], -1)))
         return stratum, source, context
+
+    def _normalised(self, index: int, codes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Normalise over the rows that exist; the others do not count and stay 0."""
+        if not len(self.norms):
+            return codes
+        fresh = self.norms[index](codes[mask])
+        return torch.zeros_like(codes).masked_scatter(mask.unsqueeze(-1), fresh)
 
 
 class HierarchicalActor(nn.Module):
-    """Means of the action: a logit per source and per stratum, in (-1, 1).
+    """Scores of rows: a number, or several, per entry of the action.
 
     Args:
         width: of every code.
+        level: whose entries are scored.
+        outputs: numbers per entry.
+        stay: whether there is one more entry in front, for leaving the mixture as it is.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(
+        self, width: int, level: Level = "joint", outputs: int = 1, *, stay: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = Encoder(width)
-        self.top = mlp([2 * width, width, 1], 0.01)
-        self.inner = mlp([3 * width, width, 1], 0.01)
+        self.level = level
+        if level != "local":
+            self.top = mlp([2 * width, width, outputs], 0.01)
+        if level != "global":
+            self.inner = mlp([3 * width, width, outputs], 0.01)
+        if stay:
+            self.stay = mlp([width, width, outputs], 0.01)
 
     def forward(self, rows: Rows) -> torch.Tensor:
-        """Float[n, K + K * G]; masked entries are 0."""
-        stratum, source, context = self.encoder(rows)
+        """Float[n, entries, outputs], unbounded; those of masked entries mean nothing."""
+        return self.scores(*self.encoder(rows))
+
+    def scores(
+        self, stratum: torch.Tensor, source: torch.Tensor, context: torch.Tensor
+    ) -> torch.Tensor:
+        """:meth:`forward` from the codes of an encoder, or from another context."""
         count, sources, groups, _ = stratum.shape
         around = context[:, None].expand(-1, sources, -1)
-        top = torch.tanh(self.top(torch.cat([source, around], -1))).squeeze(-1)
-        near = torch.cat([source, around], -1).unsqueeze(2).expand(-1, -1, groups, -1)
-        inner = torch.tanh(self.inner(torch.cat([stratum, near], -1))).squeeze(-1)
-        inner = inner.reshape(count, sources * groups)
-        return torch.cat([top, inner], 1) * action_mask(rows)
+        parts = []
+        if hasattr(self, "stay"):
+            parts.append(self.stay(context)[:, None])
+        if self.level != "local":
+            parts.append(self.top(torch.cat([source, around], -1)))
+        if self.level != "global":
+            near = torch.cat([source, around], -1).unsqueeze(2).expand(-1, -1, groups, -1)
+            inner = self.inner(torch.cat([stratum, near], -1))
+            parts.append(inner.reshape(count, sources * groups, -1))
+        return torch.cat(parts, 1)
+
+
+class LinearActor(nn.Module):
+    """Scores that are linear in a row and in the row times the remaining budget.
+
+    For algorithms that search in the space of parameters, and cannot search in thousands.
+
+    Args:
+        level: whose entries are scored.
+    """
+
+    def __init__(self, level: Level = "joint") -> None:
+        super().__init__()
+        self.level = level
+        size = 2 * (len(SOURCES) + len(STRATA))
+        if level != "local":
+            self.top = nn.Linear(size, 1, bias=False)
+        if level != "global":
+            self.inner = nn.Linear(size, 1, bias=False)
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
+
+    def forward(self, rows: Rows) -> torch.Tensor:
+        """Float[n, entries, 1]."""
+        count, sources, groups, _ = rows.strata.shape
+        left = rows.progress[:, :1, None]
+        parts = []
+        if self.level != "local":
+            pooled = masked_mean(rows.strata, rows.strata_mask)
+            whole = torch.cat([rows.sources, pooled], -1)
+            parts.append(self.top(torch.cat([whole, left * whole], -1)))
+        if self.level != "global":
+            around = rows.sources.unsqueeze(2).expand(-1, -1, groups, -1)
+            whole = torch.cat([around, rows.strata], -1)
+            inner = self.inner(torch.cat([whole, left[..., None] * whole], -1))
+            parts.append(inner.reshape(count, sources * groups, 1))
+        return torch.cat(parts, 1)
+
+
+class Spread(nn.Module):
+    """A log standard deviation per level, from the pooled context.
+
+    Args:
+        width: of the context.
+        levels: how many.
+        start: what it is at first, about.
+    """
+
+    LOW, HIGH = -5.0, 1.0
+
+    def __init__(self, width: int, levels: int, start: float) -> None:
+        super().__init__()
+        self.net = mlp([width, width, levels], 0.01)
+        nn.init.constant_(self.net[-1].bias, start)  # type: ignore[arg-type]
+
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
+        """Float[n, levels]."""
+        return self.net(context).clamp(self.LOW, self.HIGH)
 
 
 class ValueNet(nn.Module):
@@ -145,6 +210,36 @@ class ValueNet(nn.Module):
         return value
 
 
-def action_mask(rows: Rows) -> torch.Tensor:
-    """Float[n, K + K * G]; 1 where an entry of the action has an effect."""
-    return torch.cat([rows.source_mask.float(), rows.strata_mask.flatten(1).float()], 1)
+class CriticNet(nn.Module):
+    """The value of a state and an action: rows are scored beside their entries, and pooled.
+
+    A mixture does not change when all entries of a level move together, so entries are seen
+    relative to their level's mean.
+
+    Args:
+        width: of every code.
+        level: whose entries the action has.
+        outputs: numbers that are predicted.
+        norm: see :class:`Encoder`.
+    """
+
+    def __init__(
+        self, width: int, level: Level = "joint", outputs: int = 1, norm: Norm | None = None
+    ) -> None:
+        super().__init__()
+        self.level = level
+        self.encoder = Encoder(width, actions=True, norm=norm)
+        self.value = mlp([width, width, outputs], 1.0)
+
+    def forward(self, rows: Rows, actions: torch.Tensor) -> torch.Tensor:
+        """Float[n, outputs] for actions float[n, entries]."""
+        top, inner = split_action(actions, rows, self.level)
+        pair = (_centred(top, rows.source_mask), _centred(inner, rows.strata_mask))
+        _, _, context = self.encoder(rows, pair)
+        value: torch.Tensor = self.value(context)
+        return value
+
+
+def _centred(entries: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    mean = masked_mean(entries[..., None], mask)
+    return (entries - mean) * mask

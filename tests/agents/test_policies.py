@@ -35,7 +35,7 @@ def algorithm(env: Any, **options: Any) -> PPO:
 def loud(policy: HierarchicalPolicy) -> HierarchicalPolicy:
     """Last layers as large as the others, so that actions differ by more than rounding."""
     with torch.no_grad():
-        for head in (policy.actor_net.top, policy.actor_net.inner):
+        for head in (policy.actor_net.rows.top, policy.actor_net.rows.inner):
             head[-1].weight.mul_(100)
     return policy
 
@@ -149,13 +149,14 @@ def test_gradients_reach_both_levels() -> None:
     observation = torch.from_numpy(observations(env))
     actions, _, _ = policy(observation)
     actions = actions.detach()
-    names = ("actor_net.encoder.stratum", "actor_net.encoder.source", "actor_net.encoder.context")
+    parts = ("encoder.stratum", "encoder.source", "encoder.context")
+    names = tuple(f"actor_net.rows.{part}" for part in parts)
     for level, head, other in ((slice(0, 4), "top", "inner"), (slice(4, None), "inner", "top")):
         policy.zero_grad()
-        policy.get_distribution(observation).distribution.mean[:, level].sum().backward()
+        policy.get_distribution(observation).distribution.mode[:, level].sum().backward()
         found = gradients(policy)
-        assert all(found[f"{name}.0.weight"] > 0 for name in (*names, f"actor_net.{head}"))
-        assert found.get(f"actor_net.{other}.0.weight", 0.0) == 0
+        assert all(found[f"{name}.0.weight"] > 0 for name in (*names, f"actor_net.rows.{head}"))
+        assert found.get(f"actor_net.rows.{other}.0.weight", 0.0) == 0
     policy.zero_grad()
     values, log_prob, entropy = policy.evaluate_actions(observation, actions)
     assert entropy is not None
@@ -181,7 +182,7 @@ def test_probabilities_of_masked_entries_do_not_count() -> None:
         observation = torch.from_numpy(observations(env))
         actions, values, log_prob = policy(observation)
         again, evaluated, entropy = policy.evaluate_actions(observation, actions)
-        mean = policy.actor_net(_rows(observation, (5, 4)))
+        mean = policy.actor_net(policy.rows(observation)).inner.mean
     assert entropy is not None
     assert torch.equal(values, again)
     for i in range(len(actions)):
@@ -198,12 +199,6 @@ def test_probabilities_of_masked_entries_do_not_count() -> None:
         assert float(log_prob[i]) == pytest.approx(density, rel=1e-4)
         assert float(evaluated[i]) == pytest.approx(density, rel=1e-4)
         assert float(entropy[i]) == pytest.approx(disorder, rel=1e-5)
-
-
-def _rows(observation: torch.Tensor, shape: tuple[int, int]) -> Any:
-    from mixgym.agents.policies.network import split_rows
-
-    return split_rows(observation, *shape)
 
 
 def test_stable_baselines_saves_and_loads(tmp_path: Path) -> None:
