@@ -229,6 +229,29 @@ def _model_in(folder: str) -> str:
     return str(left) if (left / "config.json").is_file() else folder
 
 
+@app.command()
+def orders(
+    arguments: Arguments = None,
+    runs: Annotated[int | None, typer.Option(help="Models to train (orders.runs).")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What is shuffled: samples or positions (orders.kind).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the study (run.dir of the configuration).")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Train models that differ in data order only, measure what the order did, merge them."""
+    with _failures_worded("nothing was written"):
+        config = _config(arguments or [], out=out)
+    with _failures_worded("run the same command again: finished runs are kept"):
+        from mixgym.trainer.orders.command import orders_command
+
+        with _only_json(json_output):
+            answer = orders_command(config, runs=runs, kind=kind, json_output=json_output)
+    _answer(answer, json_output)
+
+
 @app.command("list")
 def list_names(
     what: Annotated[What, typer.Argument(help="Which names to list.", show_default=False)],

@@ -76,11 +76,32 @@ class TrainOptions(Options):
     policy: dict[str, Any] = Field(default={}, description="the policy's own options")
 
 
+class OrdersOptions(Options):
+    """Runs that differ in data order only (`mixgym orders`)."""
+
+    runs: int = Field(default=4, ge=2, description="models to train")
+    kind: Literal["samples", "positions"] = Field(
+        default="samples", description="shuffle all rows, or fixed batches of rows"
+    )
+    rows: int | None = Field(
+        default=None, ge=2, description="training rows, drawn evenly from the sources; null: all"
+    )
+    epochs: int = Field(default=2, ge=1, description="passes over the rows: the budget of a run")
+    batch: int = Field(default=8, ge=1, description="rows in an optimiser step")
+    checkpoints: int = Field(default=4, ge=0, description="intermediate checkpoints of each run")
+    bins: int = Field(default=20, ge=2, description="positions that losses are averaged over")
+    controls: bool = Field(
+        default=False,
+        description="train a set at a constant learning rate and one of the other kind as well",
+    )
+
+
 class RunConfig(WorldOptions):
     """Everything that one run is made of."""
 
     agent: AgentOptions = AgentOptions()
     train: TrainOptions = TrainOptions()
+    orders: OrdersOptions = OrdersOptions()
     run: RunOptions = RunOptions()
 
     @model_validator(mode="after")
