@@ -7,7 +7,7 @@ that ``predict`` alone adapts.
 
 import json
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from mixgym.agents.actor import Actor, State
 from mixgym.envs.mixture import BoolArray, FloatArray
-from mixgym.envs.observations import CELL_SIGNALS, PROGRESS, SIGNALS, parts_of
+from mixgym.envs.observations import PROGRESS, parts_of
+from mixgym.envs.signals import AGE, CELL_SIGNALS, PREFIX, SIGNALS
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -30,13 +31,17 @@ class Signals:
 
     Attributes:
         used: share of the budget that is used.
-        sources: name of :data:`mixgym.envs.observations.SIGNALS` -> float64[K].
-        cells: name of :data:`mixgym.envs.observations.CELL_SIGNALS` -> float64[K, G_max].
+        sources: name of :data:`mixgym.envs.signals.SIGNALS` -> float64[K].
+        cells: name of :data:`mixgym.envs.signals.CELL_SIGNALS` -> float64[K, G_max].
+        probes: name -> float64[K] or [K, G_max], the last values; NaN where unknown.
+        fresh: name -> whether the probe was measured after the last decision.
     """
 
     used: float
     sources: dict[str, FloatArray]
     cells: dict[str, FloatArray]
+    probes: dict[str, FloatArray] = field(default_factory=dict)
+    fresh: dict[str, bool] = field(default_factory=dict)
 
     @property
     def trainable(self) -> BoolArray:
@@ -143,8 +148,13 @@ def read_signals(parts: Observation, index: int) -> Signals:
     present = table[:, SIGNALS.index("present")] > 0
     cells = parts["cell_signals"][index].astype(np.float64)[present]
     remaining = float(parts["progress"][index, PROGRESS.index("remaining")])
+    names = sorted(name for name in parts if name.startswith(PREFIX))
+    age = parts[AGE][index] if names else np.zeros(0)
+    found = {name: parts[name][index].astype(np.float64)[present] for name in names}
     return Signals(
         1.0 - remaining,
         {name: table[present, i] for i, name in enumerate(SIGNALS)},
         {name: cells[..., i] for i, name in enumerate(CELL_SIGNALS)},
+        {n.removeprefix(PREFIX): np.where(v == 0, np.nan, v) for n, v in found.items()},
+        {n.removeprefix(PREFIX): bool(a == 0) for n, a in zip(names, age, strict=True)},
     )

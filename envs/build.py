@@ -191,15 +191,17 @@ def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
     def draw(seed: int) -> World:
         found = tasks[seed % len(tasks)]
         task = sample_task(found) if isinstance(found, int) else found
+        learner = CurveLearner(task, seed, options.environment.probe_rows)
         return World(
             names=task.names,
             targets=task.targets,
             prior=make_prior(task.names, task.size, options.environment),
             cell_size=task.size,
-            learner=CurveLearner(task, seed),
+            learner=learner,
             make_plane=lambda _: TokenPlane(task, options.training.steps),
             step_rule=PlainStep(),
             draw=draw,
+            reference=None if options.environment.reference is None else learner.reference,
         )
 
     return draw(0), options.training

@@ -12,9 +12,11 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.envs.actions import make_action_kind
 from mixgym.envs.errors import DivergenceError, MixgymError, RunError
 from mixgym.envs.learners.base import Evaluation, TrainReport
-from mixgym.envs.mixture import Mixture, MixtureFrame, action_size, make_action_kind
+from mixgym.envs.measuring import Measurements
+from mixgym.envs.mixture import Mixture, MixtureFrame
 from mixgym.envs.observations import (
     View,
     dict_observation,
@@ -23,10 +25,12 @@ from mixgym.envs.observations import (
     flat_space,
 )
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
+from mixgym.envs.payment import reward_input
 from mixgym.envs.plan import Budget, DataPlane, IntervalPlan
+from mixgym.envs.probe_book import wanted_probes
 from mixgym.envs.records import decision_record
 from mixgym.envs.rendering import render_rgb, render_text
-from mixgym.envs.rewards import Reward, RewardInput, make_reward, target_mean
+from mixgym.envs.rewards import Reward, make_reward, penalised, target_mean
 from mixgym.envs.world import Progress, World
 
 FAILURE_PENALTY = -1.0  # reward of the decision at which training diverged
@@ -42,9 +46,10 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         optimiser steps, trains them, and measures held-out losses.
 
     Action space:
-        ``Box(-1, 1)`` (kind ``logits``) or ``Box(0, 1)`` (kind ``weights``) with K_max + K_max *
-        G_max entries: one per source, then one per stratum, source by source. Infinite entries are
-        clipped; a NaN raises and names its index. Used-up sources and strata get weight 0.
+        ``Box(-1, 1)`` (kinds ``logits`` and ``delta``) or ``Box(0, 1)`` (kind ``weights``) with
+        K_max + K_max * G_max entries: one per source, then one per stratum, source by source;
+        ``Discrete(1 + entries)`` (kind ``nudge``). See :mod:`mixgym.envs.actions`. Infinite entries
+        are clipped; a NaN raises and names its index. Used-up sources and strata get weight 0.
 
     Observation space:
         A flat float32 ``Box(-10, 10)``, or the same as a ``Dict`` with raw ``signals``: see
@@ -52,7 +57,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     Rewards:
         By name, see :mod:`mixgym.envs.rewards`. ``progress`` sums to the fall of the
-        target-weighted mean held-out NLL over the episode.
+        target-weighted mean held-out NLL over the episode. Rewards that read probes read their
+        latest values, and are 0 before there are any.
 
     Starting state:
         The base model and untouched data. ``reset(seed=s)`` fixes the order of rows; of ``curves``
@@ -77,7 +83,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         render_mode: ``rgb_array`` or ``ansi``.
 
     Cost:
-        One evaluation of the reward split per decision, one at the start.
+        One evaluation of the reward split per decision, one at the start; probes
+        (:mod:`mixgym.envs.probes`) in their periods, for whoever asked for them.
 
     Version history:
         v0: first version.
@@ -105,18 +112,20 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
                 f"environment.max_sources, max_strata = {self.padded}: the task has {sources} "
                 f"sources and {strata} strata"
             )
-        self._kind = make_action_kind(options.action, floor=options.floor, reach=options.reach)
-        self._reward = make_reward(options.reward)
-        self.action_space = gym.spaces.Box(
-            self._kind.low, self._kind.high, (action_size(self.padded),), np.float32
+        self._kind = make_action_kind(
+            options.action, floor=options.floor, reach=options.reach, step=options.step
         )
+        self._reward = make_reward(options.reward)
+        self.action_space = self._kind.space(self.padded)
         self.observation_space = (
-            flat_space(self.padded) if options.observation == "flat" else dict_space(self.padded)
+            flat_space(self.padded)
+            if options.observation == "flat"
+            else dict_space(self.padded, tuple(wanted_probes(options)))
         )
         self.seconds: dict[str, float] = {}  # of the last decision; measured, so never in info
         self.last_tokens = 0  # of the last interval
         self.last_supervised: list[float] = []
-        self._start: Evaluation | None = None
+        self._seen = Measurements(options, world.cell_size.shape)
         self._plane: DataPlane | None = None
         self._stale = True  # the learner has to be reset before it trains
 
@@ -128,11 +137,10 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self._progress = Progress(seed=int(self.np_random.integers(2**31)), history=[])
         self._enter()
         self._stale = True
-        if self._start is None:
+        if not self._seen.known:
             self._begin()
-            self._start = self.world.learner.evaluate("reward")
-        self._progress.measured = self._start.tokens
-        self._now = self._before = self._start
+            self._seen.take_start(self.world)
+        self._progress.measured, self._progress.probed = self._seen.begin()
         self._mixture = self.world.prior
         observation, _ = self._observe()
         return observation, {"start": self.start_losses()}
@@ -150,14 +158,11 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         try:
             report = self.world.learner.train(plan, self.world.step_rule, 1.0 - self.remaining)
             trained = time.perf_counter()
-            measured = self.world.learner.evaluate("reward")
+            cost = self._seen.take(self.world, report, self._progress.decisions + 1)
         except DivergenceError as error:
             return self._fail(mixture, error)
-        self._before, self._now = self._now, measured
-        reward = self._reward.compute(
-            RewardInput(self._before.source_nll, self._now.source_nll, self.world.targets)
-        )
-        done = self._account(mixture, plan, report, reward)
+        done = self._account(mixture, plan, report, cost)
+        reward = self._pay()
         self.seconds = {
             "plan_seconds": planned - clock,
             "train_seconds": trained - planned,
@@ -172,14 +177,16 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         info: dict[str, Any] = {"decision": record}
         if done and self.on_episode_end is not None:
             self.on_episode_end(self, info)
-        return observation, reward.value, done, False, info
+        return observation, float(reward.value), done, False, info
 
     @property
     def frame(self) -> MixtureFrame:
         """What actions are read against now."""
         if self._plane is None:
             raise MixgymError("the environment has no episode: call reset() first")
-        return MixtureFrame(self.world.prior, self._plane.available(), self.padded)
+        return MixtureFrame(
+            self.world.prior, self._plane.available(), self.padded, self._mixture
+        )
 
     @property
     def progress(self) -> Progress:
@@ -196,7 +203,17 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     @property
     def now(self) -> Evaluation:
         """The last measurement of the reward split."""
-        return self._now
+        return self._seen.now
+
+    @property
+    def measurements(self) -> Measurements:
+        """Everything that was measured last."""
+        return self._seen
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture of the last decision; the prior before the first."""
+        return self._mixture
 
     @property
     def remaining(self) -> float:
@@ -207,13 +224,13 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     def encode(self, mixture: Mixture) -> NDArray[np.float32]:
         """An action for the mixture, in this environment's action kind."""
-        return self._kind.encode(mixture, self.frame).astype(np.float32)
+        return np.asarray(self._kind.encode(mixture, self.frame), self.action_space.dtype)
 
     def start_losses(self) -> dict[str, float]:
         """Held-out NLL of every measured source before training."""
-        if self._start is None:
+        if not self._seen.known:
             raise MixgymError("the environment has no episode: call reset() first")
-        values = self._start.source_nll
+        values = self._seen.start.source_nll
         return {
             name: float(value)
             for name, value in zip(self.world.names, values, strict=True)
@@ -225,7 +242,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         if self.world.draw is not None:
             world = self.world.draw(self._progress.seed)
             self.world = replace(world, step_rule=self.world.step_rule)
-            self._start = None
+            self._seen.known = False
         self._plane = self.world.make_plane(self._progress.seed)
 
     def _begin(self) -> None:
@@ -241,30 +258,26 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         return Budget(min(interval, self.training.steps - self._progress.steps))
 
     def _account(
-        self, mixture: Mixture, plan: IntervalPlan, report: TrainReport, reward: Reward
+        self, mixture: Mixture, plan: IntervalPlan, report: TrainReport, cost: tuple[int, int]
     ) -> bool:
         """Book what the interval used; returns whether the episode is over."""
         done = self._progress
-        supervised = round(float(plan.supervised.sum()))
         self.last_tokens = round(float(plan.tokens.sum()))
         self.last_supervised = plan.supervised.sum(-1).tolist()
-        done.decisions += 1
-        done.steps += len(plan.steps)
-        done.supervised += supervised
-        done.tokens += self.last_tokens
-        done.measured += self._now.tokens
-        done.reward = reward.value
-        so_far = np.array(done.given or np.zeros(len(self.world.names), np.int64))
-        done.given = (so_far + plan.supervised.sum(-1)).tolist()
-        trained = np.array(done.train_nll or np.full(len(self.world.names), np.nan))
-        fresh = report.source_nll
-        done.train_nll = np.where(np.isfinite(fresh), fresh, trained).tolist()
-        assert done.history is not None
-        done.history.append(mixture.sources.tolist())
+        done.book(mixture, plan, report)
+        done.measured += cost[0]
+        done.probed += cost[1]
         self._mixture = mixture
         nothing_left = plan.exhausted or not plan.steps or not self.plane.available().any()
         done.done = self.remaining <= 0 or nothing_left
         return done.done
+
+    def _pay(self) -> Reward:
+        """The reward of the decision that was just booked."""
+        seen = reward_input(self, probes=self._reward.probes)
+        reward = penalised(self._reward.compute(seen), seen, self.options.penalties)
+        self._progress.reward = float(reward.value)
+        return reward
 
     def _fail(
         self, mixture: Mixture, error: DivergenceError
@@ -284,9 +297,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         return observation, float(clipped)
 
     def _view(self) -> View:
-        world, done, start = self.world, self._progress, self._start
-        assert start is not None
-        unknown = [np.nan] * len(world.names)
+        world, done, seen = self.world, self._progress, self._seen.parts_of_view()
+        unknown = np.full(world.cell_size.shape, np.nan).tolist()
         return View(
             remaining=self.remaining,
             reward=done.reward,
@@ -294,20 +306,16 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             prior=world.prior.sources,
             weight=self._mixture.sources,
             share=np.array(done.given or np.zeros(len(world.names))) / max(done.supervised, 1),
-            nll=self._now.source_nll,
-            nll_before=self._before.source_nll,
-            nll_start=start.source_nll,
-            nll_train=np.array(done.train_nll or unknown, np.float64),
-            mean_nll=target_mean(self._now.source_nll, world.targets),
-            mean_nll_start=target_mean(start.source_nll, world.targets),
+            nll_train=np.array(done.train_nll or np.full(len(world.names), np.nan), np.float64),
+            mean_nll=target_mean(seen["nll"], world.targets),
+            mean_nll_start=target_mean(seen["nll_start"], world.targets),
             cell_size=world.cell_size,
             cell_prior=world.prior.strata,
             cell_weight=self._mixture.strata,
             cell_epochs=self.plane.epochs(),
-            cell_nll=self._now.nll,
-            cell_nll_before=self._before.nll,
-            cell_nll_start=start.nll,
+            cell_nll_train=np.array(done.cell_train_nll or unknown, np.float64),
             available=self.plane.available(),
+            **seen,
         )
 
     def snapshot(self) -> dict[str, Any]:
@@ -355,13 +363,13 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         return self._observe()[0]
 
     def _state(self) -> dict[str, Any]:
-        if self._start is None:
+        if not self._seen.known:
             raise MixgymError("the environment has no episode: call reset() first")
         return {
             "progress": copy.deepcopy(vars(self._progress)),
             "random": self.np_random.bit_generator.state,
             "plane": self.plane.snapshot(),
-            "evaluations": [_pack(e) for e in (self._start, self._before, self._now)],
+            "measurements": self._seen.state(),
             "mixture": [self._mixture.sources.tolist(), self._mixture.strata.tolist()],
             "fingerprint": self.world.fingerprint,
         }
@@ -377,13 +385,13 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self.np_random.bit_generator.state = state["random"]
         self._enter()
         self.plane.restore(state["plane"])
-        self._start, self._before, self._now = map(_unpack, state["evaluations"])
+        self._seen.set_state(state["measurements"])
         self._mixture = Mixture.of(*state["mixture"])
         self._stale = False
 
     def render(self) -> Any:
         """The mixture so far: a picture (``rgb_array``) or a line of text (``ansi``)."""
-        if self._start is None:
+        if not self._seen.known:
             raise MixgymError("the environment has no episode: call reset() first")
         history = np.array(self._progress.history or [self.world.prior.sources.tolist()])
         if self.render_mode == "rgb_array":
@@ -391,14 +399,6 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         if self.render_mode == "ansi":
             return render_text(self.world.names, history[-1], self._progress.decisions)
         return None
-
-
-def _pack(evaluation: Evaluation) -> list[Any]:
-    return [evaluation.loss_sum.tolist(), evaluation.supervised.tolist(), evaluation.tokens]
-
-
-def _unpack(state: list[Any]) -> Evaluation:
-    return Evaluation(np.array(state[0], np.float64), np.array(state[1], np.int64), int(state[2]))
 
 
 def make_mixture_env(render_mode: str | None = None, **options: Any) -> MixtureEnv:

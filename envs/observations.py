@@ -2,23 +2,30 @@
 
 The default observation is one flat float32 vector, the concatenation of ``progress`` (P,),
 ``sources`` (K_max, S), ``strata`` (K_max, G_max, D) and ``masks`` (K_max + K_max * G_max,), clipped
-to [-10, 10]. The Dict observation has the same parts, and the raw numbers that rules read in
-``signals`` (K_max, ...) and ``cell_signals`` (K_max, G_max, ...). Every part of the Dict is
-flattened, as Stable-Baselines3 wants it; :func:`parts_of` gives the shapes back. Absent sources and
-strata are all zero.
+to [-10, 10]. The Dict observation has the same parts, and the raw numbers of
+:mod:`mixgym.envs.signals`. Every part of the Dict is flattened, as Stable-Baselines3 wants it;
+:func:`parts_of` gives the shapes back. Absent sources and strata are all zero.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.mixture import BoolArray, FloatArray, last_sum
+from mixgym.envs.signals import (
+    CELL_SIGNALS,
+    PREFIX,
+    SIGNALS,
+    padded,
+    probe_shape,
+    signal_parts,
+    signal_spaces,
+)
 
 BOUND = 10.0
-LARGEST = 1e12  # of raw signals: tokens in a source
 
 PROGRESS = (
     "remaining",  # share of the budget that is left
@@ -44,19 +51,6 @@ STRATA = (
     "loss",  # log of held-out NLL over its start
     "change",  # last fall of held-out NLL over its start, times 10
 )
-SIGNALS = (
-    "present",
-    "target",
-    "size",
-    "prior",
-    "weight",
-    "share",
-    "epochs",
-    "nll",
-    "nll_start",
-    "nll_train",
-)
-CELL_SIGNALS = ("available", "size", "prior", "weight", "epochs", "nll", "nll_start")
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,10 @@ class View:
             float64[K, G].
         available: bool[K, G].
         present: bool[K], sources that exist, or None for all of them.
+        nll_reference, cell_nll_reference: float64[K], [K, G], of the reference model, if any.
+        cell_nll_train: float64[K, G], NLL of each cell when it was last trained on.
+        probes: by name float64[K] or [K, G], NaN where unknown; None without probes.
+        probe_age: float64[probes], by sorted name: decisions since measured, -1 for never.
         fixed: what :func:`fixed_parts` gives, if somebody keeps it from decision to decision.
     """
 
@@ -101,6 +99,11 @@ class View:
     available: BoolArray
     present: BoolArray | None = None
     fixed: "Fixed | None" = None
+    nll_reference: FloatArray | None = None
+    cell_nll_reference: FloatArray | None = None
+    cell_nll_train: FloatArray | None = None
+    probes: dict[str, FloatArray] | None = None
+    probe_age: FloatArray | None = None
 
     @property
     def sources(self) -> BoolArray:
@@ -141,18 +144,13 @@ def flat_space(shape: tuple[int, int]) -> gym.spaces.Box:
     return gym.spaces.Box(-BOUND, BOUND, (size,), np.float32)
 
 
-def dict_space(shape: tuple[int, int]) -> gym.spaces.Dict:
-    """The space of the Dict observation."""
+def dict_space(shape: tuple[int, int], probes: Sequence[str] = ()) -> gym.spaces.Dict:
+    """The space of the Dict observation, with a part for each of the ``probes``."""
     parts: dict[str, gym.Space[NDArray[np.float32]]] = {
         name: gym.spaces.Box(-BOUND, BOUND, (part.stop - part.start,), np.float32)
         for name, (part, _) in layout(shape).items()
     }
-    sources, strata = shape
-    parts["signals"] = gym.spaces.Box(0, LARGEST, (sources * len(SIGNALS),), np.float32)
-    parts["cell_signals"] = gym.spaces.Box(
-        0, LARGEST, (sources * strata * len(CELL_SIGNALS),), np.float32
-    )
-    return gym.spaces.Dict(parts)
+    return gym.spaces.Dict({**parts, **signal_spaces(shape, probes)})
 
 
 def flat_observation(view: View, shape: tuple[int, int]) -> tuple[NDArray[np.float32], FloatArray]:
@@ -211,8 +209,8 @@ def fixed_parts(view: View, shape: tuple[int, int]) -> Fixed:
 def features(view: View, shape: tuple[int, int]) -> FloatArray:
     """The flat observations before clipping, float64[..., size]."""
     fixed = view.fixed or fixed_parts(view, shape)
-    sources = _padded(_source_rows(view, fixed), shape[:1])
-    strata = _padded(_stratum_rows(view, fixed), shape)
+    sources = padded(_source_rows(view, fixed), shape[:1])
+    strata = padded(_stratum_rows(view, fixed), shape)
     lead = view.targets.shape[:-1]
     parts = [_progress(view), sources, strata, fixed.masks]
     return np.concatenate([part.reshape(*lead, -1) for part in parts], axis=-1)
@@ -229,7 +227,7 @@ def dict_observation(
     """The Dict observation, and the share of its feature entries that were clipped."""
     flat, clipped = flat_observation(view, shape)
     parts = {name: flat[..., part] for name, (part, _) in layout(shape).items()}
-    return {**parts, **_signals(view, shape)}, clipped
+    return {**parts, **signal_parts(view, shape)}, clipped
 
 
 def shape_of(observation_size: int, actions: int) -> tuple[int, int]:
@@ -278,15 +276,18 @@ def parts_of(
 
     >>> space = dict_space((3, 2))
     >>> parts_of(space.sample())["cell_signals"].shape
-    (3, 2, 7)
+    (3, 2, 9)
     """
     sources = observation["signals"].shape[-1] // len(SIGNALS)
     strata = observation["masks"].shape[-1] // sources - 1
     shapes = {name: size for name, (_, size) in layout((sources, strata)).items()}
     shapes["signals"] = (sources, len(SIGNALS))
     shapes["cell_signals"] = (sources, strata, len(CELL_SIGNALS))
+    for name in observation:
+        if name.startswith(PREFIX):
+            shapes[name] = probe_shape(name.removeprefix(PREFIX), (sources, strata))
     return {
-        name: values.reshape(*values.shape[:-1], *shapes[name])
+        name: values.reshape(*values.shape[:-1], *shapes.get(name, (values.shape[-1],)))
         for name, values in observation.items()
     }
 
@@ -331,42 +332,9 @@ def _stratum_rows(view: View, fixed: Fixed) -> FloatArray:
 def _masks(view: View, shape: tuple[int, int]) -> FloatArray:
     """float64[..., K_max + K_max * G_max]."""
     lead = view.available.shape[:-2]
-    top = _padded(np.asarray(view.available.any(-1))[..., None], shape[:1]).reshape(*lead, -1)
-    inner = _padded(view.available[..., None], shape).reshape(*lead, -1)
+    top = padded(np.asarray(view.available.any(-1))[..., None], shape[:1]).reshape(*lead, -1)
+    inner = padded(view.available[..., None], shape).reshape(*lead, -1)
     return np.concatenate([top, inner], -1)
-
-
-def _signals(view: View, shape: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
-    lead = view.targets.shape[:-1]
-    columns = [
-        view.sources,
-        view.targets,
-        view.cell_size.sum(-1),
-        view.prior,
-        view.weight,
-        view.share,
-        view.epochs,
-        view.nll,
-        view.nll_start,
-        view.nll_train,
-    ]
-    cells = [
-        view.available,
-        view.cell_size,
-        view.cell_prior,
-        view.cell_weight,
-        view.cell_epochs,
-        view.cell_nll,
-        view.cell_nll_start,
-    ]
-    parts = {
-        "signals": _padded(np.stack(columns, -1), shape[:1]),
-        "cell_signals": _padded(np.stack(cells, -1), shape),
-    }
-    return {
-        name: np.nan_to_num(part.reshape(*lead, -1), nan=0.0).astype(np.float32)
-        for name, part in parts.items()
-    }
 
 
 def _log_ratio(value: FloatArray, reference: FloatArray) -> FloatArray:
@@ -385,15 +353,3 @@ def _fall(before: FloatArray, after: FloatArray, start: FloatArray) -> FloatArra
 def _log_share(value: FloatArray) -> FloatArray:
     """log(value), at least -10, which is also what 0 becomes."""
     return np.log(np.maximum(value, np.exp(-BOUND)))
-
-
-def _padded(part: "NDArray[np.generic]", shape: tuple[int, ...]) -> FloatArray:
-    """``part`` [..., *rows, features] with its row axes filled up to ``shape`` with zeros."""
-    rows = part.shape[-len(shape) - 1 : -1]
-    if rows == shape:
-        return part.astype(np.float64, copy=False)
-    lead = part.shape[: -len(shape) - 1]
-    whole = np.zeros((*lead, *shape, part.shape[-1]))
-    corner: tuple[Any, ...] = (Ellipsis, *(slice(0, n) for n in rows), slice(None))
-    whole[corner] = part
-    return whole

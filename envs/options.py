@@ -6,7 +6,9 @@ into an environment. Nothing here touches a file or a model.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from mixgym.envs.probes import find_probe
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -108,6 +110,17 @@ class TrainingOptions(Options):
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
 
 
+class PenaltyOptions(Options):
+    """What is taken off every reward."""
+
+    kl_prior: Weight = Field(0.0, description="times KL(mixture || prior), over all strata")
+    epochs: Weight = Field(0.0, description="times the passes beyond epoch_cap, over all sources")
+    epoch_cap: Weight = Field(4.0, description="passes over a source that cost nothing")
+    probe_cost: Weight = Field(
+        0.0, description="times the compute of the probes over that of the interval's training"
+    )
+
+
 class EnvironmentOptions(Options):
     """What the agent sees, does and is paid for."""
 
@@ -115,9 +128,26 @@ class EnvironmentOptions(Options):
     tasks: Literal["train", "validation", "test"] | None = Field(
         None, description="curves: draw a task of this set at every reset, not the one of `seed`"
     )
-    action: Literal["logits", "weights"] = "logits"
+    action: Literal["logits", "delta", "nudge", "weights"] = Field(
+        "logits", description="what an action stands for: see mixgym.envs.actions"
+    )
     observation: Literal["flat", "dict"] = "flat"
     reward: str = "progress"
+    reward_sources: str = Field(
+        "gradient_norm", description="probe of sources that log_utility, linear and arm read"
+    )
+    reward_strata: str = Field("perplexity_ratio", description="likewise, of strata")
+    penalties: PenaltyOptions = PenaltyOptions()
+    probes: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={}, description="probe -> period in decisions (see `mixgym list probes`)"
+    )
+    probe_rows: int = Field(8, ge=1, description="training rows that probes read per stratum")
+    probe_at_start: bool = Field(False, description="probe before the first decision too")
+    reference: str | None = Field(
+        None,
+        description="folder of a reference model; curves: any word, the reference is what the "
+        "whole budget reaches under the proportional mixture",
+    )
     prior: Literal["uniform", "proportional"] | dict[str, Weight] = "uniform"
     floor: Fraction = Field(
         0.02, description="share of the prior mixed into every mixture of logits"
@@ -125,8 +155,26 @@ class EnvironmentOptions(Options):
     reach: float = Field(
         0.9, gt=0, lt=1, description="largest weight that logits can give one of K"
     )
+    step: float = Field(
+        0.5, gt=0, description="largest change of a log-weight in a decision (delta, nudge)"
+    )
     max_sources: int | None = Field(None, ge=1, description="K_max of the padded spaces")
     max_strata: int | None = Field(None, ge=1, description="G_max of the padded spaces")
+
+    @field_validator("probes")
+    @classmethod
+    def _known_probes(cls, probes: dict[str, int]) -> dict[str, int]:
+        for name in probes:
+            find_probe(name)
+        return probes
+
+    @field_validator("reward_sources", "reward_strata")
+    @classmethod
+    def _probe_of_the_level(cls, name: str, info: ValidationInfo) -> str:
+        level = "source" if info.field_name == "reward_sources" else "stratum"
+        if find_probe(name).level != level:
+            raise ValueError(f"{name} is a probe of the other level; give one of a {level}")
+        return name
 
 
 DEFAULT_LENGTHS = {"0.1m": 256, "smollm2": 256}

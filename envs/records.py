@@ -10,13 +10,16 @@ Plain data; every name is API:
     reward.global, reward.local {source: nats}, reward.components {name: value}
     epochs {source: passes so far}
     packing.fill, packing.packs, packing.balanced
+    probes {name: {source: value, or one per stratum}}   those measured after this decision
     cost.train_tokens, cost.measure_tokens   tokens so far, prompts included
+    cost.probe_tokens    tokens of a pass forward so far, see :mod:`mixgym.envs.probes`
     optimizer.learning_rate              of the interval's last step
     optimizer.gradient_norm              before clipping, mean over the interval's steps
     action [..], observation [..]        what the agent did, and the flat observation that it had
     cost.observation_clipped             share of the next observation's entries that were clipped
 """
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,19 +65,50 @@ def decision_record(
             "reward_mean": target_mean(nll, env.world.targets),
         },
         "reward": {
-            "global": reward.value,
+            "global": float(reward.value),
             "local": _named(names, reward.local),
-            "components": dict(reward.components),
+            "components": {name: float(value) for name, value in reward.components.items()},
         },
         "epochs": _named(names, epochs),
         "packing": _packing(plan),
-        "cost": {"train_tokens": done.tokens, "measure_tokens": done.measured},
+        **probe_section(names, env.measurements.fresh()),
+        "cost": {
+            "train_tokens": done.tokens,
+            "measure_tokens": done.measured,
+            "probe_tokens": done.probed,
+        },
         "optimizer": {
             "learning_rate": report.learning_rate,
             "gradient_norm": float(np.mean(report.gradient_norm)) if report.gradient_norm else None,
         },
         "action": [float(value) for value in np.asarray(action).ravel()],
     }
+
+
+def probe_section(names: Sequence[str], fresh: Mapping[str, FloatArray]) -> dict[str, Any]:
+    """``{"probes": {probe: {source: value or [values]}}}``; empty if nothing was measured.
+
+    A stratum without a value is None; sources without any are left out.
+
+    >>> probe_section(("a", "b"), {"loss": np.array([[1.5, np.nan], [np.nan, np.nan]])})
+    {'probes': {'loss': {'a': [1.5, None]}}}
+    """
+    found = {
+        probe: {
+            name: _plain(row)
+            for name, row in zip(names, values, strict=False)
+            if np.isfinite(row).any()
+        }
+        for probe, values in fresh.items()
+    }
+    return {"probes": found} if found else {}
+
+
+def _plain(row: Any) -> Any:
+    """A float, or a list with None where there is no value."""
+    if np.ndim(row) == 0:
+        return float(row)
+    return [float(value) if np.isfinite(value) else None for value in row]
 
 
 def _named(names: tuple[str, ...], values: FloatArray) -> dict[str, float]:

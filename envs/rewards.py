@@ -1,30 +1,52 @@
-"""Named rewards: what a decision is paid, for the whole mixture and for each source.
+"""Named rewards: what decisions are paid, for the whole mixture and for each source.
 
-A reward sees held-out losses of the reward split only, weighted by the target and never by the
-mixture.
+Pure functions over any leading axes (environments). A reward sees held-out losses of the reward
+split, weighted by the target and never by the mixture, or probes of the training rows.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mixgym.envs.errors import ConfigError, SourceError
-from mixgym.envs.mixture import FloatArray
+from mixgym.envs.mixture import BoolArray, FloatArray, last_sum
+from mixgym.envs.options import PenaltyOptions
+from mixgym.envs.probes import find_probe
+
+SMALLEST = 1e-6  # of weights, in logarithms
 
 
 @dataclass(frozen=True)
 class RewardInput:
-    """What rewards are computed from.
+    """What rewards are computed from; any leading axes may come first.
 
     Attributes:
         before, after: float64[K], NLL per source (nats per token), NaN without held-out rows.
         targets: float64[K].
+        start: float64[K], NLL at the start of the episode.
+        weight, strata: float64[K], [K, G], the mixture of the decision.
+        prior, prior_strata: the same of the prior.
+        source_probe, stratum_probe: float64[K], [K, G], the latest values of the probes that the
+            reward reads; NaN where unknown.
+        draws: float64[K + 1], uniform numbers in [0, 1) of this decision, for ``arm``.
+        epochs: float64[K], passes over each source so far.
+        probe_cost: float64[], compute of this decision's probes over that of its training.
     """
 
     before: FloatArray
     after: FloatArray
     targets: FloatArray
+    start: FloatArray | None = None
+    weight: FloatArray | None = None
+    strata: FloatArray | None = None
+    prior: FloatArray | None = None
+    prior_strata: FloatArray | None = None
+    source_probe: FloatArray | None = None
+    stratum_probe: FloatArray | None = None
+    draws: FloatArray | None = None
+    epochs: FloatArray | None = None
+    probe_cost: FloatArray | float = 0.0
 
 
 @dataclass(frozen=True)
@@ -32,14 +54,14 @@ class Reward:
     """What a decision earned.
 
     Attributes:
-        value: the scalar that the agent gets.
+        value: float64[], what the agent gets: the sum of the components.
         local: float64[K], each source's own part, before the target weights; NaN if unmeasured.
-        components: named terms of ``value``.
+        components: named terms of ``value``, float64[] each.
     """
 
-    value: float
+    value: FloatArray | float
     local: FloatArray
-    components: dict[str, float]
+    components: dict[str, FloatArray | float]
 
 
 @dataclass(frozen=True)
@@ -48,13 +70,15 @@ class RewardKind:
 
     Attributes:
         summary: one line for ``mixgym list rewards``.
-        compute: the reward of one decision.
+        compute: the rewards of one decision.
         evaluations: held-out measurements that it needs per decision.
+        probes: whether it reads the probes ``environment.reward_sources`` and ``reward_strata``.
     """
 
     summary: str
     compute: Callable[[RewardInput], Reward]
     evaluations: int = 1
+    probes: bool = False
 
 
 def target_mean(nll: FloatArray, targets: FloatArray) -> float:
@@ -66,22 +90,123 @@ def target_mean(nll: FloatArray, targets: FloatArray) -> float:
     >>> target_mean(np.array([1.0, 3.0, np.nan]), np.array([1.0, 3.0, 0.0]))
     2.5
     """
-    used = (targets > 0) & np.isfinite(nll)
-    if not used.any():
-        raise SourceError(
-            "no source with a target above 0 has held-out rows: give one a target, or more rows"
-        )
-    return float(np.average(nll[used], weights=targets[used]))
+    return float(_mean(nll, _measured_targets(nll, targets)))
+
+
+def relative(values: FloatArray) -> FloatArray:
+    """The positive parts of ``values`` over their sum; unknown (NaN) entries get 0.
+
+    Where no known entry is positive, all known ones get the same; where none is known, all get 0.
+
+    Args:
+        values: float64[..., n].
+
+    >>> relative(np.array([2.0, 1.0, 1.0])).tolist(), relative(np.array([-1.0, np.nan])).tolist()
+    ([0.5, 0.25, 0.25], [1.0, 0.0])
+    """
+    known = np.isfinite(values)
+    positive = np.where(known, np.maximum(values, 0.0), 0.0)
+    total = last_sum(positive)[..., None]
+    even = known / np.maximum(known.sum(-1, keepdims=True), 1)
+    return np.where(total > 0, positive / np.where(total > 0, total, 1.0), even)
+
+
+def log_utility_of(weights: FloatArray, values: FloatArray) -> FloatArray:
+    """Sum over n of R~ log p, with R~ the relative values: highest at p = R~.
+
+    Args:
+        weights: float64[..., n], p; below 1e-6 it counts as that.
+        values: float64[..., n], R.
+    """
+    return last_sum(relative(values) * np.log(np.maximum(weights, SMALLEST)))
+
+
+def linear_of(weights: FloatArray, values: FloatArray) -> FloatArray:
+    """Sum over n of p R over the mean of R: 1 for equal values, highest at a one-hot p."""
+    known = np.isfinite(values)
+    count = np.maximum(known.sum(-1), 1)
+    return last_sum(weights * relative(values)) * count
 
 
 def progress(seen: RewardInput) -> Reward:
     """Fall of the target-weighted mean held-out NLL; sums to start minus end over an episode."""
-    fall = target_mean(seen.before, seen.targets) - target_mean(seen.after, seen.targets)
-    return Reward(fall, seen.before - seen.after, {"progress": fall})
+    local = seen.before - seen.after
+    fall = _mean(local, _measured_targets(local, seen.targets))
+    return Reward(fall, local, {"progress": fall})
+
+
+def progress_normalised(seen: RewardInput) -> Reward:
+    """As ``progress``, every source's fall over its own NLL at the start."""
+    assert seen.start is not None
+    local = (seen.before - seen.after) / np.where(seen.start > 0, seen.start, np.nan)
+    fall = _mean(local, _measured_targets(local, seen.targets))
+    return Reward(fall, local, {"progress_normalised": fall})
+
+
+def worst(seen: RewardInput) -> Reward:
+    """Fall of the highest held-out NLL among the targets; telescopes."""
+    local = seen.before - seen.after
+    used = _measured_targets(local, seen.targets) > 0
+    high = np.where(used, seen.before, -np.inf).max(-1)
+    fall = high - np.where(used, seen.after, -np.inf).max(-1)
+    return Reward(fall, local, {"worst": fall})
+
+
+def log_utility(seen: RewardInput) -> Reward:
+    """What HBO's actors climb: its optimum is p = R~ at both levels.
+
+    Sum over sources of R~_k log p_k, plus the target-weighted mean over sources of each one's
+    own part, the sum over its strata of R~_kg log q_kg.
+    """
+    return _two_levels(seen, log_utility_of, "log_utility")
+
+
+def linear(seen: RewardInput) -> Reward:
+    """The expected reward of a draw, over its mean, at both levels: its optimum is one-hot."""
+    return _two_levels(seen, linear_of, "linear")
+
+
+def arm(seen: RewardInput) -> Reward:
+    """The reward of one source drawn from the mixture, and of one stratum drawn inside it.
+
+    Over many draws this is ``linear`` with sources weighted by the mixture; each source's own part
+    is a draw from its own strata.
+    """
+    weight, strata = _given(seen.weight), _given(seen.strata)
+    draws = _given(seen.draws)
+    source = drawn(weight, draws[..., :1])
+    stratum = drawn(strata, draws[..., 1:, None])
+    top = linear_of(source, _given(seen.source_probe))
+    local = linear_of(stratum, _given(seen.stratum_probe))
+    inner = last_sum(np.where(source > 0, local, 0.0))
+    return Reward(top + inner, local, {"arm_sources": top, "arm_strata": inner})
+
+
+def drawn(weights: FloatArray, draw: FloatArray) -> FloatArray:
+    """One-hot float64[..., n]: the entry of ``weights`` that a uniform ``draw`` [..., 1] falls in.
+
+    >>> drawn(np.array([0.5, 0.3, 0.2]), np.array([0.75])).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    edges = np.cumsum(weights, -1)
+    edges = edges / np.where(edges[..., -1:] > 0, edges[..., -1:], 1.0)
+    first = np.argmax((edges > draw) & (weights > 0), -1)
+    return np.asarray(np.arange(weights.shape[-1]) == first[..., None], np.float64)
 
 
 REWARDS = {
     "progress": RewardKind("fall of the target-weighted mean held-out NLL (telescopes)", progress),
+    "progress_normalised": RewardKind(
+        "the same, every source's fall over its NLL at the start", progress_normalised
+    ),
+    "worst": RewardKind("fall of the highest held-out NLL among the targets (telescopes)", worst),
+    "log_utility": RewardKind(
+        "sum of R log p at both levels, R the probes over their sum (HBO)", log_utility, probes=True
+    ),
+    "linear": RewardKind(
+        "sum of p R at both levels, R the probes over their mean", linear, 1, True
+    ),
+    "arm": RewardKind("R of a source and a stratum drawn from the mixture", arm, 1, True),
 }
 
 
@@ -94,3 +219,67 @@ def make_reward(name: str) -> RewardKind:
     if name not in REWARDS:
         raise ConfigError(f"environment.reward={name}: choose one of {', '.join(REWARDS)}")
     return REWARDS[name]
+
+
+def as_reward(name: str, values: FloatArray) -> FloatArray:
+    """Values of a probe as rewards read them: not as logarithms."""
+    return np.exp(values) if find_probe(name).logarithm else values
+
+
+def penalised(reward: Reward, seen: RewardInput, penalties: PenaltyOptions) -> Reward:
+    """The reward less what ``penalties`` ask for, each a component of its own."""
+    taken: dict[str, FloatArray | float] = {}
+    if penalties.kl_prior:
+        taken["kl_prior"] = -penalties.kl_prior * mixture_kl(seen)
+    if penalties.epochs:
+        over = np.maximum(_given(seen.epochs) - penalties.epoch_cap, 0.0)
+        taken["epochs"] = -penalties.epochs * last_sum(over)
+    if penalties.probe_cost:
+        taken["probe_cost"] = -penalties.probe_cost * seen.probe_cost
+    if not taken:
+        return reward
+    components = {**reward.components, **taken}
+    return replace(reward, value=sum(components.values()), components=components)
+
+
+def mixture_kl(seen: RewardInput) -> FloatArray:
+    """float64[...], KL of the mixture from the prior, over all (source, stratum), in nats."""
+    weight, strata = _given(seen.weight), _given(seen.strata)
+    top = last_sum(weight * _log_quotient(weight, _given(seen.prior)))
+    inner = last_sum(strata * _log_quotient(strata, _given(seen.prior_strata)))
+    return top + last_sum(weight * inner)
+
+
+def _log_quotient(weights: FloatArray, prior: FloatArray) -> FloatArray:
+    return np.log(np.maximum(weights, SMALLEST)) - np.log(np.maximum(prior, SMALLEST))
+
+
+def _two_levels(
+    seen: RewardInput, utility: Callable[[FloatArray, FloatArray], FloatArray], name: str
+) -> Reward:
+    top = utility(_given(seen.weight), _given(seen.source_probe))
+    local = utility(_given(seen.strata), _given(seen.stratum_probe))
+    inner = _mean(local, _measured_targets(local, seen.targets))
+    return Reward(top + inner, local, {f"{name}_sources": top, f"{name}_strata": inner})
+
+
+def _given(values: FloatArray | None) -> FloatArray:
+    if values is None:
+        raise ValueError("this reward needs parts of RewardInput that were left out")
+    return values
+
+
+def _measured_targets(values: FloatArray, targets: FloatArray) -> FloatArray:
+    """The targets, 0 where a value is missing."""
+    used: BoolArray = np.asarray((targets > 0) & np.isfinite(values))
+    if not used.any(-1).all():
+        raise SourceError(
+            "no source with a target above 0 has held-out rows: give one a target, or more rows"
+        )
+    return np.where(used, targets, 0.0)
+
+
+def _mean(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """float64[...], the weighted mean over the last axis; a weight of 0 hides any value."""
+    total = last_sum(np.where(weights > 0, values, 0.0) * weights)
+    return total / last_sum(weights)

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from mixgym.envs.learners.base import FloatArray, Learner, StepRule
+import numpy as np
+
+from mixgym.envs.learners.base import Evaluation, FloatArray, Learner, StepRule, TrainReport
 from mixgym.envs.mixture import Mixture
-from mixgym.envs.plan import DataPlane
+from mixgym.envs.plan import DataPlane, IntervalPlan
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class World:
         step_rule: takes the optimiser steps.
         draw: the world of an episode, by its seed, where every episode has its own.
         fingerprint: of the rows, so that a saved state is not continued on others.
+        reference: measures the reward split by the reference model, where there is one.
     """
 
     names: tuple[str, ...]
@@ -33,6 +37,7 @@ class World:
     step_rule: StepRule
     draw: Callable[[int], "World"] | None = None
     fingerprint: str = ""
+    reference: Callable[[], Evaluation] | None = None
 
 
 @dataclass
@@ -45,8 +50,29 @@ class Progress:
     supervised: int = 0
     tokens: int = 0
     measured: int = 0
+    probed: int = 0
     reward: float = 0.0
     done: bool = False
     given: list[float] | None = None  # supervised tokens of each source
     train_nll: list[float] | None = None
+    cell_train_nll: list[list[float]] | None = None
     history: list[list[float]] | None = None
+
+    def book(self, mixture: Mixture, plan: IntervalPlan, report: TrainReport) -> None:
+        """Add what an interval used and how its training went."""
+        self.decisions += 1
+        self.steps += len(plan.steps)
+        self.supervised += round(float(plan.supervised.sum()))
+        self.tokens += round(float(plan.tokens.sum()))
+        given = plan.supervised.sum(-1)
+        self.given = (np.array(self.given or np.zeros_like(given)) + given).tolist()
+        self.train_nll = _latest(report.source_nll, self.train_nll)
+        self.cell_train_nll = _latest(report.nll, self.cell_train_nll)
+        self.history = [*(self.history or []), mixture.sources.tolist()]
+
+
+def _latest(fresh: FloatArray, before: list[Any] | None) -> list[Any]:
+    """``fresh``, and what was known before where it is NaN."""
+    old = np.full(fresh.shape, np.nan) if before is None else np.array(before, np.float64)
+    both: list[Any] = np.where(np.isfinite(fresh), fresh, old).tolist()
+    return both

@@ -47,7 +47,7 @@ class What(StrEnum):
 REGISTRIES = {
     What.ALGORITHMS: ("mixgym.agents.registry", "ALGORITHMS"),
     What.REWARDS: ("mixgym.envs.rewards", "REWARDS"),
-    What.PROBES: ("mixgym.envs.learners.base", "PROBES"),
+    What.PROBES: ("mixgym.envs.probes", "PROBES"),
     What.ENVS: ("mixgym.envs.registration", "ENVIRONMENTS"),
     What.MERGE_METHODS: ("mixgym.trainer.merging.catalogue", "MERGE_METHODS"),
 }
@@ -134,6 +134,10 @@ def train(
     algo: Annotated[
         str | None, typer.Option(help="The algorithm (train.algo of the configuration).")
     ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(help="joint, global, local, alternate or together (train.level)."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a killed training; CONFIG may be its folder.")
     ] = False,
@@ -143,7 +147,8 @@ def train(
     json_output: Json = False,
 ) -> None:
     """Train a scheduling agent over many episodes; leaves the best one in RUN/agent."""
-    overrides = [] if algo is None else [f"train.algo={json.dumps(algo)}"]
+    words = {"algo": algo, "level": level}
+    overrides = [f"train.{name}={json.dumps(word)}" for name, word in words.items() if word]
     with _failures_worded("nothing was written"):
         config = _config([*(arguments or []), *overrides], out=out, resume=resume)
     continuation = f"continue with: mixgym train {shlex.quote(config.run.dir)} --resume"

@@ -30,6 +30,8 @@ TAGS = {
     "reward/global": "reward of the decision",
     "reward/local/<source>": "reward of the source's own level",
     "reward/components/<name>": "a part that the reward is made of",
+    "probe/<name>/<source>": "what a probe found, when it was measured",
+    "probe/<name>/<source>/<g>": "likewise, in stratum g",
     "epochs/<source>": "passes over the source's training rows so far",
     "progress/steps": "optimiser steps so far",
     "progress/supervised_tokens": "supervised tokens trained on so far",
@@ -66,6 +68,7 @@ def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
         *_one("reward/global", reward, "global"),
         *_section("reward/local", reward.get("local")),
         *_section("reward/components", reward.get("components")),
+        *_probes(record.get("probes")),
         *_section("epochs", record.get("epochs")),
         *_one("progress/steps", record, "steps"),
         *_one("progress/supervised_tokens", record, "supervised_tokens"),
@@ -213,6 +216,17 @@ def _strata(strata: Mapping[str, Sequence[Any]] | None) -> Iterator[tuple[str, f
     for source, weights in (strata or {}).items():
         for stratum, weight in enumerate(weights):
             yield f"strata/{source}/{stratum}", _number(weight)
+
+
+def _probes(probes: Mapping[str, Mapping[str, Any]] | None) -> Iterator[tuple[str, float]]:
+    for name, sources in (probes or {}).items():
+        for source, found in sources.items():
+            if not isinstance(found, Sequence):
+                yield f"probe/{name}/{source}", _number(found)
+                continue
+            for stratum, value in enumerate(found):
+                if value is not None:
+                    yield f"probe/{name}/{source}/{stratum}", _number(value)
 
 
 def _one(tag: str, values: Mapping[str, Any], key: str) -> Iterator[tuple[str, float]]:

@@ -8,9 +8,13 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
+from mixgym.envs.actions import make_action_kind
+from mixgym.envs.curves.batch_probes import BatchProbes
 from mixgym.envs.curves.decision import Decision, StepArrays
+from mixgym.envs.curves.decoding import BatchFrame, decode_batch
 from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
 from mixgym.envs.curves.noise import EpisodeNoise
+from mixgym.envs.curves.probes import Seen, reference_losses
 from mixgym.envs.curves.task import (
     MAX_SOURCES,
     MAX_STRATA,
@@ -18,16 +22,14 @@ from mixgym.envs.curves.task import (
     stacked,
     tokens_per_step,
 )
-from mixgym.envs.errors import ConfigError, MixgymError
+from mixgym.envs.errors import ConfigError
 from mixgym.envs.mixture import (
     BoolArray,
     FloatArray,
-    action_size,
     floored,
     last_sum,
     logit_scale,
     normalise,
-    weights_around,
 )
 from mixgym.envs.observations import (
     Fixed,
@@ -40,9 +42,15 @@ from mixgym.envs.observations import (
     flat_space,
 )
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.payment import arm_draws
+from mixgym.envs.probes import BACKWARD
+from mixgym.envs.rewards import Reward, RewardInput, as_reward, make_reward, penalised
 
 DECISIONS = 32
 """Decisions in an episode."""
+
+CHANGING = ("_decision", "_reward", "_share", "_train", "_weight", "_inner", "_cell_train")
+"""Arrays of an episode that every decision replaces."""
 
 
 class CurvesCore:
@@ -80,6 +88,8 @@ class CurvesCore:
         self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
         self.decisions = decisions
         _check(options)
+        self._paid = make_reward(options.reward)
+        self._probes = BatchProbes(options, count, self.shape, decisions)
         self._in_order = in_order
         self._tasks = stacked(tasks, *self.shape)
         self._budget = interval * tokens_per_step(self._tasks, interval * decisions)
@@ -92,6 +102,9 @@ class CurvesCore:
             floored(self._prior, np.asarray(present.any(-1)), options.floor),
             floored(self._inner_prior, present, options.floor),
         )
+        self._references: Sequence[FloatArray | None] = (None, None)
+        if options.reference is not None or "excess_loss" in self._probes.names:
+            self._references = reference_losses(self._tasks)
         self._last: StepArrays | None = None
         self._episode_noise = EpisodeNoise()
         self._allocate()
@@ -102,13 +115,17 @@ class CurvesCore:
     def observation_space(self) -> gym.Space[Any]:
         """Of one environment."""
         flat = self.options.observation == "flat"
-        return flat_space(self.shape) if flat else dict_space(self.shape)
+        return flat_space(self.shape) if flat else dict_space(self.shape, self._probes.names)
 
     @property
-    def action_space(self) -> gym.spaces.Box:
+    def action_space(self) -> gym.Space[Any]:
         """Of one environment."""
-        low = 0.0 if self.options.action == "weights" else -1.0
-        return gym.spaces.Box(low, 1.0, (action_size(self.shape),), np.float32)
+        return make_action_kind(
+            self.options.action,
+            floor=self.options.floor,
+            reach=self.options.reach,
+            step=self.options.step,
+        ).space(self.shape)
 
     def _allocate(self) -> None:
         cells, rows = (self.count, *self.shape), (self.count, self.shape[0])
@@ -118,6 +135,8 @@ class CurvesCore:
         self._reward, self._share = np.zeros(self.count), np.zeros(rows)
         self._train, self._weight, self._inner = np.zeros(rows), np.zeros(rows), np.zeros(cells)
         self._start, self._before, self._now = (np.zeros(cells) for _ in range(3))
+        self._cell_train = np.full(cells, np.nan)
+        self._draws = np.zeros((self.count, self.decisions, self.shape[0] + 1))
 
     def seed(self, seed: int | Sequence[int | None]) -> None:
         """Start the streams anew: from ``seed + i``, or each from its own (None: from entropy)."""
@@ -134,13 +153,13 @@ class CurvesCore:
         given, learnt = self._state.given.copy(), self._state.learnt.copy()
         given[which] = learnt[which] = 0.0
         self._state = CurveState(given, learnt)
-        for name in ("_decision", "_reward", "_share", "_train", "_weight", "_inner"):
+        for name in CHANGING:
             setattr(self, name, getattr(self, name).copy())  # records still hold the old arrays
         self._start, self._before, self._now = map(np.copy, (self._start, self._before, self._now))
         self._decision[which] = 0
         self._reward[which] = 0.0
         self._share[which] = 0.0
-        self._train[which] = np.nan
+        self._train[which] = self._cell_train[which] = np.nan
         self._weight[which] = self._prior[self._index[which]]
         self._inner[which] = self._inner_prior[self._index[which]]
         self._find_truth()
@@ -148,6 +167,8 @@ class CurvesCore:
         for values in (self._start, self._before, self._now):
             values[which] = measured[which]
         self._sum_up()
+        if self._probes.names:
+            self._probes.start(which, self._seen())
 
     def _draw(self, which: NDArray[np.intp]) -> None:
         """New tasks, and the noise of their episodes; absent cells have none."""
@@ -161,6 +182,9 @@ class CurvesCore:
                 (self.decisions + 1, rows, groups)
             )
             self._noise[i, :, :rows, :groups] = noise * self._tasks.noise[index]
+            self._probes.draw(i, episode, (rows, groups))
+            if self._paid.probes:
+                self._draws[i, :, : rows + 1] = arm_draws(episode, self.decisions, rows)
             self._index[i] = index
         self._episodes[which] += 1
 
@@ -177,7 +201,7 @@ class CurvesCore:
 
     def step(self, actions: NDArray[np.float32]) -> tuple[FloatArray, BoolArray]:
         """Move all environments; returns rewards float64[n] and dones bool[n]."""
-        weight, inner = self._decode(actions.astype(np.float64))
+        weight, inner = self._decode(actions)
         tokens = self._per_decision * weight[..., None] * inner
         true_before = self._true
         self._state = advance(self.task, self._state, tokens, self._known)
@@ -187,16 +211,62 @@ class CurvesCore:
         self._now = self._measure()
         self._now_source = after = self._by_source(self._now)
         self._before_source = before
-        local = before - after
-        reward = last_sum(local * self._target_weights)
-        middle = last_sum(0.5 * (true_before + self._true) * inner)
-        self._train = np.where(weight > 0, middle, self._train)
+        middle = 0.5 * (true_before + self._true)
+        self._train = np.where(weight > 0, last_sum(middle * inner), self._train)
         self._share = self._share + (weight - self._share) / self._decision[:, None]
-        self._weight, self._inner, self._reward = weight, inner, reward
+        self._weight, self._inner = weight, inner
+        self._note_cells(np.where(tokens > 0, middle, np.nan))
+        reward = self._pay(before, after)
+        self._reward = np.asarray(reward.value)
         self._last = StepArrays(
-            weight, inner, after, local, reward, self._decision, self._state.given, self._present
+            weight,
+            inner,
+            after,
+            reward.local,
+            self._reward,
+            self._decision,
+            self._state.given,
+            self._present,
+            reward.components,
+            self._probes.fresh(),
         )
-        return reward, self._decision >= self.decisions
+        return self._reward, self._decision >= self.decisions
+
+    def _note_cells(self, trained: FloatArray) -> None:
+        """Book the training NLL of every cell (NaN: not trained), and probe what is due."""
+        self._cell_train = np.where(np.isnan(trained), self._cell_train, trained)
+        if self._probes.names:
+            start = np.where(self._present, self._start, np.nan)
+            self._probes.take(self._seen(), self._decision, trained, start)
+
+    def _seen(self) -> Seen:
+        return Seen(self.task, self._state, self._known, self._reference_train)
+
+    def _pay(self, before: FloatArray, after: FloatArray) -> Reward:
+        """The rewards of the last decision of all environments."""
+        options, values = self.options, self._probes.values
+        given: dict[str, FloatArray] = {}
+        if self._paid.probes:
+            top, inner = options.reward_sources, options.reward_strata
+            given["source_probe"] = as_reward(top, values[top])
+            given["stratum_probe"] = as_reward(inner, values[inner])
+            given["draws"] = self._draws[np.arange(self.count), self._decision - 1]
+        if options.penalties.epochs:
+            size = np.maximum(last_sum(self.task.size), 1e-12)
+            given["epochs"] = last_sum(passes(self.task, self._state) * self.task.size) / size
+        seen = RewardInput(
+            before=before,
+            after=after,
+            targets=self.task.targets,
+            start=self._start_source,
+            weight=self._weight,
+            strata=self._inner,
+            prior=self._prior[self._index],
+            prior_strata=self._inner_prior[self._index],
+            probe_cost=self._probes.tokens / (BACKWARD * self._per_decision[:, 0, 0]),
+            **given,
+        )
+        return penalised(self._paid.compute(seen), seen, options.penalties)
 
     def observe(self) -> Any:
         """Observations of all environments: an array [n, size], or a dict of them."""
@@ -224,12 +294,13 @@ class CurvesCore:
 
     def state(self) -> dict[str, Any]:
         """Plain data and arrays from which :meth:`set_state` continues bit-equal."""
-        names = ("_decision", "_reward", "_share", "_train", "_weight", "_inner", "_noise")
+        names = (*CHANGING, "_noise", "_draws")
         arrays = {name: getattr(self, name).copy() for name in names}
         arrays |= {name: getattr(self, name).copy() for name in ("_start", "_before", "_now")}
         arrays |= {"_episodes": self._episodes.copy(), "_index": self._index.copy()}
         arrays |= {"given": self._state.given.copy(), "learnt": self._state.learnt.copy()}
-        return {"arrays": arrays, "random": [r.bit_generator.state for r in self._random]}
+        random = [r.bit_generator.state for r in self._random]
+        return {"arrays": arrays, "random": random, "probes": self._probes.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state`."""
@@ -239,6 +310,7 @@ class CurvesCore:
             setattr(self, name, values)
         for random, own in zip(self._random, state["random"], strict=True):
             random.bit_generator.state = own
+        self._probes.set_state(state["probes"])
         self._look_up()
         self._find_truth()
         self._sum_up()
@@ -253,29 +325,21 @@ class CurvesCore:
         self._base = [prior[self._index] for prior in self._floored]
         self._scale = [scale[self._index] for scale in self._scales]
         self._per_decision = self._budget[self._index][:, None, None]
+        self._reference_held_out, self._reference_train = (
+            None if known is None else known[self._index] for known in self._references
+        )
         self._fixed = None
 
-    def _decode(self, actions: FloatArray) -> tuple[FloatArray, FloatArray]:
-        most, groups = self.shape
-        if np.isnan(actions).any():
-            row, column = np.argwhere(np.isnan(actions))[0]
-            raise MixgymError(
-                f"action[{row}, {column}] is NaN: check the agent's policy for divergence"
-            )
-        actions = np.minimum(np.maximum(actions, -1.0), 1.0)
-        top, inner = actions[:, :most], actions[:, most:].reshape(-1, most, groups)
-        if self.options.action == "weights":
-            prior, inner_prior = self._prior[self._index], self._inner_prior[self._index]
-            top = np.where(self._sources, np.clip(top, 0.0, 1.0), 0.0)
-            top = np.where(top.sum(-1, keepdims=True) > 0, top, prior)
-            inner = np.where(self._present, np.clip(inner, 0.0, 1.0), 0.0)
-            inner = np.where(inner.sum(-1, keepdims=True) > 0, inner, inner_prior)
-            return normalise(top, self._sources), normalise(inner, self._present)
-        floor = self.options.floor
-        return (
-            weights_around(top, self._base[0], self._scale[0], floor),
-            weights_around(inner, self._base[1], self._scale[1], floor),
+    def _decode(self, actions: NDArray[np.float32]) -> tuple[FloatArray, FloatArray]:
+        """Weights float64[n, K] of sources, and float64[n, K, G] of the strata in each."""
+        frame = BatchFrame(
+            (self._prior[self._index], self._inner_prior[self._index]),
+            (self._base[0], self._base[1]),
+            (self._scale[0], self._scale[1]),
+            (self._weight, self._inner),
+            self._present,
         )
+        return decode_batch(actions, self.options, frame)
 
     def _measure(self) -> FloatArray:
         """float64[n, K, G], NLL as measured now."""
@@ -286,7 +350,7 @@ class CurvesCore:
         return last_sum(cells * self._cell_mean)
 
     def _view(self) -> View:
-        weights = self._target_weights
+        weights, reference = self._target_weights, self._reference_held_out
         now, before, start = self._now_source, self._before_source, self._start_source
         return View(
             remaining=1.0 - self._decision / self.decisions,
@@ -311,14 +375,17 @@ class CurvesCore:
             available=self._present,
             present=self._sources,
             fixed=self._fixed,
+            nll_reference=None if reference is None else self._by_source(reference),
+            cell_nll_reference=reference,
+            cell_nll_train=self._cell_train,
+            probes=self._probes.values,
+            probe_age=self._probes.age if self._probes.names else None,
         )
 
 
 def _check(options: EnvironmentOptions) -> None:
     if not isinstance(options.prior, str):
         raise ConfigError("environment.prior: a batch of tasks takes uniform or proportional")
-    if options.reward != "progress":
-        raise ConfigError(f"environment.reward={options.reward}: a batch of tasks pays progress")
 
 
 def _priors(tasks: CurveTask, options: EnvironmentOptions) -> tuple[FloatArray, FloatArray]:

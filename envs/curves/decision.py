@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.records import probe_section
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class StepArrays:
         reward: float64[n].
         decision: int64[n].
         present: bool[n, K, G], cells that exist.
+        components: named terms of the reward, float64[n] each.
+        probes: by name the values, and bool[n] where they were measured after this decision.
     """
 
     weight: FloatArray
@@ -30,6 +33,8 @@ class StepArrays:
     decision: NDArray[np.int64]
     given: FloatArray
     present: BoolArray
+    components: Mapping[str, FloatArray | float]
+    probes: Mapping[str, tuple[FloatArray, BoolArray]]
 
 
 class Decision(Mapping[str, Any]):
@@ -61,10 +66,25 @@ class Decision(Mapping[str, Any]):
         if key == "reward":
             value = float(a.reward[i])
             local = self._named(a.local[i])
-            return {"global": value, "local": local, "components": {"progress": value}}
+            terms = {name: float(np.asarray(x)[i]) for name, x in a.components.items()}
+            return {"global": value, "local": local, "components": terms}
+        if key == "probes" and self._fresh():
+            return self._probes()
         if key == "supervised_tokens":
             return round(float(a.given[i].sum()))
         raise KeyError(key)
+
+    def _fresh(self) -> list[str]:
+        return [name for name, (_, fresh) in self._arrays.probes.items() if fresh[self._index]]
+
+    def _probes(self) -> dict[str, Any]:
+        i, here = self._index, self._arrays.present[self._index]
+        rows, groups = int(here.any(-1).sum()), int(here.any(0).sum())
+        names = [f"source{k}" for k in range(rows)]
+        found = {name: self._arrays.probes[name][0][i, :rows] for name in self._fresh()}
+        cut = {name: v if v.ndim == 1 else v[:, :groups] for name, v in found.items()}
+        section: dict[str, Any] = probe_section(names, cut)["probes"]
+        return section
 
     def _named(self, values: NDArray[Any]) -> dict[str, float]:
         used = np.flatnonzero(self._arrays.present[self._index].any(-1))
@@ -72,8 +92,8 @@ class Decision(Mapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         """Names of the parts."""
-        return iter(self._KEYS)
+        return iter((*self._KEYS, *(["probes"] if self._fresh() else [])))
 
     def __len__(self) -> int:
         """How many parts there are."""
-        return len(self._KEYS)
+        return len(self._KEYS) + bool(self._fresh())

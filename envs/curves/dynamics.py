@@ -75,14 +75,30 @@ def advance(
     task: CurveTask, state: CurveState, tokens: FloatArray, known: FloatArray | None = None
 ) -> CurveState:
     """The state after ``tokens`` [..., K, G] more supervised tokens; ``known``: see :func:`nll`."""
-    known = (mastery(task, state) if known is None else known)[..., :-1]
-    # tanh instead of a logistic: it cannot overflow
-    opening = 0.5 + 0.5 * np.tanh((known - task.threshold) / (2.0 * GATE_WIDTH))
-    gate = np.where(task.threshold > 0, GATE_LEAK + (1.0 - GATE_LEAK) * opening, 1.0)
-    gate = np.concatenate([np.ones_like(task.size[..., :1]), gate], axis=-1)
+    gate = _gate(task, mastery(task, state) if known is None else known)
     after = CurveState(state.given + tokens, state.learnt)
     fresh = task.size * (_worth(task, passes(task, after)) - _worth(task, passes(task, state)))
     return CurveState(after.given, state.learnt + gate * fresh)
+
+
+def worth(task: CurveTask, state: CurveState, known: FloatArray) -> FloatArray:
+    """float64[..., K, G], what the next token of a cell is worth, a fresh one in the open being 1.
+
+    Args:
+        task: the constants.
+        state: what has been trained.
+        known: the state's :func:`mastery`.
+    """
+    repeated = np.maximum(passes(task, state) - 1.0, 0.0)
+    return _gate(task, known) * np.exp(-repeated / task.patience)
+
+
+def _gate(task: CurveTask, known: FloatArray) -> FloatArray:
+    """float64[..., K, G], what a token is worth by how far its stratum has opened."""
+    # tanh instead of a logistic: it cannot overflow
+    opening = 0.5 + 0.5 * np.tanh((known[..., :-1] - task.threshold) / (2.0 * GATE_WIDTH))
+    gate = np.where(task.threshold > 0, GATE_LEAK + (1.0 - GATE_LEAK) * opening, 1.0)
+    return np.concatenate([np.ones_like(task.size[..., :1]), gate], axis=-1)
 
 
 def _worth(task: CurveTask, seen: FloatArray) -> FloatArray:

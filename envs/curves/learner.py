@@ -7,17 +7,27 @@ no rows: the plane hands out tokens by the mixture, to fractions of a token.
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixgym.envs.curves.dynamics import CurveState, advance, nll, passes
+from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
 from mixgym.envs.curves.noise import EpisodeNoise
+from mixgym.envs.curves.probes import (
+    Seen,
+    baseline_tokens,
+    probe,
+    probe_noise,
+    probe_tokens,
+    reference_losses,
+)
 from mixgym.envs.curves.task import CurveTask, tokens_per_step
-from mixgym.envs.learners.base import Evaluation, FloatArray, StepRule, TrainReport
+from mixgym.envs.learners.base import Evaluation, FloatArray, ProbeResult, StepRule, TrainReport
 from mixgym.envs.mixture import BoolArray, Mixture
 from mixgym.envs.plan import Budget, IntervalPlan
+from mixgym.envs.probes import find_probe, need_baseline
 
 HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss
 
@@ -28,11 +38,13 @@ class CurveLearner:
     Args:
         task: a single one, not a batch.
         seed: of the measurement noise of this episode.
+        probe_rows: rows per stratum that probes are charged for.
     """
 
-    def __init__(self, task: CurveTask, seed: int = 0) -> None:
+    def __init__(self, task: CurveTask, seed: int = 0, probe_rows: int = 8) -> None:
         self.task = task
         self._seed = seed
+        self._probe_rows = probe_rows
         self._state = CurveState.start(task)
         self._measure(0)
 
@@ -68,6 +80,25 @@ class CurveLearner:
             values = values * (1.0 + self._noise * self.task.noise)
         count = np.where(self.task.present, HELD_OUT_TOKENS, 0)
         return Evaluation(values * count, count, int(count.sum()))
+
+    def begin_probes(self, names: Sequence[str]) -> int:
+        """See :class:`~mixgym.envs.learners.base.Learner`; the start is known without measuring."""
+        cells = int(self.task.present.sum())
+        return baseline_tokens(need_baseline(names), cells, self._probe_rows)
+
+    def probe(self, name: str) -> ProbeResult:
+        """See :class:`~mixgym.envs.learners.base.Learner`."""
+        noise = probe_noise(name, self._seed, self.task.size.shape, self._intervals + 1)[-1]
+        reference = reference_losses(self.task)[1] if find_probe(name).needs_reference else None
+        seen = Seen(self.task, self._state, mastery(self.task, self._state), reference)
+        cells = int(self.task.present.sum())
+        tokens = probe_tokens(name, cells, self._probe_rows)
+        return ProbeResult(probe(name, seen, noise), tokens)
+
+    def reference(self) -> Evaluation:
+        """The reward split by the reference: the whole budget under the proportional mixture."""
+        count = np.where(self.task.present, HELD_OUT_TOKENS, 0)
+        return Evaluation(reference_losses(self.task)[0] * count, count, int(count.sum()))
 
     def snapshot(self) -> dict[str, Any]:
         """See :class:`~mixgym.envs.learners.base.Learner`."""

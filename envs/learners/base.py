@@ -1,5 +1,6 @@
 """What the environment asks of a learner, and of the rule that takes its optimiser steps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +13,6 @@ from mixgym.envs.plan import IntervalPlan, Pack
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Counts = IntArray | FloatArray  # closed-form learners count fractions of a token
-
-PROBES = {
-    "held_out_nll": "token-mean NLL of every source and stratum on a held-out split",
-}
-"""Extra measurements by name; each costs tokens and is charged to ``cost/*``."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,24 @@ class TrainReport:
     def source_nll(self) -> FloatArray:
         """float64[K], nats per supervised token; NaN where a source was not trained on."""
         return token_mean(self.loss_sum.sum(-1), self.supervised.sum(-1))
+
+    @property
+    def nll(self) -> FloatArray:
+        """float64[K, G], the same for every stratum."""
+        return token_mean(self.loss_sum, self.supervised)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a probe found.
+
+    Attributes:
+        values: float64[K] or float64[K, G] by the probe's level; NaN where there are no rows.
+        tokens: what it cost, in tokens of a pass forward (see :mod:`mixgym.envs.probes`).
+    """
+
+    values: FloatArray
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,24 @@ class Learner(Protocol):
 
     def evaluate(self, split: str) -> Evaluation:
         """Measure NLL on a held-out split; parameters, gradients, optimiser and RNG untouched."""
+        ...
+
+    def begin_probes(self, names: Sequence[str]) -> int:
+        """Measure what these probes will be compared with; called before anything is trained.
+
+        Returns:
+            What an episode is charged for it, in tokens of a pass forward.
+        """
+        ...
+
+    def probe(self, name: str) -> ProbeResult:
+        """Measure a probe of :data:`mixgym.envs.probes.PROBES` (all but the free ones).
+
+        Parameters, gradients, optimiser, mode and random streams stay untouched.
+
+        Raises:
+            DivergenceError: if a value is not finite, naming the source.
+        """
         ...
 
     def snapshot(self) -> dict[str, Any]:

@@ -19,10 +19,31 @@ from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.probes import PROBES
 from mixgym.envs.registration import ENVIRONMENTS
 
 ID = "mixgym/Mixture-v0"
 SHORT = {"steps": 12, "interval": 2}  # six decisions
+
+
+ALL = {name: 1 + i % 3 for i, name in enumerate(PROBES)}
+PROBED: list[dict[str, Any]] = [
+    {
+        "environment": {
+            "tasks": "validation",
+            "observation": "dict",
+            "probes": ALL,
+            "probe_at_start": True,
+            "reference": "here",
+            "reward": "log_utility",
+            "penalties": {"kl_prior": 0.1, "epochs": 0.1, "epoch_cap": 0.1, "probe_cost": 0.01},
+        }
+    },
+    {"environment": {"tasks": "train", "reward": "arm", "reward_sources": "gradient_alignment"}},
+    {"environment": {"reward": "linear", "reward_strata": "nll_difference"}},
+    {"environment": {"tasks": "train", "reward": "worst"}},
+    {"environment": {"tasks": "train", "reward": "progress_normalised"}},
+]
 
 
 def flattened(observation: Any) -> np.ndarray:
@@ -61,6 +82,7 @@ def singles(count: int, first: int, actions: Any, **options: Any) -> list[list[A
         {"environment": {"tasks": "test", "observation": "dict", "prior": "proportional"}},
         {"environment": {"tasks": "train", "action": "weights", "observation": "dict"}},
         {"environment": {}, "seed": 5, "data": {"strata": 3}},
+        *PROBED,
     ],
 )
 def test_a_batch_does_what_single_environments_do(count: int, options: dict[str, Any]) -> None:
@@ -95,6 +117,10 @@ def compare_records(batched: Any, single: dict[str, Any]) -> None:
     assert batched["reward"]["local"] == pytest.approx(single["reward"]["local"], abs=1e-9)
     assert batched["reward"]["components"] == pytest.approx(single["reward"]["components"])
     assert batched["loss"]["reward"] == pytest.approx(single["loss"]["reward"])
+    assert batched.get("probes", {}).keys() == single.get("probes", {}).keys()
+    for probe, sources in single.get("probes", {}).items():
+        for name, value in sources.items():
+            assert batched["probes"][probe][name] == pytest.approx(value), (probe, name)
     for name, row in single["strata"].items():
         assert batched["strata"][name] == pytest.approx(row)
 

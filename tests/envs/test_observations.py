@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from mixgym.envs.observations import (
     BOUND,
-    CELL_SIGNALS,
     PROGRESS,
-    SIGNALS,
     SOURCES,
     STRATA,
     View,
@@ -22,6 +20,7 @@ from mixgym.envs.observations import (
     layout,
     parts_of,
 )
+from mixgym.envs.signals import CELL_SIGNALS, SIGNALS
 
 SEEDS = st.integers(0, 2**31)
 NLLS = ("nll", "nll_before", "nll_start", "nll_train")

@@ -1,0 +1,223 @@
+"""Probes of a closed-form learner: pure functions over any leading axes.
+
+Gradients follow from the learning curves. A step along source k's gradient lowers the NLL of
+source i by their inner product; here a token of source k lowers it by what is transferred times
+the slope of i's curve. So these falls, per share of the budget, stand for the inner products
+<g_i, g_k>, and the root of a source's own fall for the norm of its gradient. A batch's gradient has
+noise besides, which data that cannot be learnt has too: its square is added to that of the norm,
+per nat of NLL. Losses on training rows have no cost of over-fitting. The unconditional loss that
+IFD divides by is taken to fall half as much as the conditional one.
+
+Measurements are off by a relative error, :data:`NOISE` times the task's; of what compares with the
+start, the difference is, so that it is exact before anything is trained (the rows are the same).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixgym.envs.curves.dynamics import CurveState, advance, gradient_norm, mastery, nll, worth
+from mixgym.envs.curves.noise import EpisodeNoise
+from mixgym.envs.curves.task import CurveTask, FloatArray
+from mixgym.envs.mixture import last_sum
+from mixgym.envs.probes import find_probe
+
+NOISE = 10.0  # error of a probe, in errors of a held-out measurement: it reads fewer rows
+GRAIN = 0.25  # square of the gradient's noise in the probe rows of a source, per nat
+ROW_GRAIN = 8.0  # the same of a single row, in units of GRAIN
+ROW_TOKENS = 100  # pretended tokens of a row
+REFERENCE_STEPS = 32  # that the reference's training is integrated in
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A learner that is probed.
+
+    Attributes:
+        task: the constants.
+        state: what has been trained.
+        known: float64[..., K, G], the state's mastery.
+        reference: float64[..., K, G], training NLL of the reference, or None.
+    """
+
+    task: CurveTask
+    state: CurveState
+    known: FloatArray
+    reference: FloatArray | None = None
+
+    @property
+    def by_cell(self) -> FloatArray:
+        """float64[..., K, G], weights of a mean over the strata that exist."""
+        present = self.task.present
+        return present / np.maximum(present.sum(-1, keepdims=True), 1)
+
+    @property
+    def nll(self) -> FloatArray:
+        """float64[..., K, G], NLL of training rows."""
+        return train_nll(self.task, self.known)
+
+    def falls(self) -> FloatArray:
+        """float64[..., K, K], fall of source i's NLL by source k's tokens, per share of budget.
+
+        Tokens of k are spread over its strata by their size, and count what they are worth now.
+        """
+        task = self.task
+        slope = gradient_norm(task, self.state) * self.by_cell
+        size = np.maximum(last_sum(task.size), 1e-300)[..., None]
+        share = task.size / size * worth(task, self.state, self.known)
+        reach = slope @ np.swapaxes(share @ task.spread, -1, -2)
+        fall: FloatArray = task.transfer * reach * task.budget[..., None, None]
+        return fall
+
+    def likeness(self) -> FloatArray:
+        """float64[..., K, K], cosine of the sources' embeddings: transfer, either way."""
+        return 0.5 * (self.task.transfer + np.swapaxes(self.task.transfer, -1, -2))
+
+
+def train_nll(task: CurveTask, known: FloatArray) -> FloatArray:
+    """float64[..., K, G], NLL of training rows: without the cost of over-fitting."""
+    return task.floor + task.amplitude * (1.0 - known)
+
+
+def probe(name: str, seen: Seen, noise: FloatArray) -> FloatArray:
+    """The value of a probe; NaN in absent sources and cells.
+
+    Args:
+        name: of :data:`mixgym.envs.probes.PROBES`, but for the free ones.
+        seen: the learner.
+        noise: float64[..., K, G], normal numbers of this measurement.
+
+    Returns:
+        float64[..., K] or float64[..., K, G] by the probe's level.
+    """
+    error = NOISE * seen.task.noise[..., None]
+    present = seen.task.present
+    if find_probe(name).level == "source":
+        value = SOURCE_VALUES[name](seen) * (1.0 + error * noise[..., 0])
+        return np.where(present.any(-1), value, np.nan)
+    value = STRATUM_VALUES[name](seen, 1.0 + error[..., None] * noise)
+    return np.where(present, value, np.nan)
+
+
+def probe_noise(name: str, episode: int, shape: tuple[int, int], count: int) -> FloatArray:
+    """float64[count, K, G], the noise of a probe's first measurements in an episode."""
+    return EpisodeNoise(f"curves: probe {name}").start(episode).standard_normal((count, *shape))
+
+
+def probe_tokens(name: str, cells: int, rows: int) -> int:
+    """What a probe would cost: pretended tokens, in passes forward."""
+    kind = find_probe(name)
+    return (kind.passes + kind.target_passes) * cells * rows * ROW_TOKENS
+
+
+def baseline_tokens(passes: int, cells: int, rows: int) -> int:
+    """What so many passes over the probe rows would cost."""
+    return passes * cells * rows * ROW_TOKENS
+
+
+def reference_state(task: CurveTask) -> CurveState:
+    """What the whole budget reaches under the proportional mixture."""
+    total = np.maximum(last_sum(last_sum(task.size)), 1e-300)[..., None, None]
+    tokens = task.size / total * task.budget[..., None, None] / REFERENCE_STEPS
+    state = CurveState.start(task)
+    for _ in range(REFERENCE_STEPS):
+        state = advance(task, state, tokens)
+    return state
+
+
+def reference_losses(task: CurveTask) -> tuple[FloatArray, FloatArray]:
+    """(held-out, training) NLL of the reference, float64[..., K, G] each."""
+    state = reference_state(task)
+    known = mastery(task, state)
+    return nll(task, state, known), train_nll(task, known)
+
+
+# --- source level ---------------------------------------------------------------------------
+
+
+def _own(fall: FloatArray) -> FloatArray:
+    """float64[..., K], squared norm of each source's gradient."""
+    return np.maximum(np.diagonal(fall, axis1=-2, axis2=-1), 1e-12)
+
+
+def _norm(seen: Seen, grain: float) -> FloatArray:
+    entropy = last_sum(seen.nll * seen.by_cell)
+    return np.sqrt(_own(seen.falls()) + grain * entropy)
+
+
+def _to_target(seen: Seen) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """<g_k, g_target> [..., K], |g_target| [..., 1], the falls [..., K, K]."""
+    fall = seen.falls()
+    targets = seen.task.targets / seen.task.targets.sum(-1, keepdims=True)
+    inner = (targets[..., None, :] @ fall)[..., 0, :]
+    length = np.sqrt(np.maximum((inner * targets).sum(-1, keepdims=True), 1e-12))
+    return inner, length, fall
+
+
+def _alignment(seen: Seen) -> FloatArray:
+    inner, length, _ = _to_target(seen)
+    return inner / length
+
+
+def _projected(seen: Seen) -> FloatArray:
+    inner, length, fall = _to_target(seen)
+    return np.clip(inner / length / np.sqrt(_own(fall)), -1.0, 1.0)
+
+
+def _cosine(seen: Seen) -> FloatArray:
+    fall = seen.falls()
+    own = np.sqrt(_own(fall))
+    cosine = np.clip(fall / (own[..., :, None] * own[..., None, :]), -1.0, 1.0)
+    targets = seen.task.targets / seen.task.targets.sum(-1, keepdims=True)
+    mean: FloatArray = (targets[..., None, :] @ cosine)[..., 0, :]
+    return mean
+
+
+def _influence(seen: Seen) -> FloatArray:
+    fall = seen.falls()
+    return fall.sum(-2) - np.diagonal(fall, axis1=-2, axis2=-1)
+
+
+def _similarity(seen: Seen) -> FloatArray:
+    count = np.maximum(seen.task.present.any(-1).sum(-1), 1)[..., None]
+    return last_sum(seen.likeness()) / count
+
+
+SOURCE_VALUES: dict[str, Callable[[Seen], FloatArray]] = {
+    "gradient_norm": lambda seen: _norm(seen, GRAIN),
+    "gradient_norm_examples": lambda seen: _norm(seen, ROW_GRAIN * GRAIN),
+    "gradient_norm_last": lambda seen: 0.5 * _norm(seen, GRAIN),
+    "cosine_similarity": _similarity,
+    "gradient_alignment": _alignment,
+    "gradient_cosine": _cosine,
+    "gradient_influence": _influence,
+    "projected_alignment": _projected,
+}
+
+# --- stratum level --------------------------------------------------------------------------
+
+
+def _difference(seen: Seen, error: FloatArray) -> FloatArray:
+    """NLL now minus NLL at the start, as measured."""
+    return -seen.task.amplitude * seen.known * error
+
+
+def _loss_ratio(seen: Seen, error: FloatArray) -> FloatArray:
+    start = seen.task.floor + seen.task.amplitude
+    return 1.0 + _difference(seen, error) / np.where(seen.task.present, start, 1.0)
+
+
+def _excess(seen: Seen, error: FloatArray) -> FloatArray:
+    assert seen.reference is not None
+    return np.maximum(seen.nll - seen.reference, 0.0) * error
+
+
+STRATUM_VALUES: dict[str, Callable[[Seen, FloatArray], FloatArray]] = {
+    "perplexity_ratio": lambda seen, error: np.exp(_difference(seen, error)),
+    "nll_difference": _difference,
+    "loss_ratio": _loss_ratio,
+    "ifd_ratio": lambda seen, error: np.exp(0.5 * _difference(seen, error)),
+    "loss": lambda seen, error: seen.nll * error,
+    "excess_loss": _excess,
+}
