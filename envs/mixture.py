@@ -5,7 +5,7 @@ environment is a batch of one. Nothing here knows what the weights are used for.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,17 +167,59 @@ def logits_from_weights(
     The shift puts the largest and the smallest logit at the same distance from 0, so that as much
     as possible stays inside [-1, 1].
     """
+    if scale <= 0:
+        return np.zeros_like(weights)
     base = floored(prior, mask, floor)
+    return np.clip(centred(log_ratios(weights, base, floor), base > 0) / scale, -1.0, 1.0)
+
+
+def log_ratios(weights: FloatArray, base: FloatArray, floor: float) -> FloatArray:
+    """The logits z with weights = (1 - e) softmax(z + log q') + e q', up to a shift.
+
+    Args:
+        weights: float64[..., n].
+        base: q', float64[..., n]; 0 in entries that are not allowed, whose logit is 0.
+        floor: e. Weights at or below their floor are taken to be barely above it.
+    """
     allowed = base > 0
     soft = np.maximum((weights - floor * base) / max(1.0 - floor, 1e-12), 1e-12)
-    raw = np.where(allowed, np.log(soft) - np.log(np.where(allowed, base, 1.0)), 0.0)
-    if scale <= 0:
-        return np.zeros_like(raw)
-    high = raw.max(-1, keepdims=True, initial=-np.inf, where=allowed)
-    low = raw.min(-1, keepdims=True, initial=np.inf, where=allowed)
+    return np.where(allowed, np.log(soft) - np.log(np.where(allowed, base, 1.0)), 0.0)
+
+
+def centred(logits: FloatArray, allowed: BoolArray) -> FloatArray:
+    """Logits shifted so that the largest and the smallest allowed one are as far from 0.
+
+    Others are 0. Unlike the mean, this middle stays where it is when both ends are cut off alike.
+    """
+    high = logits.max(-1, keepdims=True, initial=-np.inf, where=allowed)
+    low = logits.min(-1, keepdims=True, initial=np.inf, where=allowed)
     some = allowed.any(-1, keepdims=True)
     middle = (np.where(some, high, 0.0) + np.where(some, low, 0.0)) / 2
-    return np.where(allowed, np.clip((raw - middle) / scale, -1.0, 1.0), 0.0)
+    return np.where(allowed, logits - middle, 0.0)
+
+
+def weights_moved(
+    current: FloatArray,
+    shift: FloatArray,
+    base: FloatArray,
+    scale: "float | FloatArray",
+    floor: float,
+) -> FloatArray:
+    """The current weights with their logits shifted: z <- clip(z + shift - middle, -s, s).
+
+    A zero shift leaves weights that are in reach as they are; a common shift of all entries does
+    nothing; entries that are not allowed stay at 0.
+
+    Args:
+        current: float64[..., n], weights to start from.
+        shift: float64[..., n], change of each logit.
+        base: q', the floored prior, float64[..., n].
+        scale: s, as far as logits may go, see :func:`logit_scale`.
+        floor: e.
+    """
+    raw = log_ratios(current, base, floor) + shift
+    logits = np.clip(centred(raw, base > 0), -scale, scale)
+    return weights_around(logits, base, 1.0, floor)
 
 
 @dataclass(frozen=True)
@@ -188,111 +230,13 @@ class MixtureFrame:
         prior: the mixture that a zero action stands for.
         mask: bool[K, G], the cells that may get a weight.
         shape: (K_max, G_max), the padded size of actions.
+        current: the mixture that was set last; None means the prior.
     """
 
     prior: Mixture
     mask: BoolArray
     shape: tuple[int, int]
-
-
-class ActionKind(Protocol):
-    """How a flat action vector, padded to K_max + K_max * G_max, stands for a mixture."""
-
-    @property
-    def low(self) -> float:
-        """Smallest entry of an action."""
-        ...
-
-    @property
-    def high(self) -> float:
-        """Largest entry of an action."""
-        ...
-
-    def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
-        """The mixture of an action."""
-        ...
-
-    def encode(self, mixture: Mixture, frame: MixtureFrame) -> FloatArray:
-        """An action that stands for the mixture, or for the nearest one in reach."""
-        ...
-
-
-@dataclass(frozen=True)
-class Logits:
-    """Action kind ``logits``: shifts of the prior's logits, in [-1, 1]; the default for agents.
-
-    The global level takes the first K entries, the strata of source k the G entries at
-    ``K_max + k * G_max``. The scales follow from the numbers of sources and strata.
-    """
-
-    floor: float = 0.02
-    reach: float = 0.9
-    low: float = -1.0
-    high: float = 1.0
-
-    def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
-        """See :class:`ActionKind`."""
-        top, strata = split_action(np.clip(action, -1.0, 1.0), frame)
-        return self._apply(top, strata, frame)
-
-    def _apply(self, top: FloatArray, strata: FloatArray, frame: MixtureFrame) -> Mixture:
-        sources, groups = frame.mask.shape
-        weights = weights_from_logits(
-            top,
-            frame.prior.sources,
-            np.asarray(frame.mask.any(-1)),
-            logit_scale(sources, self.reach),
-            self.floor,
-        )
-        inner = weights_from_logits(
-            strata, frame.prior.strata, frame.mask, logit_scale(groups, self.reach), self.floor
-        )
-        return Mixture(weights, inner)
-
-    def encode(self, mixture: Mixture, frame: MixtureFrame) -> FloatArray:
-        """See :class:`ActionKind`; weights outside the reach are clipped to it."""
-        sources, groups = frame.mask.shape
-        top = logits_from_weights(
-            mixture.sources,
-            frame.prior.sources,
-            np.asarray(frame.mask.any(-1)),
-            logit_scale(sources, self.reach),
-            self.floor,
-        )
-        inner = logits_from_weights(
-            mixture.strata,
-            frame.prior.strata,
-            frame.mask,
-            logit_scale(groups, self.reach),
-            self.floor,
-        )
-        return join_action(top, inner, frame)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Action kind ``weights``: the weights themselves, in [0, 1], normalised per level.
-
-    For rules, which know the mixture that they want: every mixture can be said exactly, weights of
-    0 included. A level that is all zero means the prior.
-    """
-
-    low: float = 0.0
-    high: float = 1.0
-
-    def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
-        """See :class:`ActionKind`."""
-        top, strata = split_action(np.clip(action, 0.0, 1.0), frame)
-        if top.sum() <= 0:
-            top = frame.prior.sources
-        empty = strata.sum(-1, keepdims=True) <= 0
-        strata = np.where(empty, frame.prior.strata, strata)
-        asked = Mixture(top / top.sum(), normalise(strata, np.ones_like(frame.mask)))
-        return asked.restricted(frame.mask)
-
-    def encode(self, mixture: Mixture, frame: MixtureFrame) -> FloatArray:
-        """See :class:`ActionKind`."""
-        return join_action(mixture.sources, mixture.strata, frame)
+    current: Mixture | None = None
 
 
 def split_action(action: FloatArray, frame: MixtureFrame) -> tuple[FloatArray, FloatArray]:
@@ -330,12 +274,3 @@ def join_action(top: FloatArray, strata: FloatArray, frame: MixtureFrame) -> Flo
 def action_size(shape: tuple[int, int]) -> int:
     """Entries of a joint action: K_max + K_max * G_max."""
     return shape[0] + shape[0] * shape[1]
-
-
-def make_action_kind(name: str, *, floor: float, reach: float) -> ActionKind:
-    """The action kind of that name (``logits`` or ``weights``)."""
-    if name == "logits":
-        return Logits(floor=floor, reach=reach)
-    if name == "weights":
-        return Weights()
-    raise MixgymError(f"unknown action kind {name!r}: choose logits or weights")

@@ -1,28 +1,33 @@
 import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixgym.envs.actions import Logits, Weights, make_action_kind
 from mixgym.envs.errors import MixgymError
 from mixgym.envs.mixture import (
-    Logits,
     Mixture,
     MixtureFrame,
-    Weights,
     action_size,
     floored,
     join_action,
     logit_scale,
     logits_from_weights,
-    make_action_kind,
     normalise,
     split_action,
     weights_from_logits,
 )
 
 SEEDS = st.integers(0, 2**31)
+
+
+def bounds(kind: Logits | Weights) -> tuple[float, float]:
+    space = kind.space((1, 1))
+    assert isinstance(space, gym.spaces.Box)
+    return float(space.low[0]), float(space.high[0])
 
 
 def uniform_frame(sources: int, strata: int, shape: tuple[int, int] | None = None) -> MixtureFrame:
@@ -148,7 +153,7 @@ def test_masked_cells_get_exactly_nothing(seed: int, sources: int, strata: int) 
     rng = np.random.default_rng(seed)
     frame = random_frame(rng, sources, strata)
     for kind in (Logits(), Weights()):
-        action = rng.uniform(kind.low, kind.high, action_size(frame.shape))
+        action = rng.uniform(*bounds(kind), action_size(frame.shape))
         mixture = kind.decode(action, frame)
         assert (mixture.cells[~frame.mask] == 0.0).all()
         assert (mixture.cells[frame.mask] >= 0.0).all()
@@ -188,7 +193,7 @@ def test_sources_in_another_order_get_their_weights_in_that_order(
         frame.shape,
     )
     for kind in (Logits(), Weights()):
-        action = rng.uniform(kind.low, kind.high, action_size(frame.shape))
+        action = rng.uniform(*bounds(kind), action_size(frame.shape))
         top, inner = split_action(action, frame)
         straight = kind.decode(action, frame)
         permuted = kind.decode(join_action(top[order], inner[order], turned), turned)
@@ -315,5 +320,5 @@ def test_entries_of_the_padding_do_nothing() -> None:
 def test_action_kinds_by_name() -> None:
     assert make_action_kind("logits", floor=0.1, reach=0.8) == Logits(floor=0.1, reach=0.8)
     assert make_action_kind("weights", floor=0.1, reach=0.8) == Weights()
-    with pytest.raises(MixgymError, match="'logit': choose logits or weights"):
+    with pytest.raises(MixgymError, match="'logit': choose logits, delta, nudge, weights"):
         make_action_kind("logit", floor=0.1, reach=0.8)
