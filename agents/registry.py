@@ -58,22 +58,56 @@ def _rule(name: str, summary: str) -> Algorithm:
     return Algorithm(summary, f"mixgym.agents.rules:{name}", _RULE)
 
 
+_REFERENCE = Requires(action="weights", observation="dict", signals=True, reference=True)
+
+
+def _mixer(
+    name: str, summary: str, requires: Requires = _RULE, needs: str | None = None
+) -> Algorithm:
+    if needs is None:
+        return Algorithm(summary, f"mixgym.agents.mixers.{name}", requires)
+    path = f"mixgym.agents.mixers.needs:{needs}"
+    fixed: Requires = _found(path)({})
+    return Algorithm(summary, f"mixgym.agents.mixers.{name}", fixed, path)
+
+
 ALGORITHMS = {
     "uniform": _rule("Uniform", "every trainable source alike"),
     "proportional": _rule("Proportional", "sources by their size"),
     "temperature": _rule("Temperature", "size ** (1 / tau): between proportional and uniform"),
     "fixed": _rule("Fixed", "weights that you give"),
     "scripted": _rule("Scripted", "weights along the budget, linear between the points you give"),
-    "easy_to_hard": Algorithm(
+    "easy_to_hard": _mixer(
+        "curricula:EasyToHard",
         "a curriculum: strata from the easiest to the hardest along the budget",
-        "mixgym.agents.references:EasyToHard",
-        _RULE,
     ),
-    "exp3": Algorithm(
-        "a bandit over sources, paid by the fall of their held-out loss",
-        "mixgym.agents.references:Exp3",
-        _RULE,
+    "hard_to_easy": _mixer("curricula:HardToEasy", "the reverse curriculum, as a control"),
+    "loss_proportional": _mixer(
+        "minimax:LossProportional", "sources by their training loss; loves noise"
     ),
+    "exp3": _mixer(
+        "bandits:Exp3",
+        "a bandit paid by the fall of held-out loss; ODM as variant: paper or released",
+    ),
+    "ucb": _mixer("bandits:Ucb", "discounted upper confidence bounds on the fall of held-out loss"),
+    "ado": _mixer("ado:Ado", "ADO: a scaling law per source, fitted on the way; costs nothing"),
+    "aioli": _mixer("aioli:Aioli", "Aioli: rounds that try perturbed mixtures, then play"),
+    "doremi": _mixer(
+        "minimax:DoReMi", "DoReMi: minimax on the excess over a reference model", needs="doremi"
+    ),
+    "rho_loss": _mixer(
+        "minimax:RhoLoss", "RHO-LOSS: sources by their excess over a reference model", _REFERENCE
+    ),
+    "doge": _mixer(
+        "alignment:DoGE", "DoGE: gradients that point at the targets gain weight", needs="doge"
+    ),
+    "less": _mixer(
+        "alignment:Less", "LESS by source: Adam-scaled projected gradients", needs="less"
+    ),
+    "multidds": _mixer(
+        "tracking:MultiDDS", "MultiDDS: cosines with held-out gradients", needs="multidds"
+    ),
+    "mos": _mixer("tracking:MoS", "MoS: likeness of embeddings, or perplexity ratios", needs="mos"),
     "ppo": Algorithm(
         "PPO with the hierarchical policy; train it first (mixgym train --algo ppo)",
         "mixgym.agents.registry:needs_training",

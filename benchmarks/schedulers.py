@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mixgym.agents.mixers.bandits import Exp3
+from mixgym.agents.mixers.curricula import EasyToHard
 from mixgym.agents.policies.export import ExportedPolicy
-from mixgym.agents.references import EasyToHard, Exp3
 from mixgym.agents.rules import Proportional, Temperature, Uniform
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
 from mixgym.trainer.runs import RunFolder

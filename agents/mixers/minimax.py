@@ -1,0 +1,205 @@
+"""Weights from losses: loss-proportional, the excess over a reference, and DoReMi's minimax."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mixgym.agents.actor import State
+from mixgym.agents.mixers.checks import choice, flag, positive, share, whole
+from mixgym.agents.mixers.mixer import Mixer, by_source, excess_over_reference, measured
+from mixgym.agents.mixers.needs import DOREMI_CLIPS, DOREMI_PROBE, PERIOD
+from mixgym.agents.mixers.simplex import TINY, even, smoothed, softmax, stepped
+from mixgym.agents.rule import Signals
+from mixgym.envs.mixture import BoolArray, FloatArray
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+
+class LossProportional(Mixer):
+    """p_k proportional to loss_k ** power: train most on what is worst.
+
+    Loss-based sampling as in curricula by importance (Katharopoulos and Fleuret 2018 bound the
+    gradient norm by the loss; here by source). ``targets: true`` leaves out what does not count.
+
+    Known complaint: noise has the highest loss and keeps it, so noise is trained on most.
+
+    Args:
+        env: see :class:`Rule`.
+        names: see :class:`Rule`.
+        loss: ``train`` (of the last interval, nothing extra to measure) or ``held_out``; a source
+            that was not trained on yet counts with its held-out loss.
+        power: 1 is proportional; larger is sharper.
+        targets: multiply the loss by the target.
+
+    Raises:
+        ConfigError: for options outside their range.
+    """
+
+    def __init__(
+        self,
+        env: "VecEnv | None" = None,
+        names: tuple[str, ...] = (),
+        *,
+        loss: str = "train",
+        power: float = 1.0,
+        targets: bool = False,
+    ) -> None:
+        super().__init__(env, names, loss=loss, power=power, targets=targets)
+        self.loss = choice("loss", loss, ("train", "held_out"))
+        self.power = positive("power", power)
+        self.targets = flag("targets", targets)
+
+    def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
+        """See :class:`Rule`."""
+        rows, mask = signals.sources, signals.trainable
+        seen = rows["nll_train"] if self.loss == "train" else rows["nll"]
+        loss = np.where(seen > 0, seen, rows["nll"])
+        logs = self.power * np.log(np.maximum(loss, TINY))
+        if self.targets:
+            mask = _counted(signals)
+            logs = logs + np.log(np.maximum(rows["target"], TINY))
+        known = mask & (loss > 0)
+        return softmax(logs, known if known.any() else mask), None
+
+
+class RhoLoss(Mixer):
+    """Weights by the reducible loss: what the learner still lacks on the reference model.
+
+    RHO-LOSS (Mindermann et al. 2022, eq. 3) keeps those rows of a large batch whose loss exceeds
+    most that of a model trained on clean held-out rows. Here whole sources are weighed:
+    p = softmax((nll - reference) / temperature), the excess being unclipped and in nats, and with
+    ``strata`` the strata inside each source likewise, on top of their natural shares. Both losses
+    are of the same held-out rows, so that their difference is paired.
+
+    Noise is left alone, since the reference cannot learn it either. Known complaints: as good as
+    its reference, which costs a fine-tuning run of its own; sources that the reference never saw
+    look learnt.
+
+    The temperature was tuned on the validation tasks of the fast world.
+
+    Args:
+        env: see :class:`Rule`.
+        names: see :class:`Rule`.
+        temperature: in nats.
+        strata: weigh strata too.
+        targets: leave out sources whose target is 0.
+
+    Raises:
+        ConfigError: for options outside their range, or without a reference model.
+    """
+
+    def __init__(
+        self,
+        env: "VecEnv | None" = None,
+        names: tuple[str, ...] = (),
+        *,
+        temperature: float = 0.5,
+        strata: bool = False,
+        targets: bool = False,
+    ) -> None:
+        super().__init__(env, names, temperature=temperature, strata=strata, targets=targets)
+        self.temperature = positive("temperature", temperature)
+        self.strata = flag("strata", strata)
+        self.targets = flag("targets", targets)
+
+    def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, FloatArray | None]:
+        """See :class:`Rule`."""
+        excess = excess_over_reference(signals.sources, "rho_loss")
+        mask = _counted(signals) if self.targets else signals.trainable
+        top = softmax(excess / self.temperature, mask)
+        if not self.strata:
+            return top, None
+        size = signals.cells["size"]
+        lacking = excess_over_reference(signals.cells, "rho_loss") / self.temperature
+        return top, size * softmax(lacking, size > 0)
+
+
+class DoReMi(Mixer):
+    """Minimax over sources: exponentiated gradient on the excess over a reference model.
+
+    DoReMi (Xie et al. 2023, Algorithm 1): excess_k = max(loss_k - reference_k, 0), p proportional
+    to p exp(rate * excess), then p <- (1 - c) p + c / K with c = ``smoothing``. The paper updates
+    at every step of a small proxy model, whose weights, averaged over the run, are then given to
+    the large one. Here the learner itself is the proxy, and an update is a decision; ``average:
+    true`` plays the mean of the weights so far. The paper clips token by token, on training rows:
+    ``clip: tokens`` does so through the probe ``excess_loss``; ``clip: source`` clips the
+    difference of a source's held-out NLLs, which costs nothing more.
+
+    Known complaints: weights that end near one-hot, no convergence over rounds, and a released loss
+    that differs from the paper's. The worst source is looked after, targets are not: a noise source
+    is spared only because the reference cannot learn it either.
+
+    The rate was tuned on the validation tasks of the fast world.
+
+    Args:
+        env: see :class:`Rule`.
+        names: see :class:`Rule`.
+        rate: of the exponentiated gradient, per nat of excess and decision.
+        smoothing: c, share of uniform in every update.
+        clip: where negative excess counts as none: ``source`` or ``tokens``.
+        average: play the mean of all weights so far.
+        targets: leave out sources whose target is 0.
+        period: decisions between two measurements of ``excess_loss``.
+
+    Raises:
+        ConfigError: for options outside their range, or without a reference model.
+    """
+
+    def __init__(
+        self,
+        env: "VecEnv | None" = None,
+        names: tuple[str, ...] = (),
+        *,
+        rate: float = 1.0,
+        smoothing: float = 1e-3,
+        clip: str = "source",
+        average: bool = False,
+        targets: bool = False,
+        period: int = PERIOD,
+    ) -> None:
+        super().__init__(
+            env,
+            names,
+            rate=rate,
+            smoothing=smoothing,
+            clip=clip,
+            average=average,
+            targets=targets,
+            period=period,
+        )
+        self.clip = choice("clip", clip, DOREMI_CLIPS)
+        self.rate = positive("rate", rate)
+        self.smoothing = share("smoothing", smoothing)
+        self.average = flag("average", average)
+        self.targets = flag("targets", targets)
+        self.period = whole("period", period)
+
+    def shapes(self, sources: int, strata: int) -> tuple[tuple[int, ...], ...]:
+        """Weights (all 0: none yet), and their sum so far."""
+        return (sources,), (sources,)
+
+    def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
+        """See :class:`Rule`."""
+        mask = _counted(signals) if self.targets else signals.trainable
+        now, total = memory[0][: len(mask)], memory[1][: len(mask)]
+        excess = self._excess(signals)
+        if not now.any():
+            now[:] = even(mask)  # nothing has been trained: uniform, as in the paper
+        elif excess is not None:
+            now[:] = smoothed(stepped(now, self.rate * excess, mask), mask, self.smoothing)
+        total += now
+        return (total if self.average else now).copy(), None
+
+    def _excess(self, signals: Signals) -> FloatArray | None:
+        """float64[K], in nats and not negative; None if there is no new measurement."""
+        if self.clip == "source":
+            return np.maximum(excess_over_reference(signals.sources, "doremi"), 0.0)
+        values = measured(signals, DOREMI_PROBE, "doremi")
+        return by_source(signals, values, 0.0) if signals.fresh[DOREMI_PROBE] else None
+
+
+def _counted(signals: Signals) -> BoolArray:
+    """bool[K], trainable sources with a target; all trainable ones if none has any."""
+    counted = signals.trainable & (signals.sources["target"] > 0)
+    return counted if counted.any() else signals.trainable
