@@ -16,7 +16,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def pack(lengths: list[int], capacity: int) -> list[list[int]]:
-    return best_fit_decreasing(np.array(lengths, np.int64), capacity)
+    return [p.tolist() for p in best_fit_decreasing(np.array(lengths, np.int64), capacity)]
 
 
 def first_quadratic(lengths: list[int], capacity: int) -> list[list[int]]:

@@ -1,0 +1,78 @@
+"""Attention balance: packs of like work are trained together, in full batches for all replicas."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixgym.envs.packing.packed import Packing
+from mixgym.envs.sources.source import IntArray
+
+IDLE = -1
+"""A replica that has no pack; it waits for the others."""
+
+
+def attention_work(packs: Packing, lengths: IntArray) -> IntArray:
+    """int64[packs], sum of squared lengths: a document sees itself alone (HBP, arXiv 2503.07680).
+
+    >>> attention_work(Packing.of([[0, 1], [2]]), np.array([2, 2, 4])).tolist()
+    [8, 16]
+    """
+    return packs.sums(lengths**2)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How packs are ordered before they are cut into steps.
+
+    Attributes:
+        sort: whether packs are sorted by attention work.
+        window: steps inside which they are sorted; None sorts all of them. A small window leaves
+            the order of documents more random, and leaves more imbalance.
+    """
+
+    sort: bool = True
+    window: int | None = None
+
+
+def order_packs(
+    work: IntArray, per_step: int, balance: Balance, generator: np.random.Generator
+) -> IntArray:
+    """int64[packs], an order in which neighbours have like work.
+
+    Packs are shuffled; inside each window of steps they are then sorted by work, most first, so
+    that a last step with idle replicas is a light one.
+
+    Args:
+        work: int64[packs], attention work.
+        per_step: packs in a step.
+        balance: sorted or not, and in which windows.
+        generator: of the shuffle.
+    """
+    order = generator.permutation(len(work))
+    if not balance.sort:
+        return order
+    window = len(work) if balance.window is None else balance.window * per_step
+    windows = np.arange(len(work)) // max(window, 1)
+    return order[np.lexsort((-work[order], windows))]
+
+
+def deal(order: IntArray, micro_steps: int, replicas: int) -> IntArray:
+    """Cut an order of packs into steps.
+
+    Args:
+        order: int64[packs].
+        micro_steps: packs that a replica trains one after the other in a step.
+        replicas: packs that are trained at the same time.
+
+    Returns:
+        int64[steps, micro_steps, replicas]; :data:`IDLE` where the last step has no pack left.
+        Packs that are trained at the same time are neighbours in the order.
+
+    >>> deal(np.arange(5), 1, 4).tolist()
+    [[[0, 1, 2, 3]], [[4, -1, -1, -1]]]
+    """
+    per_step = micro_steps * replicas
+    steps = -(-len(order) // per_step)
+    slots = np.full(steps * per_step, IDLE, np.int64)
+    slots[: len(order)] = order
+    return slots.reshape(steps, micro_steps, replicas)

@@ -1,0 +1,1 @@
+"""``mixgym simulate``: what packing does to a cluster, before it is rented."""
