@@ -109,18 +109,47 @@ class GlobalEnv(_Level):
     Rewards:
         The joint environment's.
 
+        With a period of n the action holds for n decisions of the joint environment, whose
+        rewards are summed: a semi-MDP. ``info["decisions"]`` lists their records.
+
     Arguments:
         joint: the environment inside, with logits and the flat observation.
-        local: decides over strata; None means the prior.
+        local: decides over strata, at every decision; None means the prior.
+        period: decisions of the joint environment that an action holds for.
+        discount: of rewards inside a period; a learner's own is then ``discount ** period``.
 
     Version history:
         v0: first version.
     """
 
-    def __init__(self, joint: MixtureEnv, local: Predictor | None = None) -> None:
+    def __init__(
+        self,
+        joint: MixtureEnv,
+        local: Predictor | None = None,
+        *,
+        period: int = 1,
+        discount: float = 1.0,
+    ) -> None:
         super().__init__(joint, local)
+        if period < 1:
+            raise ConfigError(f"period={period}: an action holds for at least one decision")
+        self.period = period
+        self.discount = discount
         self.observation_space = joint.observation_space
         self.action_space = gym.spaces.Box(-1.0, 1.0, (joint.padded[0],), np.float32)
+
+    def step(self, action: Action) -> tuple[Action, float, bool, bool, dict[str, Any]]:
+        """Hold the weights of sources for a period, or until the episode ends."""
+        total, records = 0.0, []
+        for index in range(self.period):
+            seen, reward, done, cut, info = super().step(action)
+            total += self.discount**index * reward
+            records += [info["decision"]] if "decision" in info else []
+            if done or cut:
+                break
+        if self.period > 1:
+            info["decisions"] = records
+        return seen, total, done, cut, info
 
     def _completed(self, action: Action) -> Action:
         whole = self._others()
@@ -188,10 +217,15 @@ class LocalEnv(_Level):
 
 
 def make_global_env(
-    local: Predictor | None = None, render_mode: str | None = None, **options: Any
+    local: Predictor | None = None,
+    period: int = 1,
+    discount: float = 1.0,
+    render_mode: str | None = None,
+    **options: Any,
 ) -> GlobalEnv:
     """Entry point of ``mixgym/Global-v0``: options as of ``mixgym/Mixture-v0``."""
-    return GlobalEnv(make_mixture_env(render_mode=render_mode, **options), local)
+    joint = make_mixture_env(render_mode=render_mode, **options)
+    return GlobalEnv(joint, local, period=period, discount=discount)
 
 
 def make_local_env(

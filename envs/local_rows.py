@@ -7,8 +7,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from mixgym.envs.global_level import level_shape
 from mixgym.envs.levels import Predictor
-from mixgym.envs.observations import BOUND, local_observation, local_size, shape_of
+from mixgym.envs.observations import BOUND, local_observation, local_size
 from mixgym.envs.one_object import OneObjectVecEnv
 
 
@@ -17,20 +18,19 @@ class LocalRows(OneObjectVecEnv):
 
     Row ``i * K_max + k`` is source k of environment i: it sees that source's rows of the joint
     observation, sets its strata, and is paid by its own part of the reward. Rows of absent sources
-    are zero, and so is their pay.
+    are zero, and so is their pay. The first row of an environment carries its ``episode`` record.
 
     Args:
         joint: a vector environment with logits and the flat observation.
         top: decides over sources; None means the prior. It gets the joint observations.
+        team: share of the joint reward in every source's pay, 0 to 1.
     """
 
-    def __init__(self, joint: VecEnv, top: Predictor | None = None) -> None:
+    def __init__(self, joint: VecEnv, top: Predictor | None = None, *, team: float = 0.0) -> None:
         self.joint = joint
         self.top = top
-        observation, action = joint.observation_space, joint.action_space
-        if not isinstance(observation, spaces.Box) or not isinstance(action, spaces.Box):
-            raise ValueError("local_rows needs an environment with the flat observation")
-        self.shape = shape_of(observation.shape[0], action.shape[0])
+        self.team = team
+        self.shape = level_shape(joint)
         sources, strata = self.shape
         super().__init__(
             joint.num_envs * sources,
@@ -45,7 +45,7 @@ class LocalRows(OneObjectVecEnv):
         """Start all episodes."""
         self._flat = np.asarray(self.joint.reset())
         self._state, self._start = None, np.ones(self.joint.num_envs, np.bool_)
-        return self._rows(self._flat)
+        return rows_of(self._flat, self.shape)
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Complete the rows' actions with the top level's and send them on."""
@@ -63,38 +63,80 @@ class LocalRows(OneObjectVecEnv):
         """Rows, each with its own reward; all rows of an environment end together."""
         flat, rewards, dones, infos = self.joint.step_wait()
         self._flat, self._start = np.asarray(flat), dones
-        sources = self.shape[0]
-        paid = np.stack(
-            [self._paid(info, reward) for info, reward in zip(infos, rewards, strict=True)]
-        )
-        rows: list[dict[str, Any]] = []
-        for info in infos:
-            last = info.get("terminal_observation")
-            own = None if last is None else local_observation(np.asarray(last), self.shape)
-            for k in range(sources):
-                rows.append({} if own is None else {"terminal_observation": own[k]})
-        return self._rows(self._flat), paid.reshape(-1), np.repeat(dones, sources), rows
+        rows = rows_of(self._flat, self.shape)
+        paid = row_rewards(rewards, infos, self.shape[0], self.team)
+        return rows, paid, np.repeat(dones, self.shape[0]), row_infos(infos, self.shape)
 
-    def _paid(self, info: dict[str, Any], reward: float) -> NDArray[np.float32]:
-        """float32[K_max], each source's part; everybody pays where training diverged."""
-        if "decision" not in info:
-            return np.full(self.shape[0], reward, np.float32)
-        decision = info["decision"]
-        local = decision["reward"]["local"]
-        paid = np.zeros(self.shape[0], np.float32)
-        for k, name in enumerate(decision["mixture"]):
-            paid[k] = local.get(name, 0.0)
-        return paid
+    def memory(self) -> list[NDArray[Any]]:
+        """Arrays from which :meth:`set_memory` continues: what is seen, and the other's memory."""
+        return [self._flat, self._start, *(self._state or ())]
 
-    def _rows(self, flat: NDArray[np.float32]) -> NDArray[np.float32]:
-        rows = local_observation(flat, self.shape)
-        return rows.reshape(self.num_envs, -1)
+    def set_memory(self, memory: list[NDArray[Any]]) -> None:
+        """Continue from :meth:`memory`."""
+        self._flat, self._start, *rest = memory
+        self._state = tuple(rest) or None
+
+    def seed(self, seed: int | None = None) -> Any:
+        """Seed the joint environment."""
+        return self.joint.seed(seed)
 
     def close(self) -> None:
         """Close the joint environment."""
         self.joint.close()
 
 
-def local_rows(joint: VecEnv, top: Predictor | None = None) -> LocalRows:
+def local_rows(joint: VecEnv, top: Predictor | None = None, *, team: float = 0.0) -> LocalRows:
     """One row per source of every environment (see :class:`LocalRows`)."""
-    return LocalRows(joint, top)
+    return LocalRows(joint, top, team=team)
+
+
+def rows_of(flat: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Flat joint observations [n, size] as rows [n * K_max, local size]."""
+    return local_observation(flat, shape).reshape(-1, local_size(shape[1]))
+
+
+def present_rows(rows: NDArray[np.float32], strata: int) -> NDArray[np.bool_]:
+    """Which rows [n, local size] may set a stratum at all: bool[n], from their masks."""
+    return np.asarray(rows[..., -strata:].max(-1) > 0.5)
+
+
+def row_rewards(
+    rewards: NDArray[Any], infos: list[dict[str, Any]], sources: int, team: float = 0.0
+) -> NDArray[np.float32]:
+    """What every row is paid, float32[n * K_max].
+
+    A source gets its own part of the reward, mixed with the joint one by ``team``; everybody pays
+    where training diverged.
+    """
+    paid = np.stack(
+        [_own(info, reward, sources, team) for info, reward in zip(infos, rewards, strict=True)]
+    )
+    return paid.reshape(-1)
+
+
+def _own(info: dict[str, Any], reward: float, sources: int, team: float) -> NDArray[np.float32]:
+    if "decision" not in info:
+        return np.full(sources, reward, np.float32)
+    decision = info["decision"]
+    local = decision["reward"]["local"]
+    paid = np.zeros(sources, np.float32)
+    for k, name in enumerate(decision["mixture"]):
+        paid[k] = (1.0 - team) * local.get(name, 0.0) + team * float(reward)
+    return paid
+
+
+def row_infos(infos: list[dict[str, Any]], shape: tuple[int, int]) -> list[dict[str, Any]]:
+    """The rows' own infos: last observations, and the episode record on the first row of each."""
+    rows: list[dict[str, Any]] = []
+    for info in infos:
+        own: list[dict[str, Any]] = [{} for _ in range(shape[0])]
+        last = info.get("terminal_observation")
+        if last is not None:
+            seen = local_observation(np.asarray(last), shape)
+            for k, row in enumerate(own):
+                row["terminal_observation"] = seen[k]
+                row["TimeLimit.truncated"] = bool(info.get("TimeLimit.truncated", False))
+        if "episode" in info:
+            own[0]["episode"] = info["episode"]
+        rows += own
+    return rows

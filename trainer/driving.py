@@ -99,7 +99,8 @@ def find_agent(options: AgentOptions) -> AgentKind:
 
 
 def _exported(folder: Path, options: AgentOptions) -> AgentKind:
-    from mixgym.agents.policies.export import CARD, ExportedPolicy, read_card
+    from mixgym.agents.policies.composed import load_agent
+    from mixgym.agents.policies.export import CARD, read_card
 
     inner = folder / "agent"
     where = inner if (inner / CARD).is_file() else folder
@@ -110,7 +111,7 @@ def _exported(folder: Path, options: AgentOptions) -> AgentKind:
             f"got {', '.join(options.options)}"
         )
     kept: dict[str, Any] = {name: card[name] for name in ("floor", "reach") if name in card}
-    return AgentKind(TRAINED, lambda env, names: ExportedPolicy(where, env), kept)
+    return AgentKind(TRAINED, lambda env, names: load_agent(where, env), kept)
 
 
 def _rule(options: AgentOptions, vector: Any, names: tuple[str, ...]) -> Any:

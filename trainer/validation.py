@@ -1,21 +1,29 @@
-"""How schedulers do on the frozen tasks of the fast world, side by side.
+"""How schedulers do: on the frozen tasks of the fast world, and on a language model.
 
-All schedulers meet the same tasks with the same measurement noise; what counts is the NLL at the
-end without noise, weighted by the target.
+In the fast world all schedulers meet the same tasks with the same measurement noise; what counts is
+the NLL at the end without noise, weighted by the target. On a language model they drive runs of the
+same seeds, and what counts is the NLL of the select split, which no reward and no observation sees.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.agents.policies.composed import load_agent
+from mixgym.envs.build import build_environment
 from mixgym.envs.curves.core import DECISIONS
 from mixgym.envs.curves.task import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
+from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.mixture import FloatArray
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.rewards import target_mean
+from mixgym.trainer.config import RunConfig
+from mixgym.trainer.streams import global_streams, set_global_streams
 from mixgym.trainer.tables import number, table
 
 Predict = Callable[..., tuple[NDArray[np.float32], Any]]
@@ -65,6 +73,66 @@ def score(predict: Predict, options: EnvironmentOptions, tasks: str = "validatio
         excess.max(-1),
         (np.nan_to_num(first) * weights).sum(-1),
     )
+
+
+class LanguageJudge:
+    """Judges agents by fine-tuning runs: the select split's NLL at the end, lower is better.
+
+    The environment is built when it is first needed, beside the one that agents are trained in.
+
+    Args:
+        config: with the environment that agents act in.
+        runs: fine-tuning runs per agent; the i-th has the same seed for all of them.
+    """
+
+    def __init__(self, config: RunConfig, runs: int) -> None:
+        self._config = config
+        self._runs = runs
+        self._built: MixtureEnv | None = None
+        self._prior: float | None = None
+
+    @property
+    def _env(self) -> MixtureEnv:
+        if self._built is None:
+            self._built = build_environment(self._config)
+        return self._built
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K_max, G_max) of what an agent sees."""
+        return self._env.padded
+
+    def prior(self) -> float:
+        """The score of an agent that leaves everything at the prior."""
+        if self._prior is None:
+            idle = np.zeros((1, *(self._env.action_space.shape or ())), np.float32)
+            self._prior = self.score(lambda *_: (idle, None))
+        return self._prior
+
+    def score_folder(self, folder: Path) -> float:
+        """The score of the agent in a folder."""
+        return self.score(load_agent(folder, shape=self.shape).predict)
+
+    def score(self, predict: Predict) -> float:
+        """Target-weighted mean NLL of the select split; infinite where a run diverges."""
+        streams = global_streams()
+        try:
+            return float(np.mean([self._run(predict, i) for i in range(self._runs)]))
+        finally:
+            set_global_streams(streams)  # training goes on as if nothing had happened
+
+    def _run(self, predict: Predict, index: int) -> float:
+        env = self._env
+        observation, info = env.reset(seed=VALIDATION_SEED + index)
+        state, start, done = None, np.ones(1, np.bool_), False
+        while not done:
+            action, state = predict(observation[None], state, start, True)
+            observation, _, done, _, info = env.step(np.asarray(action)[0])
+            start = np.zeros(1, np.bool_)
+        if "failure" in info:
+            return float("inf")
+        measured = env.world.learner.evaluate("select")
+        return target_mean(measured.source_nll, env.world.targets)
 
 
 def task_table(rows: Sequence[Mapping[str, Any]], tasks: str) -> Any:

@@ -1,13 +1,13 @@
 """Vector environments to train agents in, and their state for exact resume."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
 
 from mixgym.envs.build import build_environment
@@ -20,6 +20,7 @@ from mixgym.trainer import storage
 from mixgym.trainer.config import RunConfig
 
 STATE, ARRAYS = "world.json", "world.npz"
+_ARRAY = "<array>"  # key of what stands in plain data for an array
 
 Watch = Callable[[NDArray[Any], list[dict[str, Any]]], None]
 
@@ -90,19 +91,16 @@ class FastWorld:
 
     def save(self, folder: Path) -> None:
         """See :class:`TrainingWorld`."""
-        state = self._curves.state()
-        arrays = {**state["arrays"], "returns": state["returns"]}
-        np.savez(folder / ARRAYS, **arrays)
-        storage.write_json(
-            folder / STATE, {"random": state["random"], "decisions": self.env.decisions}
-        )
+        arrays: dict[str, NDArray[Any]] = {}
+        plain = _without_arrays(self._curves.state(), "", arrays)
+        np.savez(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
+        storage.write_json(folder / STATE, {"curves": plain, "decisions": self.env.decisions})
 
     def load(self, folder: Path) -> None:
         """See :class:`TrainingWorld`."""
-        arrays = _arrays(folder)
         state = storage.read_json(folder / STATE)
-        returns = arrays.pop("returns")
-        self._curves.set_state({"arrays": arrays, "returns": returns, "random": state["random"]})
+        with np.load(folder / ARRAYS) as file:
+            self._curves.set_state(_with_arrays(state["curves"], file))
         self.env.decisions = state["decisions"]
 
 
@@ -128,9 +126,7 @@ class LanguageWorld:
         """See :class:`TrainingWorld`."""
         self._inner.save(folder / "environment")
         rewards = [float(r) for r in self._monitor.rewards]
-        storage.write_json(
-            folder / STATE, {"rewards": rewards, "decisions": self.env.decisions}
-        )
+        storage.write_json(folder / STATE, {"rewards": rewards, "decisions": self.env.decisions})
 
     def load(self, folder: Path) -> None:
         """See :class:`TrainingWorld`."""
@@ -154,6 +150,22 @@ def agent_options(options: EnvironmentOptions, *, padded: bool) -> EnvironmentOp
     return options.model_copy(update=update)
 
 
-def _arrays(folder: Path) -> dict[str, NDArray[Any]]:
-    with np.load(folder / ARRAYS) as file:
-        return {name: file[name] for name in file.files}
+def _without_arrays(value: Any, path: str, arrays: dict[str, NDArray[Any]]) -> Any:
+    """A nested state as plain data: its arrays go into ``arrays``, their names in their place."""
+    if isinstance(value, np.ndarray):
+        arrays[path] = value
+        return {_ARRAY: path}
+    if isinstance(value, dict):
+        return {k: _without_arrays(inner, f"{path}/{k}", arrays) for k, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_arrays(inner, f"{path}/{i}", arrays) for i, inner in enumerate(value)]
+    return value
+
+
+def _with_arrays(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """The opposite of :func:`_without_arrays`; tuples come back as lists."""
+    if isinstance(value, dict):
+        if _ARRAY in value:
+            return arrays[value[_ARRAY]]
+        return {name: _with_arrays(inner, arrays) for name, inner in value.items()}
+    return [_with_arrays(inner, arrays) for inner in value] if isinstance(value, list) else value

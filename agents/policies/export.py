@@ -56,7 +56,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{folder / CARD}: not JSON ({error}); export the policy again") from None
-    if card.get("features") != FEATURES or "head" not in card:
+    if card.get("features") != FEATURES or not {"head", "parts"} & card.keys():
         raise ConfigError(
             f"{folder}: was trained on other features than this version observes; train it again"
         )

@@ -20,7 +20,7 @@ from mixgym.trainer.cli import app
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.finetune import finetune
 from mixgym.trainer.train import parameters_changed, train
-from mixgym.trainer.training_log import make_logger
+from mixgym.trainer.training_log import TensorBoardScalars
 
 from .conftest import Make, curves
 
@@ -40,7 +40,9 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds pass between two event files, whose names sort by them."""
     real, ahead = time.time, itertools.count()
     monkeypatch.setattr(time, "time", lambda: real() + 0.01 * next(ahead))
-    monkeypatch.setattr(module, "make_logger", lambda *a: (_skip(ahead, 300), make_logger(*a))[1])
+    monkeypatch.setattr(
+        module, "TensorBoardScalars", lambda *a: (_skip(ahead, 300), TensorBoardScalars(*a))[1]
+    )
 
 
 def _skip(counter: Any, number: int) -> None:
