@@ -75,6 +75,7 @@ class Actor(ABC):
         while self.num_timesteps < total_timesteps:
             actions, self._state = self.predict(self._observation, self._state, self._start)
             self._observation, rewards, dones, infos = env.step(actions)
+            self._annotate(infos)
             self._start = dones
             self.num_timesteps += env.num_envs
             hooks.update_locals(locals())
@@ -82,6 +83,22 @@ class Actor(ABC):
                 break
         hooks.on_training_end()
         return self
+
+    def report(self, index: int, names: tuple[str, ...]) -> dict[str, Any]:
+        """What there is to say of the last prediction for environment ``index``, for the records.
+
+        Args:
+            index: of the environment.
+            names: of its sources.
+        """
+        return {}
+
+    def _annotate(self, infos: list[dict[str, Any]]) -> None:
+        """Add reports as ``actor`` to the records of the decisions that were just taken."""
+        for index, info in enumerate(infos):
+            record = info.get("decision")
+            if isinstance(record, dict) and (said := self.report(index, tuple(record["mixture"]))):
+                record["actor"] = said
 
     def begin(self, observation: Any, decisions: int = 0) -> None:
         """Start :meth:`learn` from an observation, after ``decisions`` decisions."""

@@ -19,7 +19,7 @@ class Algorithm:
         factory: ``module:name`` of a callable ``(env, **options) -> agent``.
         requires: the environment that it needs, whatever its options.
         needs_from: ``module:name`` of a function ``options -> Requires``, for one whose needs
-            depend on its options; ``requires`` then says what it needs without any.
+            depend on its options.
     """
 
     summary: str
@@ -71,6 +71,11 @@ def _mixer(
     return Algorithm(summary, f"mixgym.agents.mixers.{name}", fixed, path)
 
 
+def _hbo(name: str, summary: str, needs: str) -> Algorithm:
+    factory, needs_from = f"mixgym.agents.hbo.{name}", f"mixgym.agents.hbo.settings:{needs}"
+    return Algorithm(summary, factory, _RULE, needs_from)
+
+
 ALGORITHMS = {
     "uniform": _rule("Uniform", "every trainable source alike"),
     "proportional": _rule("Proportional", "sources by their size"),
@@ -108,6 +113,16 @@ ALGORITHMS = {
         "tracking:MultiDDS", "MultiDDS: cosines with held-out gradients", needs="multidds"
     ),
     "mos": _mixer("tracking:MoS", "MoS: likeness of embeddings, or perplexity ratios", needs="mos"),
+    "hbo": _hbo("agent:Hbo", "HBO: actors over sources and strata, moved by probes", "needs"),
+    "hbo_released": _hbo(
+        "agent:released", "HBO as its released code has it, without its defects", "released_needs"
+    ),
+    "hbo_paper": _hbo("agent:paper", "HBO as the paper's text has it", "paper_needs"),
+    "closed_form": _hbo(
+        "agent:closed_form",
+        "p = R / sum R with HBO's rewards: what any actor must beat",
+        "closed_form_needs",
+    ),
     "ppo": Algorithm(
         "PPO with the hierarchical policy; train it first (mixgym train --algo ppo)",
         "mixgym.agents.registry:needs_training",

@@ -81,16 +81,13 @@ def sampled_importance_weighted(
 
 
 def closed_form(weights: FloatArray, rewards: FloatArray, _: FloatArray) -> FloatArray:
-    """log(R / sum R) - log p, with mean 0 over the units; a reward of 0 or less counts as tiny."""
+    """The gap log(R / sum R) - log p, less its mean; a reward of 0 or less counts as tiny."""
     mask = weights > 0
     count = np.maximum(mask.sum(-1, keepdims=True), 1)
     paid = np.where(mask, np.maximum(rewards, 0.0), 0.0)
     share = paid / np.maximum(paid.sum(-1, keepdims=True), 1e-300)
     share = np.where(mask, np.maximum(share, LEAST_SHARE / count), 1.0)
-    gap = np.log(share / share.sum(-1, keepdims=True, where=mask)) - np.log(
-        np.where(mask, weights, 1.0)
-    )
-    gap = np.where(mask, gap, 0.0)
+    gap = np.where(mask, np.log(share) - np.log(np.where(mask, weights, 1.0)), 0.0)
     return np.where(mask, gap - gap.sum(-1, keepdims=True) / count, 0.0)
 
 
