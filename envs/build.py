@@ -1,10 +1,11 @@
 """One configuration -> one environment, wired. The only place that knows all the parts."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from mixgym.envs.options import (
 )
 from mixgym.envs.sources.source import Source
 from mixgym.envs.world import World
+
+if TYPE_CHECKING:
+    from mixgym.envs.learners.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
     from mixgym.envs.learners.models import load_model
 
     corpus = load_corpus(options)
+    reference = _reference_of(options, corpus)
     learner = CausalLM(
         lambda: load_model(options.model, options.data.max_length),
         corpus.tokenizer,
@@ -123,9 +128,51 @@ def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
         model_options=options.model,
         training=options.training,
         seed=options.seed,
+        probe_rows=options.environment.probe_rows,
+        make_reference=reference,
     )
     _check_vocabulary(corpus, learner.model, options.model.name)
-    return row_world(options, corpus.sources, learner), options.training
+    world = row_world(options, corpus.sources, learner)
+    if reference is not None:
+        world = replace(world, reference=lambda: reference().evaluate("reward"))
+    return world, options.training
+
+
+def _reference_of(options: WorldOptions, corpus: Corpus) -> "Callable[[], CausalLM] | None":
+    """Makes the learner that holds the reference model; it is loaded when it is asked for.
+
+    Raises:
+        ConfigError: if there is no model in the folder, or its tokenizer is another one.
+    """
+    folder = options.environment.reference
+    if folder is None:
+        return None
+    from mixgym.envs.learners.causal_lm import CausalLM
+    from mixgym.envs.learners.models import load_model, load_tokenizer
+
+    model = options.model.model_copy(update={"name": folder})
+    if not Path(folder).is_dir():
+        raise ConfigError(
+            f"environment.reference={folder}: no such folder; give one that holds a fine-tuned "
+            "model (config.json and its weights)"
+        )
+    own = load_tokenizer(model, lambda: iter(()))
+    if own.get_vocab() != corpus.tokenizer.get_vocab():
+        raise ConfigError(
+            f"environment.reference={folder}: its tokenizer is not that of model.name="
+            f"{options.model.name}, so their losses cannot be compared: give a reference "
+            "that was fine-tuned from the same model, on the same sources"
+        )
+    return lambda: CausalLM(
+        lambda: load_model(model, options.data.max_length),
+        corpus.tokenizer,
+        corpus.sources,
+        max_length=options.data.max_length,
+        model_options=model,
+        training=options.training,
+        seed=options.seed,
+        probe_rows=options.environment.probe_rows,
+    )
 
 
 def row_world(options: WorldOptions, sources: Sequence[Source], learner: Learner) -> World:

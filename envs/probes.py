@@ -53,7 +53,9 @@ PROBES = {
         passes=BACKWARD,
     ),
     "gradient_norm_last": ProbeKind(
-        "gradient_norm of the last block only: a pass forward and a short one back", "source"
+        "gradient_norm of the last block only: a pass forward and a short one back",
+        "source",
+        passes=2,
     ),
     "cosine_similarity": ProbeKind(
         "mean cosine between the source's embedding and every source's (MoS)", "source"

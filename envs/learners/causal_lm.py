@@ -26,6 +26,7 @@ from mixgym.envs.learners.base import (
 from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
 from mixgym.envs.learners.pairing import PairedTraining
 from mixgym.envs.learners.precision import check_onednn, evaluation_mode, matmul
+from mixgym.envs.learners.probing import ProbedModel
 from mixgym.envs.options import ModelOptions, TrainingOptions
 from mixgym.envs.plan import IntervalPlan, Pack
 from mixgym.envs.sources.source import Source
@@ -40,7 +41,7 @@ EVALUATION_TOKENS = 4096  # in one forward pass of an evaluation, at most
 EVALUATION_LOGITS = 50_000_000  # likewise: bounds its memory where the vocabulary is large
 
 
-class CausalLM(PairedTraining):
+class CausalLM(PairedTraining, ProbedModel):
     """A causal LM with its optimiser; a :class:`~mixgym.envs.learners.base.Learner`.
 
     Args:
@@ -50,7 +51,9 @@ class CausalLM(PairedTraining):
         max_length: tokens in a row, at most.
         model_options: attention, precision, checkpointing, threads.
         training: optimiser, schedule, clipping, accumulation.
-        seed: names the dropout stream.
+        seed: names the dropout stream, and that of the probe rows.
+        probe_rows: rows per stratum that probes read.
+        make_reference: gives the learner that holds the reference model.
 
     Raises:
         ConfigError: if several processes were started (this learner is one process), or if
@@ -68,6 +71,8 @@ class CausalLM(PairedTraining):
         model_options: ModelOptions,
         training: TrainingOptions,
         seed: int,
+        probe_rows: int = 8,
+        make_reference: "Callable[[], CausalLM] | None" = None,
     ) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
@@ -93,12 +98,14 @@ class CausalLM(PairedTraining):
         self._training = training
         self._seed = seed
         self._evaluations: dict[str, list[Batch]] = {}
+        self.begin_probing(probe_rows, make_reference)
         self._make_model = make_model
         self.model = make_model().to(self._accelerator.device)
         self.attention = choose_attention(
             self.model, model_options.attention, self._accelerator.device.type, max_length
         )
-        if model_options.gradient_checkpointing:
+        self._recomputes = model_options.gradient_checkpointing
+        if self._recomputes:
             _checkpoint_activations(self.model)
         self._dropout = any(
             isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules()
@@ -209,6 +216,7 @@ class CausalLM(PairedTraining):
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "steps": self._steps,
             "progress": self._progress,
+            "probes": self.probe_state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -218,6 +226,7 @@ class CausalLM(PairedTraining):
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._steps = int(state["steps"])
         self._progress = float(state["progress"])
+        self.set_probe_state(state["probes"])
 
     def fork(self) -> "CausalLM":
         """See :class:`~mixgym.envs.learners.base.Learner`."""
@@ -236,6 +245,7 @@ class CausalLM(PairedTraining):
             "optimizer": self._optimizer.state_dict(),
             "steps": self._steps,
             "progress": self._progress,
+            "probes": self.probe_state(),
         }
         torch.save(state, folder / OPTIMIZER_FILE)
 
@@ -256,6 +266,7 @@ class CausalLM(PairedTraining):
         self._optimizer.load_state_dict(state["optimizer"])
         self._steps = int(state["steps"])
         self._progress = float(state["progress"])
+        self.set_probe_state(state["probes"])
 
     def _copy_if_small(self) -> "dict[str, torch.Tensor] | None":
         """The starting weights: kept for quick resets, or built anew where that costs memory."""
