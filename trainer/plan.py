@@ -10,9 +10,13 @@ import numpy as np
 from mixgym.envs.build import load_corpus, row_world
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.learners.base import Evaluation, StepRule, TrainReport
+from mixgym.envs.learners.base import Evaluation, ProbeResult, StepRule, TrainReport
+from mixgym.envs.learners.probe_rows import baseline_cost, probe_cost
 from mixgym.envs.options import SPLITS
 from mixgym.envs.plan import IntervalPlan
+from mixgym.envs.probe_book import wanted_probes
+from mixgym.envs.probes import BACKWARD
+from mixgym.envs.signals import probe_shape
 from mixgym.envs.sources.source import Source
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.driving import find_agent, suited
@@ -20,7 +24,6 @@ from mixgym.trainer.tables import number, show, table
 
 READ_WARNING = 8.0  # tokens read per supervised token, above which a source is pointed out
 MEASURE_WARNING = 0.1  # share of all compute that measuring should stay below
-BACKWARD = 3.0  # forward and backward cost three times a forward pass
 
 
 def plan_command(config: RunConfig, *, json_output: bool = False) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
             "supervised_tokens": int(rehearsal.supervised.sum()),
             "fill": rehearsal.fill,
         },
-        "cost": _costs(corpus.sources, rehearsal),
+        "cost": _costs(config, corpus.sources, rehearsal),
         "memory": _memory(config),
     }
     report["warnings"] = _warnings(report)
@@ -77,16 +80,22 @@ class _Rehearsal:
     steps: int
     decisions: int
     tokens: int
+    probed: int
     fill: float
     epochs: "np.ndarray[Any, np.dtype[np.float64]]"
     supervised: "np.ndarray[Any, np.dtype[np.int64]]"
+    probes: dict[str, int]
 
 
 class _IdleLearner:
-    """Trains nothing and measures a constant, so that rules can be rehearsed."""
+    """Trains nothing and measures a constant, so that rules can be rehearsed.
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self._shape = shape
+    Probes cost what they will.
+    """
+
+    def __init__(self, config: RunConfig, sources: Sequence[Source]) -> None:
+        self._shape = (len(sources), sources[0].n_strata)
+        self._rows = (sources, config.environment.probe_rows, config.seed)
 
     def reset(self) -> None:
         """Nothing to put back."""
@@ -99,6 +108,14 @@ class _IdleLearner:
     def evaluate(self, split: str) -> Evaluation:
         """One nat per token everywhere."""
         return Evaluation(np.ones(self._shape), np.ones(self._shape, np.int64), 0)
+
+    def begin_probes(self, names: Sequence[str]) -> int:
+        """The cost of what they will be compared with."""
+        return baseline_cost(names, *self._rows)
+
+    def probe(self, name: str) -> ProbeResult:
+        """The same everywhere, at the cost of the probe."""
+        return ProbeResult(np.ones(probe_shape(name, self._shape)), probe_cost(name, *self._rows))
 
     def snapshot(self) -> dict[str, Any]:
         """No state."""
@@ -121,7 +138,7 @@ class _IdleLearner:
 def _rehearse(config: RunConfig, sources: Sequence[Source]) -> _Rehearsal:
     kind = find_agent(config.agent)
     suits = suited(config, kind)
-    learner = _IdleLearner((len(sources), sources[0].n_strata))
+    learner = _IdleLearner(suits, sources)
     world = row_world(config, sources, learner)
     names = world.names
     env = MixtureEnv(world, suits.environment, config.training)
@@ -136,7 +153,14 @@ def _rehearse(config: RunConfig, sources: Sequence[Source]) -> _Rehearsal:
     epochs = np.array([info["decision"]["epochs"][name] for name in names])
     used = env.progress
     return _Rehearsal(
-        used.steps, used.decisions, used.tokens, float(np.mean(fills)), epochs, supervised
+        used.steps,
+        used.decisions,
+        used.tokens,
+        used.probed,
+        float(np.mean(fills)),
+        epochs,
+        supervised,
+        wanted_probes(suits.environment),
     )
 
 
@@ -169,22 +193,27 @@ def _source_report(source: Source, epochs: float, supervised: int) -> dict[str, 
     }
 
 
-def _costs(sources: Sequence[Source], rehearsal: _Rehearsal) -> dict[str, Any]:
+def _costs(config: RunConfig, sources: Sequence[Source], rehearsal: _Rehearsal) -> dict[str, Any]:
     """Tokens read by every measurement, and its share of all compute in forward passes."""
     read = {
         split: sum(int(source.splits[split].lengths.sum()) for source in sources)
         for split in ("reward", "test")
     }
     progress = read["reward"] * (rehearsal.decisions + 1)
+    if config.environment.reference is not None:
+        progress += read["reward"]
     train = BACKWARD * rehearsal.tokens
-    total = train + progress + 2 * read["test"]
+    total = train + progress + rehearsal.probed + 2 * read["test"]
     return {
         "reward_evaluation_tokens": read["reward"],
         "reward_evaluations": rehearsal.decisions + 1,
         "test_evaluation_tokens": read["test"],
         "test_evaluations": 2,
-        "measured_share": (progress + 2 * read["test"]) / total,
-        "measured_share_of_decisions": progress / (train + progress),
+        "probes": rehearsal.probes,
+        "probe_tokens": rehearsal.probed,
+        "measured_share": (progress + rehearsal.probed + 2 * read["test"]) / total,
+        "measured_share_of_decisions": progress / (train + progress + rehearsal.probed),
+        "probed_share_of_decisions": rehearsal.probed / (train + progress + rehearsal.probed),
     }
 
 
@@ -217,7 +246,13 @@ def _warnings(report: dict[str, Any]) -> list[str]:
         for name, row in report["sources"].items()
         if row["tokens_per_supervised_token"] > READ_WARNING
     ]
-    share = report["cost"]["measured_share_of_decisions"]
+    cost = report["cost"]
+    if cost["probed_share_of_decisions"] > MEASURE_WARNING:
+        found.append(
+            f"probes take {100 * cost['probed_share_of_decisions']:.0f}% of the compute: "
+            "raise their periods (environment.probes), or lower environment.probe_rows"
+        )
+    share = cost["measured_share_of_decisions"]
     if share > MEASURE_WARNING:
         found.append(
             f"measuring takes {100 * share:.0f}% of the compute: "
@@ -285,8 +320,20 @@ def plan_tables(report: dict[str, Any]) -> list[Any]:
         f"measuring: {cost['reward_evaluation_tokens']:,} tokens per decision, "
         f"{100 * cost['measured_share_of_decisions']:.1f}% of the compute; the test split once "
         f"before and once after, {cost['test_evaluation_tokens']:,} tokens each",
+        *_probe_lines(cost),
         f"memory: {memory['parameters']:,} parameters, "
         f"{memory['weights_gradients_optimizer_bytes'] / 2**20:,.0f} MiB with gradients and "
         f"AdamW, logits {memory['largest_logits_bytes'] / 2**20:,.0f} MiB at most",
         *(f"warning: {line}" for line in report["warnings"]),
+    ]
+
+
+def _probe_lines(cost: dict[str, Any]) -> list[str]:
+    """One line on the probes, if there are any."""
+    if not cost["probes"]:
+        return []
+    periods = ", ".join(f"{name} every {n}" for name, n in cost["probes"].items())
+    return [
+        f"probes: {periods} decisions; {cost['probe_tokens']:,} tokens of a pass forward, "
+        f"{100 * cost['probed_share_of_decisions']:.1f}% of the compute"
     ]
