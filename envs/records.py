@@ -11,6 +11,7 @@ Plain data; every name is API:
     epochs {source: passes so far}
     packing.fill, packing.packs, packing.balanced
     probes {name: {source: value, or one per stratum}}   those measured after this decision
+    actor {name: {source: value, or one per stratum}}   what the agent says of its own updates
     cost.train_tokens, cost.measure_tokens   tokens so far, prompts included
     cost.probe_tokens    tokens of a pass forward so far, see :mod:`mixgym.envs.probes`
     optimizer.learning_rate              of the interval's last step

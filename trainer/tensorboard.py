@@ -32,6 +32,8 @@ TAGS = {
     "reward/components/<name>": "a part that the reward is made of",
     "probe/<name>/<source>": "what a probe found, when it was measured",
     "probe/<name>/<source>/<g>": "likewise, in stratum g",
+    "actor/<name>/<source>": "what moved an actor, and by how much (nats), when it was updated",
+    "actor/<name>/<source>/<g>": "likewise, in stratum g",
     "epochs/<source>": "passes over the source's training rows so far",
     "progress/steps": "optimiser steps so far",
     "progress/supervised_tokens": "supervised tokens trained on so far",
@@ -68,7 +70,8 @@ def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
         *_one("reward/global", reward, "global"),
         *_section("reward/local", reward.get("local")),
         *_section("reward/components", reward.get("components")),
-        *_probes(record.get("probes")),
+        *_by_source("probe", record.get("probes")),
+        *_by_source("actor", record.get("actor")),
         *_section("epochs", record.get("epochs")),
         *_one("progress/steps", record, "steps"),
         *_one("progress/supervised_tokens", record, "supervised_tokens"),
@@ -218,15 +221,18 @@ def _strata(strata: Mapping[str, Sequence[Any]] | None) -> Iterator[tuple[str, f
             yield f"strata/{source}/{stratum}", _number(weight)
 
 
-def _probes(probes: Mapping[str, Mapping[str, Any]] | None) -> Iterator[tuple[str, float]]:
-    for name, sources in (probes or {}).items():
+def _by_source(
+    prefix: str, found_by_name: Mapping[str, Mapping[str, Any]] | None
+) -> Iterator[tuple[str, float]]:
+    """Name -> source -> a number, or one per stratum."""
+    for name, sources in (found_by_name or {}).items():
         for source, found in sources.items():
             if not isinstance(found, Sequence):
-                yield f"probe/{name}/{source}", _number(found)
+                yield f"{prefix}/{name}/{source}", _number(found)
                 continue
             for stratum, value in enumerate(found):
                 if value is not None:
-                    yield f"probe/{name}/{source}/{stratum}", _number(value)
+                    yield f"{prefix}/{name}/{source}/{stratum}", _number(value)
 
 
 def _one(tag: str, values: Mapping[str, Any], key: str) -> Iterator[tuple[str, float]]:

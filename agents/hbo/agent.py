@@ -6,6 +6,7 @@ with their weights. All that it remembers is in ``state``.
 
 import base64
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.agents.actor import Actor, State
-from mixgym.agents.hbo.level import Level, LevelState, divergence, make_actor
+from mixgym.agents.hbo.level import Level, LevelState, chosen, make_actor
 from mixgym.agents.hbo.reading import Reading, read_observation, rewards_of
 from mixgym.agents.hbo.schedule import due
 from mixgym.agents.hbo.settings import HboOptions, read_options
@@ -23,7 +24,7 @@ from mixgym.envs.mixture import BoolArray, FloatArray
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-NAMES = ("global", "local")
+NAMES = ("sources", "strata")  # of the two levels, in records
 COUNTERS = 3  # arrays of the state before those of the levels
 
 
@@ -52,7 +53,9 @@ class Hbo(Actor):
             Level(top, make_actor(top, "global")),
             Level(inner, make_actor(inner, "local"), inner.shared),
         )
-        self._reports: list[dict[str, Any]] = []  # of the last call of `predict`, per environment
+        self._reports: list[
+            dict[str, FloatArray]
+        ] = []  # of the last call of `predict`, per environment
 
     def predict(
         self,
@@ -98,45 +101,40 @@ class Hbo(Actor):
             level.start(view, np.random.default_rng([self.settings.seed, index]))
             for index, (level, view) in enumerate(zip(self._levels, reading.views, strict=True))
         )
-        return Memory(
-            np.zeros(reading.count), reading.source_nll, reading.cell_nll, (levels[0], levels[1])
-        )
+        return Memory(np.zeros(reading.count), reading.nll, (levels[0], levels[1]))
 
     def _learn_from(self, memory: "Memory", reading: Reading) -> "Memory":
         """Global first, then local, both from measurements of the same model."""
         self._reports = [{} for _ in range(reading.count)]
-        states = list(memory.levels)
-        before = [memory.source_nll, memory.cell_nll]
-        for index, level in enumerate(self._levels):
-            if not self.settings.learned[index]:
-                continue
-            when = _due(memory.decisions, level.options.period, self.settings.update_at_start)
-            rewards, fresh = rewards_of(reading, index, level.options, before[index])
-            asked = when & fresh
-            if not asked.any():
-                continue
-            rewards = np.where(asked.reshape(-1, *[1] * (rewards.ndim - 1)), rewards, np.nan)
-            # a stream per level and decision: nothing to remember, and a resume draws the same
-            key = [self.settings.seed, index, int(memory.decisions.max())]
-            view, old = reading.views[index], states[index]
-            new, moved = level.update(old, view, rewards, np.random.default_rng(key))
-            self._report(
-                index,
-                level.distribution(old.parameters, view),
-                level.distribution(new.parameters, view),
-                moved,
-            )
-            states[index] = old.where(asked, new)
-            now = (reading.source_nll, reading.cell_nll)[index]
-            before[index] = np.where(asked.reshape(-1, *[1] * (now.ndim - 1)), now, before[index])
-        return Memory(memory.decisions, before[0], before[1], (states[0], states[1]))
+        for index, learned in enumerate(self.settings.learned):
+            if learned:
+                memory = self._update(index, memory, reading)
+        return memory
 
-    def _report(self, index: int, old: FloatArray, new: FloatArray, moved: FloatArray) -> None:
-        """Keep what moved an actor and how far, for the records."""
+    def _update(self, index: int, memory: "Memory", reading: Reading) -> "Memory":
+        level, view, old = self._levels[index], reading.views[index], memory.levels[index]
+        when = _due(memory.decisions, level.options.period, self.settings.update_at_start)
+        rewards, fresh = rewards_of(reading, index, level.options, memory.nll[index])
+        asked = when & fresh
+        if not asked.any():
+            return memory
+        # a stream per level and decision: nothing to remember, and a resume draws the same
+        random = np.random.default_rng([self.settings.seed, index, int(memory.decisions.max())])
+        rows = asked.reshape(-1, *[1] * (rewards.ndim - 1))
+        new, moved = level.update(old, view, np.where(rows, rewards, np.nan), random)
+        before, after = (level.distribution(s.parameters, view) for s in (old, new))
+        self._note(index, moved, before, after)
+        now = np.where(rows, reading.nll[index], memory.nll[index])
+        return memory.with_level(index, old.where(asked, new), now)
+
+    def _note(self, index: int, moved: FloatArray, before: FloatArray, after: FloatArray) -> None:
+        """Keep what moved an actor and how far its log weights went."""
+        known = np.isfinite(moved)
+        old, new = (np.log(np.maximum(weights, 1e-300)) for weights in (before, after))
         for i, report in enumerate(self._reports):
-            if np.isfinite(moved[i]).any():
-                report[f"{NAMES[index]}_rewards"] = moved[i]
-                report[f"{NAMES[index]}_kl"] = divergence(new[i], old[i])
+            if known[i].any():
+                report[f"reward_{NAMES[index]}"] = moved[i]
+                report[f"change_{NAMES[index]}"] = np.where(known[i], (new - old)[i], np.nan)
 
     def report(self, index: int, names: tuple[str, ...]) -> dict[str, Any]:
         """Shaped rewards that moved the actors, and how far: see :mod:`mixgym.envs.records`."""
@@ -197,29 +195,23 @@ def closed_form(env: "VecEnv | None" = None, names: tuple[str, ...] = (), **opti
     return Hbo(env, names, **{"preset": "closed_form", **options})
 
 
+@dataclass(frozen=True)
 class Memory:
     """The state of HBO, per environment.
 
-    Args:
+    Attributes:
         decisions: float64[n], decisions so far.
-        source_nll, cell_nll: float64[n, K] and [n, K, G], held-out NLL at each level's last update.
+        nll: float64[n, K] and [n, K, G], held-out NLL at each level's last update.
         levels: states of the global and of the local level.
     """
 
-    def __init__(
-        self,
-        decisions: FloatArray,
-        source_nll: FloatArray,
-        cell_nll: FloatArray,
-        levels: tuple[LevelState, LevelState],
-    ) -> None:
-        self.decisions, self.source_nll, self.cell_nll = decisions, source_nll, cell_nll
-        self.levels = levels
+    decisions: FloatArray
+    nll: tuple[FloatArray, FloatArray]
+    levels: tuple[LevelState, LevelState]
 
     def arrays(self) -> State:
         """All of it, in order."""
-        first = (self.decisions, self.source_nll, self.cell_nll)
-        return (*first, *self.levels[0].arrays(), *self.levels[1].arrays())
+        return (self.decisions, *self.nll, *self.levels[0].arrays(), *self.levels[1].arrays())
 
     @classmethod
     def of(cls, arrays: State) -> "Memory":
@@ -227,20 +219,22 @@ class Memory:
         rest = arrays[COUNTERS:]
         half = len(rest) // 2
         levels = (LevelState.of(rest[:half]), LevelState.of(rest[half:]))
-        return cls(arrays[0], arrays[1], arrays[2], levels)
+        return cls(arrays[0], (arrays[1], arrays[2]), levels)
 
     def where(self, rows: BoolArray, other: "Memory") -> "Memory":
         """``other`` in the environments ``rows``, this elsewhere."""
-        return Memory.of(
-            tuple(
-                np.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-                for old, new in zip(self.arrays(), other.arrays(), strict=True)
-            )
-        )
+        pairs = zip(self.arrays(), other.arrays(), strict=True)
+        return Memory.of(tuple(chosen(rows, new, old) for old, new in pairs))
+
+    def with_level(self, index: int, state: LevelState, nll: FloatArray) -> "Memory":
+        """A level after its update."""
+        if index == 0:
+            return replace(self, nll=(nll, self.nll[1]), levels=(state, self.levels[1]))
+        return replace(self, nll=(self.nll[0], nll), levels=(self.levels[0], state))
 
     def counted(self) -> "Memory":
         """One decision later."""
-        return Memory(self.decisions + 1, self.source_nll, self.cell_nll, self.levels)
+        return replace(self, decisions=self.decisions + 1)
 
 
 def _due(decisions: FloatArray, period: int, at_start: bool) -> BoolArray:
@@ -252,20 +246,17 @@ def _over_largest(weights: FloatArray) -> FloatArray:
     return weights / np.maximum(weights.max(-1, keepdims=True), 1e-300)
 
 
-def _named_report(report: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Arrays by the names of the sources; unknown entries are left out."""
+def _named_report(report: dict[str, FloatArray], names: tuple[str, ...]) -> dict[str, Any]:
+    """Arrays [K, ...] by the names of the sources; what is not known is left out, or None."""
     found: dict[str, Any] = {}
     for key, values in report.items():
-        if key == "global_kl":
-            found[key] = float(values)
-            continue
         rows = {name: values[k] for k, name in enumerate(names)}
-        found[key] = {
-            name: row.tolist() if np.ndim(row) else float(row)
-            for name, row in rows.items()
-            if np.isfinite(row).all()
-        }
+        found[key] = {name: _plain(row) for name, row in rows.items() if np.isfinite(row).any()}
     return found
+
+
+def _plain(row: FloatArray) -> Any:
+    return [float(v) if np.isfinite(v) else None for v in row] if row.ndim else float(row)
 
 
 def _packed(array: NDArray[Any]) -> dict[str, Any]:

@@ -63,12 +63,13 @@ class LevelState:
 
     def where(self, rows: BoolArray, other: "LevelState") -> "LevelState":
         """``other`` in the environments ``rows``, this elsewhere."""
-        return LevelState.of(
-            tuple(
-                np.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-                for old, new in zip(self.arrays(), other.arrays(), strict=True)
-            )
-        )
+        pairs = zip(self.arrays(), other.arrays(), strict=True)
+        return LevelState.of(tuple(chosen(rows, new, old) for old, new in pairs))
+
+
+def chosen(rows: BoolArray, new: FloatArray, old: FloatArray) -> FloatArray:
+    """``new`` in the environments ``rows`` bool[n], ``old`` elsewhere."""
+    return np.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def make_actor(options: LevelOptions, level: Literal["global", "local"]) -> LogitActor:
@@ -138,7 +139,7 @@ class Level:
         """Move the actor by rewards [*lead, U], NaN where unknown.
 
         Returns:
-            The new state, and the shaped rewards that moved it, NaN in rows without any.
+            The new state, and the shaped rewards that moved it, NaN elsewhere.
         """
         options = self.options
         shaped = sharpened(known_or_mean(rewards, view.mask), options.power)
@@ -151,7 +152,7 @@ class Level:
         average = np.where(view.mask, average, 0.0)
         parameters, moments = self._ascend(state, view, average, told & clear, random)
         last = np.where(told[..., None], shaped, state.last)
-        moved = np.where((told & clear)[..., None], average, np.nan)
+        moved = np.where((told & clear)[..., None] & view.mask, average, np.nan)
         return LevelState(parameters, moments, np.where(view.mask, average, 1.0), last), moved
 
     def _ascend(

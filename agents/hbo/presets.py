@@ -74,15 +74,29 @@ RECOMMENDED: dict[str, Any] = {
         "patience": 3.0,
         "tau": inf,
         "floor": 0.05,
+        "trust_region": 0.5,
     },
     "local": {
         "reward": "progress",
         "update": "closed_form",
         "learning_rate": 0.5,
+        "power": 2.0,
         "floor": 0.05,
+        "trust_region": 0.5,
     },
 }
-"""Ours."""
+"""Ours.
+
+- Rewards that answer to what is trained: how far a step on a source goes along the targets' gradient
+  (noise has a large gradient, which points nowhere), and what each stratum's held-out loss fell
+  since the last update, which costs nothing. A perplexity ratio samples most what cannot improve.
+- Logits that track log rewards by half at each update, instead of steps of fixed size, which turn
+  noise into equally large moves; a power of 2, since p = R / sum R is flatter than is good.
+- Rewards that fade with passes over the same rows (the worth of a repeated token decays), a uniform
+  start, and guards: a floor of the prior, and a trust region of half a nat.
+
+Chosen on the validation tasks of the fast world; neighbouring values do within 0.003 as well.
+"""
 
 PRESETS = {
     "recommended": RECOMMENDED,

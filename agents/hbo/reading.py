@@ -22,7 +22,7 @@ class Reading:
 
     Attributes:
         views: of the global and of the local level.
-        source_nll, cell_nll: float64[n, K] and [n, K, G], held-out NLL; 0 where unmeasured.
+        nll: float64[n, K] and [n, K, G], held-out; 0 where unmeasured.
         targets: float64[n, K].
         epochs: passes over sources and cells, float64[n, K] and [n, K, G].
         probes: by name, float64[n, K] or [n, K, G]; NaN where unknown.
@@ -30,8 +30,7 @@ class Reading:
     """
 
     views: tuple[LevelView, LevelView]
-    source_nll: FloatArray
-    cell_nll: FloatArray
+    nll: tuple[FloatArray, FloatArray]
     targets: FloatArray
     epochs: tuple[FloatArray, FloatArray]
     probes: dict[str, FloatArray]
@@ -40,7 +39,7 @@ class Reading:
     @property
     def count(self) -> int:
         """Environments."""
-        return len(self.source_nll)
+        return len(self.targets)
 
 
 def read_observation(batch: Observation, settings: HboOptions) -> Reading:
@@ -68,7 +67,8 @@ def read_observation(batch: Observation, settings: HboOptions) -> Reading:
     )
     probes, fresh = _probes(parts, settings)
     epochs = (sources["epochs"], cells["epochs"])
-    return Reading(views, sources["nll"], cells["nll"], sources["target"], epochs, probes, fresh)
+    nll = (sources["nll"], cells["nll"])
+    return Reading(views, nll, sources["target"], epochs, probes, fresh)
 
 
 def rewards_of(
@@ -85,7 +85,7 @@ def rewards_of(
         before: float64[n, K] or [n, K, G], NLL at the level's last update.
     """
     if options.reward == PROGRESS:
-        now = (reading.source_nll, reading.cell_nll)[index]
+        now = reading.nll[index]
         measured = (now > 0) & (before > 0)
         fall = (before - now) / np.where(measured, before, 1.0)
         rewards, fresh = np.where(measured, fall, np.nan), np.ones(reading.count, np.bool_)
