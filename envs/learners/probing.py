@@ -310,7 +310,7 @@ def mean_cosine(embeddings: FloatArray) -> FloatArray:
     whole = embeddings[known]
     unit = whole / np.maximum(np.linalg.norm(whole, axis=-1, keepdims=True), 1e-300)
     values = np.full(len(embeddings), np.nan)
-    values[known] = (unit @ unit.T).mean(-1)
+    values[known] = (unit @ unit.T).sum(-1) / max(len(unit), 1)
     return values
 
 
