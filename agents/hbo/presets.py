@@ -87,8 +87,8 @@ RECOMMENDED: dict[str, Any] = {
 }
 """Ours.
 
-- Rewards that answer to what is trained: how far a step on a source goes along the targets' gradient
-  (noise has a large gradient, which points nowhere), and what each stratum's held-out loss fell
+- Rewards that answer to what is trained: how far a step on a source goes along the targets'
+  gradient (noise has a large one, which points nowhere), and what each stratum's held-out loss fell
   since the last update, which costs nothing. A perplexity ratio samples most what cannot improve.
 - Logits that track log rewards by half at each update, instead of steps of fixed size, which turn
   noise into equally large moves; a power of 2, since p = R / sum R is flatter than is good.

@@ -46,6 +46,8 @@ def record(decision: int) -> dict[str, Any]:
             "reward_mean": 2.5,
         },
         "reward": {"global": 0.1, "local": {"maths": 0.2}, "components": {"fall": 0.3}},
+        "probes": {"norm": {"maths": 2.0, "a-b": 1.0}, "ratio": {"maths": [0.5, 0.75]}},
+        "actor": {"reward_sources": {"maths": 1.5}, "change_strata": {"maths": [0.1, None]}},
         "epochs": {"maths": 0.5, "a-b": 2.0},
         "optimizer": {"learning_rate": 1e-3},
         "packing": {"fill": 0.9},
@@ -80,6 +82,9 @@ def test_values_stand_under_their_tags() -> None:
     scalars = scalars_of(record(2))
     assert scalars["mixture/maths"] == 0.75
     assert scalars["strata/maths/1"] == 0.5
+    assert scalars["probe/ratio/maths/1"] == 0.75
+    assert scalars["actor/reward_sources/maths"] == 1.5
+    assert "actor/change_strata/maths/1" not in scalars
     assert scalars["loss/train/maths"] == 1.0
     assert scalars["loss/reward_mean"] == 2.5
     assert scalars["reward/local/maths"] == 0.2
