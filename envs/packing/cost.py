@@ -172,8 +172,10 @@ class CostModel:
         return found | {"waiting": self.seconds(layout) - sum(found.values())}
 
     def with_link_rate(self, rate: float) -> "CostModel":
-        """The same machine with another link inside its nodes (bytes/s)."""
-        return replace(self, hardware=replace(self.hardware, link_rate=rate))
+        """The same machine with another link inside its nodes (bytes/s); none across is faster."""
+        across = min(rate, self.hardware.node_link_rate)
+        hardware = replace(self.hardware, link_rate=rate, node_link_rate=across)
+        return replace(self, hardware=hardware)
 
     def _split(self, layout: Layout) -> Seconds:
         groups = (layout.degrees[layout.row], layout.checkpointed[layout.row])

@@ -77,8 +77,9 @@ def model_of(config: Any, element_bytes: int = 4) -> ModelShape:
 def _deepseek_v2() -> ModelShape:
     """DeepSeek-V2 (arXiv 2405.04434): 21B of 236B parameters act on a token.
 
-    Latent attention is exchanged after its projection, with as many key-value heads as heads. A
-    token goes to 6 experts and comes back, in every layer.
+    Latent attention is exchanged after its projection, with as many key-value heads as heads. The
+    6 experts of a token stand on 3 devices at most (device-limited routing), to which it goes and
+    from which it comes back in every layer.
     """
     layers, hidden, heads = 60, 5120, 128
     head = 2.0 * hidden * 102_400
@@ -91,7 +92,7 @@ def _deepseek_v2() -> ModelShape:
         value_width=128,
         layer_flops=2.0 * active,
         head_flops=head,
-        expert_width=2.0 * 6 * hidden,
+        expert_width=2.0 * 3 * hidden,
     )
 
 

@@ -1,9 +1,7 @@
 """Ways to batch a data set, by name, each giving the same face: a layout."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.packing.balance import Balance
@@ -137,19 +135,3 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"method {name!r} is unknown: choose among {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def with_groups(scenario: Scenario, groups: tuple[Group, ...]) -> Scenario:
-    """The same data and cluster with another hierarchy."""
-    return replace(scenario, groups=groups)
-
-
-def checked_lengths(lengths: IntArray, longest: int) -> IntArray:
-    """The lengths, if there are any and all fit.
-
-    Raises:
-        ConfigError: for no documents.
-    """
-    if not len(lengths):
-        raise ConfigError("simulate: there is no document: give more with documents=")
-    return np.minimum(lengths, longest)
