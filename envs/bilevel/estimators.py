@@ -322,7 +322,9 @@ def per_source(task: Task, rise: FloatArray | None) -> tuple[FloatArray | None, 
     present = counts > 0
     if rise is None:
         return None, present
-    gap = np.where(present, summed(rise.sum(-1)) / np.where(present, counts, 1.0), 0.0)
+    total = summed(rise.sum(-1))
+    with np.errstate(invalid="ignore"):  # it is looked at next
+        gap = np.where(present, total / np.where(present, counts, 1.0), 0.0)
     bad = np.flatnonzero(~np.isfinite(gap))
     if bad.size:
         raise DivergenceError(

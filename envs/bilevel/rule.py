@@ -114,6 +114,8 @@ class BilevelStep:
         """What to sample where ``mixture`` is asked for, which becomes the prior of the weights."""
         self._base = mixture.sources
         if self.options.act == "sampling":
+            if not self._logits.value.any():
+                return mixture
             return Mixture(softmax_around(mixture.sources, self._logits.value), mixture.strata)
         natural = np.where(mixture.sources > 0, self._natural, 0.0)
         return Mixture(natural / natural.sum(), mixture.strata)

@@ -5,6 +5,8 @@ modules, so that batch, dropout draws and precision are those of the first by co
 here knows about source weights.
 """
 
+import importlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -223,6 +225,7 @@ class PairedTraining:
         from torch.autograd import forward_ad
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
+        load_forward_mode()
         total = np.zeros(self.shape)
         own = self.parameters()
         for part, batch in enumerate(self._micro_batches(packs)):
@@ -291,6 +294,13 @@ class PairedTraining:
             ]
             self._evaluations[names[-1]] = _scaled(batches, per_token, self.shape[1])
         return names
+
+
+def load_forward_mode() -> None:
+    """Import what torch needs for forward mode; it compiles a few functions, at the first time."""
+    with warnings.catch_warnings():  # it uses what it has deprecated itself
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 class Bound:
