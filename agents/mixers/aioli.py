@@ -57,14 +57,14 @@ class Aioli(Mixer):
     """
 
     equivariant: ClassVar[bool] = False
-    target_aware: ClassVar[bool] = True
+    target_aware = True
 
     def __init__(
         self,
         env: "VecEnv | None" = None,
         names: tuple[str, ...] = (),
         *,
-        rate: float = 2.0,
+        rate: float = 4.0,
         one_hot: float = 0.625,
         sweeps: int = 1,
         hold: float = 1.0,

@@ -4,7 +4,7 @@ A pull of a bandit is a batch from one source; a decision here is a mixture, in 
 with a weight is pulled in its share. So payments are shared out, and no arm is sampled.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -59,16 +59,14 @@ class Exp3(Mixer):
         ConfigError: for options outside their range.
     """
 
-    target_aware: ClassVar[bool] = True
-
     def __init__(
         self,
         env: "VecEnv | None" = None,
         names: tuple[str, ...] = (),
         *,
         variant: str = "progress",
-        rate: float = 3.0,
-        explore: float = 0.1,
+        rate: float = 4.0,
+        explore: float = 0.05,
         pulls: int = 10,
         smoothing: float = 0.5,
     ) -> None:
@@ -82,6 +80,7 @@ class Exp3(Mixer):
             smoothing=smoothing,
         )
         self.variant = choice("variant", variant, tuple(_VARIANTS))
+        self.target_aware = variant == "progress"
         self.rate = positive("rate", rate)
         self.explore = share("explore", explore, zero=False)
         self.pulls = whole("pulls", pulls)
@@ -146,7 +145,7 @@ class Ucb(Mixer):
     """Upper confidence bounds for payments that drift, softened into a mixture.
 
     Discounted UCB (Garivier and Moulines 2011): with discount g, pulls N_k = sum g^age K p_k and
-    pay X_k = sum g^age x_k, the index of source k is X_k / N_k, over the largest so far, plus
+    pay X_k = sum g^age x_k, the index of source k is X_k / N_k, over the largest of these, plus
     ``bonus`` sqrt(ln(1 + sum N) / (1 + N_k)); the 1 keeps arms finite that were never pulled. A
     mixture cannot take the best arm alone: p = softmax(index / temperature), as DUMP (Wang et al.
     2025) softens it. x_k is the target times the fall of the held-out NLL over its start.
@@ -167,16 +166,16 @@ class Ucb(Mixer):
         ConfigError: for options outside their range.
     """
 
-    target_aware: ClassVar[bool] = True
+    target_aware = True
 
     def __init__(
         self,
         env: "VecEnv | None" = None,
         names: tuple[str, ...] = (),
         *,
-        bonus: float = 0.3,
+        bonus: float = 0.1,
         temperature: float = 0.2,
-        discount: float = 0.9,
+        discount: float = 0.8,
     ) -> None:
         super().__init__(env, names, bonus=bonus, temperature=temperature, discount=discount)
         self.bonus = positive("bonus", bonus)
@@ -184,23 +183,21 @@ class Ucb(Mixer):
         self.discount = share("discount", discount, zero=False)
 
     def shapes(self, sources: int, strata: int) -> tuple[tuple[int, ...], ...]:
-        """Discounted pulls and pay; NLL at the last decision (0: none yet); largest mean pay."""
-        return (sources,), (sources,), (sources,), (1,)
+        """Discounted pulls and pay; NLL at the last decision (0: none yet)."""
+        return (sources,), (sources,), (sources,)
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
         """See :class:`Rule`."""
         mask = signals.trainable
-        pulls, pay, before = (array[: len(mask)] for array in memory[:3])
-        largest = memory[3]
+        pulls, pay, before = (array[: len(mask)] for array in memory)
         weight = signals.sources["weight"]
         if before.any():
             pulls[:] = self.discount * pulls + mask.sum() * weight
             pay[:] = self.discount * pay + progress_of(signals, before)
         before[:] = signals.sources["nll"]
-        mean = pay / np.maximum(pulls, LEAST_WEIGHT)
-        largest[0] = max(largest[0], float(np.abs(mean).max()), 1e-12)
+        mean = np.where(mask, pay / np.maximum(pulls, LEAST_WEIGHT), 0.0)
         unsure = np.sqrt(np.log1p(pulls.sum()) / (1.0 + pulls))
-        index = mean / largest[0] + self.bonus * unsure
+        index = mean / max(float(np.abs(mean).max()), 1e-12) + self.bonus * unsure
         return softmax(index / self.temperature, mask), None
 
 

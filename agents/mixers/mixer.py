@@ -29,8 +29,8 @@ class Mixer(Rule):
 
     #: whether permuting the sources permutes the weights, and nothing else
     equivariant: ClassVar[bool] = True
-    #: whether it pays attention to what a source counts in evaluation
-    target_aware: ClassVar[bool] = False
+    #: whether it pays attention to what a source counts in evaluation; may depend on options
+    target_aware: bool = False
 
     def __init__(
         self, env: "VecEnv | None" = None, names: tuple[str, ...] = (), **options: Any

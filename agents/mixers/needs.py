@@ -13,7 +13,7 @@ MULTIDDS_PROBE = "gradient_cosine"
 LESS_PROBE = "projected_alignment"
 DOREMI_CLIPS = ("source", "tokens")
 DOREMI_PROBE = "excess_loss"
-PERIOD = 1
+PERIOD = 4
 """Decisions between two measurements, unless the option ``period`` says otherwise."""
 
 

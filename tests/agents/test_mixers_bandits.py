@@ -94,9 +94,10 @@ def test_ucb_by_hand() -> None:
     # one pull each; pay 0.4/2 and 0.1/2: means over the largest 1 and 1/4, the same bonus
     weights = drive(nll=[1.6, 1.9])
     assert weights[0] == pytest.approx(1 / (1 + np.exp(-0.75)))
-    # pulls 1/2 + 2 * 3/4 = 2 and 1/2 + 1/2 = 1; pay 0.1 and 0.025 + 0.1, so means 0.05 and 0.125
+    # pulls 1/2 + 2 * 3/4 = 2 and 1/2 + 1/2 = 1; pay 0.1 and 0.025 + 0.1, so means 0.05 and 0.125:
+    # over the largest 0.4 and 1
     weights = drive(nll=[1.6, 1.7], weight=[0.75, 0.25])
-    gap = 0.25 - 0.625 + np.sqrt(np.log(4.0)) * (1 / np.sqrt(3.0) - 1 / np.sqrt(2.0))
+    gap = 0.4 - 1.0 + np.sqrt(np.log(4.0)) * (1 / np.sqrt(3.0) - 1 / np.sqrt(2.0))
     assert weights[0] == pytest.approx(1 / (1 + np.exp(-gap)))
 
 

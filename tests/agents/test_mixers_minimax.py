@@ -48,7 +48,7 @@ def test_rho_loss_weighs_strata_on_top_of_their_natural_shares() -> None:
 
 
 def test_doremi_by_hand() -> None:
-    drive = Driver(DoReMi(rate=np.log(2.0), smoothing=0.1))
+    drive = Driver(DoReMi(rate=np.log(2.0), smoothing=0.1, average=False))
     reference = [2.0, 2.5]
     assert drive(nll=[3.0, 2.0], nll_reference=reference).tolist() == [0.5, 0.5]
     # excess (1, 0), the negative one clipped: (2/3, 1/3), smoothed
@@ -67,7 +67,7 @@ def test_doremi_may_play_the_mean_of_its_weights() -> None:
 
 
 def test_doremi_clips_token_by_token_through_its_probe() -> None:
-    drive = Driver(DoReMi(rate=1.0, smoothing=0.0, clip="tokens"))
+    drive = Driver(DoReMi(rate=1.0, smoothing=0.0, clip="tokens", average=False))
     probes = {"excess_loss": [[0.2, 0.4], [0.1, np.nan]]}
     cells = {"size": [[30.0, 10.0], [20.0, 0.0]]}
     drive(probes=probes, cells=cells)
