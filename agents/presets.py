@@ -1,11 +1,14 @@
-"""Defaults of each trained algorithm: its class, its policy, its hyper-parameters.
-
-Everything here can be overridden by ``train.options`` and ``train.policy``. Tuned once on the
-validation tasks of the fast world.
-"""
+"""Defaults of each trained algorithm, read from ``presets.yaml`` beside this file."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+FILE = Path(__file__).with_name("presets.yaml")
+
+Family = Literal["on_policy", "off_policy", "search"]
 
 
 @dataclass(frozen=True)
@@ -16,35 +19,29 @@ class Preset:
         summary: one line for ``mixgym list algorithms``.
         algorithm: ``module:class`` of a Stable-Baselines3 algorithm.
         policy: ``module:class`` of its hierarchical policy.
+        family: what a rollout is.
+        environment: ``action`` kind, and defaults of other options of the environment.
         options: keyword arguments of the algorithm.
+        language: those that differ on a language model.
         policy_options: keyword arguments of the policy.
+        provenance: how the values were found.
     """
 
     summary: str
     algorithm: str
     policy: str
+    family: Family
+    environment: dict[str, Any]
+    provenance: str
     options: dict[str, Any] = field(default_factory=dict)
+    language: dict[str, Any] = field(default_factory=dict)
     policy_options: dict[str, Any] = field(default_factory=dict)
 
 
-PRESETS = {
-    "ppo": Preset(
-        summary="PPO with the hierarchical policy (trained by `mixgym train`)",
-        algorithm="stable_baselines3:PPO",
-        policy="mixgym.agents.policies.on_policy:HierarchicalPolicy",
-        options={
-            # a rollout of one episode in each of 64 environments of the fast world
-            "n_steps": 32,
-            "batch_size": 512,
-            "n_epochs": 4,
-            "learning_rate": 1e-3,
-            # the return is the fall of the loss over the whole run: nothing to discount
-            "gamma": 1.0,
-            "gae_lambda": 0.95,
-            "clip_range": 0.2,
-            "max_grad_norm": 0.5,
-        },
-        # a narrow start: with a wide one most weight goes to a random source
-        policy_options={"width": 64, "log_std_init": -1.0},
-    ),
-}
+def read_presets(path: Path = FILE) -> dict[str, Preset]:
+    """The presets of a file, by the algorithms' names."""
+    data: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {name: Preset(**values) for name, values in data.items()}
+
+
+PRESETS = read_presets()

@@ -110,7 +110,8 @@ def _exported(folder: Path, options: AgentOptions) -> AgentKind:
             f"agent.options: the agent in {where} is trained and takes none, "
             f"got {', '.join(options.options)}"
         )
-    kept: dict[str, Any] = {name: card[name] for name in ("floor", "reach") if name in card}
+    acted_in = ("floor", "reach", "action", "step")
+    kept: dict[str, Any] = {name: card[name] for name in acted_in if name in card}
     return AgentKind(TRAINED, lambda env, names: load_agent(where, env), kept)
 
 

@@ -224,6 +224,7 @@ def export_agent(run: RunFolder, players: Players, name: str, card: dict[str, An
         "algorithm": train.algo,
         "seed": run.config.seed,
         "action": environment.action,
+        "step": environment.step,
         "floor": environment.floor,
         "reach": environment.reach,
         **({"level_of_training": train.level} if train.level != "joint" else {}),

@@ -22,8 +22,6 @@ from mixgym.envs.observations import PROGRESS, SOURCES, STRATA
 
 WEIGHTS, CARD = "policy.safetensors", "policy.json"
 FEATURES = {"progress": list(PROGRESS), "sources": list(SOURCES), "strata": list(STRATA)}
-ACTING = "actor_net."
-"""What the acting network's parameters begin with, in every policy."""
 
 
 def export_policy(policy: Any, folder: Path, card: dict[str, Any]) -> None:
@@ -38,7 +36,8 @@ def export_policy(policy: Any, folder: Path, card: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    whole = {"policy": "hierarchical", **policy.spec.card(), "features": FEATURES, **card}
+    own = {"policy": "hierarchical", "acting": policy.acting, **policy.spec.card()}
+    whole = {**own, "features": FEATURES, **card}
     (folder / CARD).write_text(json.dumps(whole, indent=2) + "\n")
 
 
@@ -85,8 +84,8 @@ def load_weights(policy: Any, folder: Path) -> None:
 
 def acting_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The exported parameters that actions depend on, by their names in the acting network."""
-    weights = _read_weights(folder)
-    return {k.removeprefix(ACTING): v for k, v in weights.items() if k.startswith(ACTING)}
+    weights, prefix = _read_weights(folder), str(read_card(folder)["acting"])
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -38,9 +38,9 @@ class ActorSpec:
         """As plain data."""
         return asdict(self)
 
-    def build(self) -> "ActingNet":
-        """The network, freshly initialised."""
-        return ActingNet(self)
+    def build(self, **start: float) -> "ActingNet":
+        """The network, freshly initialised; see :class:`ActingNet` for ``start``."""
+        return ActingNet(self, **start)
 
 
 class Memory(nn.Module):

@@ -95,7 +95,8 @@ class HierarchicalActor(nn.Module):
         width: of every code.
         level: whose entries are scored.
         outputs: numbers per entry.
-        stay: whether there is one more entry in front, for leaving the mixture as it is.
+        stay: whether there is one more entry in front, for leaving the mixture as it is; the
+            others are then relative to it.
     """
 
     def __init__(
@@ -108,8 +109,7 @@ class HierarchicalActor(nn.Module):
             self.top = mlp([2 * width, width, outputs], 0.01)
         if level != "global":
             self.inner = mlp([3 * width, width, outputs], 0.01)
-        if stay:
-            self.stay = mlp([width, width, outputs], 0.01)
+        self.stay = mlp([width, width, outputs], 0.01) if stay else None
 
     def forward(self, rows: Rows) -> torch.Tensor:
         """Float[n, entries, outputs], unbounded; those of masked entries mean nothing."""
@@ -122,15 +122,17 @@ class HierarchicalActor(nn.Module):
         count, sources, groups, _ = stratum.shape
         around = context[:, None].expand(-1, sources, -1)
         parts = []
-        if hasattr(self, "stay"):
-            parts.append(self.stay(context)[:, None])
         if self.level != "local":
             parts.append(self.top(torch.cat([source, around], -1)))
         if self.level != "global":
             near = torch.cat([source, around], -1).unsqueeze(2).expand(-1, -1, groups, -1)
             inner = self.inner(torch.cat([stratum, near], -1))
             parts.append(inner.reshape(count, sources * groups, -1))
-        return torch.cat(parts, 1)
+        scores = torch.cat(parts, 1)
+        if self.stay is None:
+            return scores
+        base = self.stay(context)[:, None]
+        return torch.cat([base, base + scores], 1)
 
 
 class LinearActor(nn.Module):

@@ -13,7 +13,11 @@ from torch import nn
 from mixgym.agents.policies.distributions import RowDistribution
 from mixgym.agents.policies.heads import ActingNet, ActorSpec
 from mixgym.agents.policies.network import ValueNet
+from mixgym.agents.policies.options import known_only
 from mixgym.agents.policies.rows import Level, Rows, rows_shape, split_rows
+
+POLICY_OPTIONS = ("optimizer_class", "optimizer_kwargs", "use_sde")
+OWN_OPTIONS = ("width", "head", "log_std_init", "concentration")
 
 
 class HierarchicalPolicy(ActorCriticPolicy):
@@ -28,7 +32,7 @@ class HierarchicalPolicy(ActorCriticPolicy):
         head: ``gaussian`` for logits in [-1, 1]; ``dirichlet`` for weights in [0, 1].
         log_std_init: start of the log standard deviations (Gaussian).
         concentration: start of the concentrations (Dirichlet): the larger, the less it explores.
-        kwargs: the other options of ``ActorCriticPolicy``.
+        kwargs: ``optimizer_class``, ``optimizer_kwargs``.
 
     Raises:
         ValueError: for spaces that are not those of the level, or of the head.
@@ -46,6 +50,7 @@ class HierarchicalPolicy(ActorCriticPolicy):
         concentration: float = 8.0,
         **kwargs: Any,
     ) -> None:
+        known_only(kwargs, POLICY_OPTIONS, also=OWN_OPTIONS)
         self.rows_shape = rows_shape(observation_space, action_space, level)
         _check_head(head, action_space)
         self.spec = ActorSpec(head, level, width)
@@ -54,6 +59,8 @@ class HierarchicalPolicy(ActorCriticPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, log_std_init=log_std_init, **kwargs
         )
+
+    acting = "actor_net."
 
     @property
     def width(self) -> int:
@@ -82,11 +89,18 @@ class HierarchicalPolicy(ActorCriticPolicy):
         self.value_net = cast(nn.Linear, ValueNet(self.spec.width))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super()._get_constructor_parameters()
-        for name in ("net_arch", "features_extractor_class", "features_extractor_kwargs"):
-            data.pop(name, None)
-        spec = {"width": self.spec.width, "level": self.spec.level, "head": self.spec.head}
-        return {**data, **spec, "concentration": self.concentration}
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "width": self.spec.width,
+            "level": self.spec.level,
+            "head": self.spec.head,
+            "log_std_init": self.log_std_init,
+            "concentration": self.concentration,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
 
     def forward(
         self, obs: torch.Tensor, deterministic: bool = False

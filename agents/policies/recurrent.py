@@ -14,6 +14,8 @@ from torch import nn
 from mixgym.agents.policies.distributions import RowDistribution
 from mixgym.agents.policies.heads import ActingNet, ActorSpec, Memory
 from mixgym.agents.policies.network import Encoder, mlp
+from mixgym.agents.policies.on_policy import POLICY_OPTIONS
+from mixgym.agents.policies.options import known_only
 from mixgym.agents.policies.rows import Level, Rows, rows_shape, split_rows
 
 LstmState = tuple[torch.Tensor, torch.Tensor]
@@ -53,7 +55,7 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
         level: whose weights the actions set.
         memory: size of both LSTMs.
         log_std_init: start of the log standard deviations.
-        kwargs: the other options of ``ActorCriticPolicy``.
+        kwargs: ``optimizer_class``, ``optimizer_kwargs``.
 
     Raises:
         ValueError: for spaces that are not those of the level.
@@ -70,6 +72,7 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
         log_std_init: float = -1.0,
         **kwargs: Any,
     ) -> None:
+        known_only(kwargs, POLICY_OPTIONS, also=("width", "memory", "log_std_init"))
         self.rows_shape = rows_shape(observation_space, action_space, level)
         if not isinstance(action_space, spaces.Box) or action_space.low.min() >= 0:
             raise ValueError(f"{action_space}: the policy needs logits or deltas")
@@ -92,6 +95,8 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
             **self.optimizer_kwargs,
         )
 
+    acting = "actor_net."
+
     @property
     def lstm_actor(self) -> nn.LSTM:
         """The actor's LSTM, whose sizes RecurrentPPO reads."""
@@ -109,11 +114,17 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
         self.action_dist = RowDistribution()
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super()._get_constructor_parameters()
-        for name in ("net_arch", "features_extractor_class", "features_extractor_kwargs"):
-            data.pop(name, None)
-        spec = self.spec
-        return {**data, "width": spec.width, "level": spec.level, "memory": spec.memory}
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "width": self.spec.width,
+            "level": self.spec.level,
+            "memory": self.spec.memory,
+            "log_std_init": self.log_std_init,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
 
     def forward(
         self,
