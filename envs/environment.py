@@ -184,9 +184,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         """What actions are read against now."""
         if self._plane is None:
             raise MixgymError("the environment has no episode: call reset() first")
-        return MixtureFrame(
-            self.world.prior, self._plane.available(), self.padded, self._mixture
-        )
+        return MixtureFrame(self.world.prior, self._plane.available(), self.padded, self._mixture)
 
     @property
     def progress(self) -> Progress:

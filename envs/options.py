@@ -113,7 +113,7 @@ class TrainingOptions(Options):
 class PenaltyOptions(Options):
     """What is taken off every reward."""
 
-    kl_prior: Weight = Field(0.0, description="times KL(mixture || prior), over all strata")
+    kl_prior: Weight = Field(0.0, description="times the KL divergence from the prior, over all strata")
     epochs: Weight = Field(0.0, description="times the passes beyond epoch_cap, over all sources")
     epoch_cap: Weight = Field(4.0, description="passes over a source that cost nothing")
     probe_cost: Weight = Field(
