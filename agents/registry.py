@@ -76,6 +76,11 @@ def _hbo(name: str, summary: str, needs: str) -> Algorithm:
     return Algorithm(summary, factory, _RULE, needs_from)
 
 
+def _trained(summary: str) -> Algorithm:
+    whole = f"{summary}; train it first (mixgym train --algo NAME)"
+    return Algorithm(whole, "mixgym.agents.registry:needs_training", TRAINED)
+
+
 ALGORITHMS = {
     "uniform": _rule("Uniform", "every trainable source alike"),
     "proportional": _rule("Proportional", "sources by their size"),
@@ -123,11 +128,18 @@ ALGORITHMS = {
         "p = R / sum R with HBO's rewards: what any actor must beat",
         "closed_form_needs",
     ),
-    "ppo": Algorithm(
-        "PPO with the hierarchical policy; train it first (mixgym train --algo ppo)",
-        "mixgym.agents.registry:needs_training",
-        TRAINED,
-    ),
+    "ppo": _trained("PPO with the hierarchical policy"),
+    "a2c": _trained("A2C with the hierarchical policy"),
+    "trpo": _trained("TRPO with the hierarchical policy"),
+    "recurrent_ppo": _trained("PPO with a memory on the pooled context"),
+    "sac": _trained("SAC with row-wise critics"),
+    "td3": _trained("TD3 with row-wise critics, exploring by action noise"),
+    "ddpg": _trained("DDPG with a row-wise critic, exploring by action noise"),
+    "tqc": _trained("TQC with row-wise quantile critics"),
+    "crossq": _trained("CrossQ with row-wise critics, no target networks"),
+    "dqn": _trained("DQN on nudges: a value per source and stratum"),
+    "qrdqn": _trained("QR-DQN on nudges: quantiles per source and stratum"),
+    "ars": _trained("random search on scores that are linear in the rows"),
 }
 
 

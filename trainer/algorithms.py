@@ -173,7 +173,7 @@ def save_algorithm(algorithm: BaseAlgorithm, folder: Path) -> None:
     memory of an LSTM and the stream of random actions. To be called between two rollouts.
     """
     algorithm.save(folder / MODEL)
-    np.savez(folder / MEMORY, allow_pickle=False, **_memory(algorithm))  # type: ignore[arg-type]
+    np.savez(folder / MEMORY, allow_pickle=False, **_memory(algorithm))
     random = algorithm.action_space.np_random.bit_generator.state
     (folder / STREAMS).write_text(json.dumps(random, default=_plain))
 

@@ -41,7 +41,7 @@ class MaskedNormal(torch.distributions.Distribution):
         return (self.inner.entropy() * self.mask).sum(-1)
 
 
-@register_kl(MaskedNormal, MaskedNormal)
+@register_kl(MaskedNormal, MaskedNormal)  # type: ignore[untyped-decorator]
 def _kl_normal(p: MaskedNormal, q: MaskedNormal) -> torch.Tensor:
     each = torch.distributions.kl_divergence(p.inner, q.inner)
     return (each * p.mask).sum(-1)
@@ -124,7 +124,7 @@ class MaskedDirichlet(torch.distributions.Distribution):
         return torch.stack(totals, -1).repeat_interleave(sizes, dim=-1)
 
 
-@register_kl(MaskedDirichlet, MaskedDirichlet)
+@register_kl(MaskedDirichlet, MaskedDirichlet)  # type: ignore[untyped-decorator]
 def _kl_dirichlet(p: MaskedDirichlet, q: MaskedDirichlet) -> torch.Tensor:
     gap = (p.concentration - q.concentration) * p._mean_log()
     return q._log_beta() - p._log_beta() + p._kernel(gap)
@@ -134,6 +134,9 @@ class RowDistribution(Distribution):
     """The face of such a distribution for Stable-Baselines3."""
 
     distribution: Any
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
         """The policy makes its own networks; this one is empty."""

@@ -1,7 +1,7 @@
 """From scores of rows to actions: shared by the faces for Stable-Baselines3 and by exports."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -11,6 +11,9 @@ from torch.nn.functional import softplus
 from mixgym.agents.policies.distributions import MaskedDirichlet, MaskedNormal
 from mixgym.agents.policies.network import HierarchicalActor, LinearActor, Spread
 from mixgym.agents.policies.rows import Level, Rows, action_mask, by_entry
+
+LstmState = tuple[torch.Tensor, torch.Tensor]
+"""Hidden and cell state of an LSTM, float[1, n, size] each."""
 
 Head = Literal["gaussian", "dirichlet", "squashed", "deterministic", "greedy"]
 
@@ -59,8 +62,8 @@ class Memory(nn.Module):
         nn.init.zeros_(self.recall.bias)
 
     def forward(
-        self, context: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor], starts: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        self, context: torch.Tensor, state: LstmState, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, LstmState]:
         """The new context, and the new state.
 
         Args:
@@ -70,7 +73,7 @@ class Memory(nn.Module):
         """
         process = RecurrentActorCriticPolicy._process_sequence
         found, after = process(context, state, starts, self.lstm)
-        return torch.tanh(context + self.recall(found)), after
+        return torch.tanh(context + self.recall(found)), cast(LstmState, after)
 
 
 class ActingNet(nn.Module):
@@ -89,13 +92,13 @@ class ActingNet(nn.Module):
         self.spec = spec
         levels = 2 if spec.level == "joint" else 1
         if spec.width == 0:
-            self.rows: nn.Module = LinearActor(spec.level)
+            self.rows: Any = LinearActor(spec.level)
         else:
             self.rows = HierarchicalActor(
                 spec.width, spec.level, spec.outputs, stay=spec.head == "greedy"
             )
         if spec.memory:
-            self.memory = Memory(spec.width, spec.memory)
+            self.memory: Any = Memory(spec.width, spec.memory)
         if spec.head == "squashed":
             self.spread = Spread(spec.width, levels, log_std)
         elif spec.head == "gaussian":
@@ -110,9 +113,7 @@ class ActingNet(nn.Module):
             return self._squashed(rows, self.rows.scores(*codes), codes[-1])
         return self.from_scores(rows, self.rows(rows))
 
-    def remember(
-        self, rows: Rows, state: tuple[torch.Tensor, torch.Tensor], starts: torch.Tensor
-    ) -> tuple[Any, tuple[torch.Tensor, torch.Tensor]]:
+    def remember(self, rows: Rows, state: LstmState, starts: torch.Tensor) -> tuple[Any, LstmState]:
         """As :meth:`forward`, with a memory of what came before; see :class:`Memory`."""
         stratum, source, context = self.rows.encoder(rows)
         context, state = self.memory(context, state, starts)
@@ -120,7 +121,7 @@ class ActingNet(nn.Module):
 
     def from_scores(self, rows: Rows, scores: torch.Tensor) -> Any:
         """See :meth:`forward`."""
-        level, shape = self.spec.level, tuple(rows.strata.shape[1:3])
+        level, shape = self.spec.level, rows.shape
         mask = action_mask(rows, level)
         if self.spec.head == "greedy":
             return masked_values(scores, mask)
@@ -138,7 +139,7 @@ class ActingNet(nn.Module):
 
     def _squashed(self, rows: Rows, scores: torch.Tensor, context: torch.Tensor) -> MaskedNormal:
         """The Gaussian whose tanh is the action."""
-        level, shape = self.spec.level, tuple(rows.strata.shape[1:3])
+        level, shape = self.spec.level, rows.shape
         mask = action_mask(rows, level)
         mean = scores.squeeze(-1).clamp(-4.0, 4.0) * mask  # tanh has no gradient left beyond
         return MaskedNormal(mean, by_entry(self.spread(context).exp(), shape, level), mask)

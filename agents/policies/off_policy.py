@@ -127,8 +127,15 @@ class RowCritic(BaseModel):
 class RowQuantileCritic(RowCritic):
     """Critics whose outputs are quantiles of the return (TQC)."""
 
-    def __init__(self, *args: Any, outputs: int, n_critics: int, **kwargs: Any) -> None:
-        super().__init__(*args, outputs=outputs, n_critics=n_critics, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        spec: ActorSpec,
+        n_critics: int,
+        outputs: int,
+    ) -> None:
+        super().__init__(observation_space, action_space, spec, n_critics, outputs)
         self.n_quantiles = outputs
         self.quantiles_total = outputs * n_critics
 
@@ -142,7 +149,7 @@ class _Hierarchical(BasePolicy):
 
     head = "squashed"
     acting = "actor.net."
-    options = POLICY_OPTIONS
+    options: tuple[str, ...] = POLICY_OPTIONS
 
     def __init__(
         self,
@@ -201,14 +208,14 @@ class HierarchicalTQCPolicy(_Hierarchical, TQCPolicy):  # type: ignore[misc]
 
     options = (*POLICY_OPTIONS, "n_quantiles")
 
-    def make_critic(self, features_extractor: Any = None) -> RowCritic:
+    def make_critic(self, features_extractor: Any = None) -> Any:
         """Quantile critics over rows."""
         return RowQuantileCritic(
             self.observation_space,
             self.action_space,
             self.spec,
-            n_critics=self.critic_kwargs["n_critics"],
-            outputs=self.critic_kwargs["n_quantiles"],
+            n_critics=self.critic_kwargs["n_critics"],  # type: ignore[arg-type]
+            outputs=self.critic_kwargs["n_quantiles"],  # type: ignore[arg-type]
         )
 
 
@@ -220,7 +227,7 @@ class HierarchicalCrossQPolicy(_Hierarchical, CrossQPolicy):  # type: ignore[mis
 
     options = (*POLICY_OPTIONS, "batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps")
 
-    def make_critic(self, features_extractor: Any = None) -> RowCritic:
+    def make_critic(self, features_extractor: Any = None) -> Any:
         """Critics over rows that are normalised over a batch."""
         given = self.batch_norm_params
 

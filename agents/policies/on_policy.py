@@ -68,9 +68,9 @@ class HierarchicalPolicy(ActorCriticPolicy):
         return self.spec.width
 
     @property
-    def log_std(self) -> nn.Parameter:
+    def log_std(self) -> nn.Parameter:  # type: ignore[override]  # a parameter of the actor
         """Float[levels]; what algorithms log as ``train/std``."""
-        return cast(nn.Parameter, self.actor_net.log_std)
+        return self.actor_net.log_std
 
     def _build(self, lr_schedule: Schedule) -> None:
         self._build_mlp_extractor()

@@ -77,7 +77,8 @@ class PairedARS(ARS):
     def set_parameters(self, *args: Any, **kwargs: Any) -> None:
         """Also take the weights that the search is around from the policy."""
         super().set_parameters(*args, **kwargs)
-        self.weights = torch.nn.utils.parameters_to_vector(self.policy.parameters()).detach()
+        weights = torch.nn.utils.parameters_to_vector(self.policy.parameters()).detach()
+        self.weights = weights  # type: ignore[assignment]  # declared as None
 
     def _do_one_update(self, callback: BaseCallback, async_eval: AsyncEval | None) -> None:
         callback.on_rollout_start()

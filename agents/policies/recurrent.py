@@ -12,13 +12,11 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from mixgym.agents.policies.distributions import RowDistribution
-from mixgym.agents.policies.heads import ActingNet, ActorSpec, Memory
+from mixgym.agents.policies.heads import ActingNet, ActorSpec, LstmState, Memory
 from mixgym.agents.policies.network import Encoder, mlp
 from mixgym.agents.policies.on_policy import POLICY_OPTIONS
 from mixgym.agents.policies.options import known_only
 from mixgym.agents.policies.rows import Level, Rows, rows_shape, split_rows
-
-LstmState = tuple[torch.Tensor, torch.Tensor]
 
 
 class MemoryValueNet(nn.Module):
@@ -98,14 +96,14 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
     acting = "actor_net."
 
     @property
-    def lstm_actor(self) -> nn.LSTM:
+    def lstm_actor(self) -> nn.LSTM:  # type: ignore[override]  # a layer of the actor
         """The actor's LSTM, whose sizes RecurrentPPO reads."""
-        return self.actor_net.memory.lstm
+        return cast(nn.LSTM, self.actor_net.memory.lstm)
 
     @property
-    def log_std(self) -> nn.Parameter:
+    def log_std(self) -> nn.Parameter:  # type: ignore[override]  # a parameter of the actor
         """Float[levels]."""
-        return cast(nn.Parameter, self.actor_net.log_std)
+        return self.actor_net.log_std
 
     def _build(self, lr_schedule: Schedule) -> None:
         self._build_mlp_extractor()
@@ -126,7 +124,7 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
             "optimizer_kwargs": self.optimizer_kwargs,
         }
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         obs: torch.Tensor,
         lstm_states: RNNStates,
@@ -134,25 +132,25 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
         deterministic: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, RNNStates]:
         """Actions, values, log-probabilities and new states."""
-        distribution, top = self.get_distribution(obs, lstm_states.pi, episode_starts)
-        values, below = self._values(obs, lstm_states.vf, episode_starts)
+        distribution, top = self.get_distribution(obs, _pair(lstm_states.pi), episode_starts)
+        values, below = self._values(obs, _pair(lstm_states.vf), episode_starts)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, values, distribution.log_prob(actions), RNNStates(top, below)
 
-    def get_distribution(
+    def get_distribution(  # type: ignore[override]
         self, obs: torch.Tensor, lstm_states: LstmState, episode_starts: torch.Tensor
     ) -> tuple[Distribution, LstmState]:
         """The action distribution, and the actor's new state."""
         found, state = self.actor_net.remember(self._rows(obs), lstm_states, episode_starts)
         return RowDistribution().proba_distribution(found), state
 
-    def predict_values(
+    def predict_values(  # type: ignore[override]
         self, obs: torch.Tensor, lstm_states: LstmState, episode_starts: torch.Tensor
     ) -> torch.Tensor:
         """Float[n, 1]."""
         return self._values(obs, lstm_states, episode_starts)[0]
 
-    def evaluate_actions(
+    def evaluate_actions(  # type: ignore[override]
         self,
         obs: torch.Tensor,
         actions: torch.Tensor,
@@ -160,8 +158,8 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
         episode_starts: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Values, log-probabilities and entropies of actions that were taken."""
-        distribution, _ = self.get_distribution(obs, lstm_states.pi, episode_starts)
-        values, _ = self._values(obs, lstm_states.vf, episode_starts)
+        distribution, _ = self.get_distribution(obs, _pair(lstm_states.pi), episode_starts)
+        values, _ = self._values(obs, _pair(lstm_states.vf), episode_starts)
         return values, distribution.log_prob(actions), cast(torch.Tensor, distribution.entropy())
 
     def _values(
@@ -172,3 +170,7 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
 
     def _rows(self, obs: torch.Tensor) -> Rows:
         return split_rows(obs, *self.rows_shape, self.spec.level)
+
+
+def _pair(state: tuple[torch.Tensor, ...]) -> LstmState:
+    return state[0], state[1]

@@ -34,6 +34,11 @@ class Rows:
     source_mask: torch.Tensor
     strata_mask: torch.Tensor
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, G), padding included."""
+        return self.strata.shape[1], self.strata.shape[2]
+
 
 def split_rows(
     observation: torch.Tensor, sources: int, strata: int, level: Level = "joint"
