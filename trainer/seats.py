@@ -101,10 +101,8 @@ class OnPolicySeat:
             a.rollout_buffer.reset()
         if a.policy.training:
             a.policy.set_training_mode(False)
-        first = a.rollout_buffer.pos == 0
-        due = a.sde_sample_freq > 0 and a.rollout_buffer.pos % a.sde_sample_freq == 0
-        if a.use_sde and (first or due):
-            a.policy.reset_noise(a.n_envs)
+        if a.use_sde:
+            _new_noise(a, a.policy, a.rollout_buffer.pos)
         with torch.no_grad():
             seen = obs_as_tensor(a._last_obs, a.device)  # type: ignore[arg-type]
             actions, values, log_probs = a.policy(seen)
@@ -201,9 +199,8 @@ class OffPolicySeat:
         a = self.algorithm
         if a.policy.training:
             a.policy.set_training_mode(False)
-        due = a.sde_sample_freq > 0 and self._collected % a.sde_sample_freq == 0
-        if a.use_sde and (self._collected == 0 or due):
-            a.actor.reset_noise(a.n_envs)  # type: ignore[operator]
+        if a.use_sde:
+            _new_noise(a, a.actor, self._collected)
         actions, self._given = a._sample_action(a.learning_starts, a.action_noise, a.n_envs)
         return np.asarray(actions, np.float32)
 
@@ -260,6 +257,14 @@ def make_seat(algorithm: BaseAlgorithm, name: str) -> Seat:
         f"train.level=together: {name} cannot learn beside another; algorithms with a rollout or "
         "a replay buffer can (ppo, a2c, trpo, sac, td3, ...); for others take alternate"
     )
+
+
+def _new_noise(algorithm: Any, actor: Any, step: int) -> None:
+    """Draw the noise of state-dependent exploration where ``learn`` does: twice at the start."""
+    if step == 0:
+        actor.reset_noise(algorithm.n_envs)
+    if algorithm.sde_sample_freq > 0 and step % algorithm.sde_sample_freq == 0:
+        actor.reset_noise(algorithm.n_envs)
 
 
 def _set_up(algorithm: BaseAlgorithm, total: int) -> None:
