@@ -45,7 +45,7 @@ class GlobalLevel(OneObjectVecEnv):
         self.period = period
         self.discount = discount
         self.shape = level_shape(joint)
-        action = spaces.Box(-1.0, 1.0, (self.shape[0],), np.float32)
+        action = level_actions(joint, self.shape[0])
         super().__init__(joint.num_envs, joint.observation_space, action)
         self._flat: NDArray[np.float32] = np.zeros((0,), np.float32)
         self._state: Any = None
@@ -116,6 +116,13 @@ def level_shape(joint: VecEnv) -> tuple[int, int]:
     if not isinstance(observation, spaces.Box) or not isinstance(action, spaces.Box):
         raise ValueError("a level needs an environment with the flat observation and logits")
     return shape_of(observation.shape[0], action.shape[0])
+
+
+def level_actions(joint: VecEnv, entries: int) -> spaces.Box:
+    """The space of a level's entries in the joint action."""
+    space = joint.action_space
+    assert isinstance(space, spaces.Box)
+    return spaces.Box(float(space.low[0]), float(space.high[0]), (entries,), np.float32)
 
 
 def ends_span(dones: NDArray[np.bool_], index: int, period: int) -> bool:

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from mixgym.envs.global_level import level_shape
+from mixgym.envs.global_level import level_actions, level_shape
 from mixgym.envs.levels import Predictor
 from mixgym.envs.observations import BOUND, local_observation, local_size
 from mixgym.envs.one_object import OneObjectVecEnv
@@ -35,7 +35,7 @@ class LocalRows(OneObjectVecEnv):
         super().__init__(
             joint.num_envs * sources,
             spaces.Box(-BOUND, BOUND, (local_size(strata),), np.float32),
-            spaces.Box(-1.0, 1.0, (strata,), np.float32),
+            level_actions(joint, strata),
         )
         self._flat: NDArray[np.float32] = np.zeros((0,), np.float32)
         self._state: Any = None

@@ -115,29 +115,38 @@ class Players:
         algo = str(changes.get("algo", train.algo))
         if level == "global" and train.period > 1:
             options["gamma"] = self._discount() ** train.period
-        if level != "joint" and {"n_steps", "batch_size"} <= preset_of(algo).options.keys():
-            options = self._sized(level, algo, options)
+        if level != "joint":
+            options = {**self._sizes(level, algo, options), **options}
         update = {**changes, "options": options}
         return self._config.model_copy(update={"train": train.model_copy(update=update)})
 
-    def _sized(self, level: str, algo: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Rollouts and batches of an on-policy learner of one level, where they are not given.
+    def _sizes(self, level: str, algo: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Sizes of rollouts, batches and buffers of a learner of one level.
 
-        On a language model a rollout is two fine-tuning runs. Rows of one environment resemble each
-        other, and there are K_max of them, about half of which exist: batches grow with them.
+        A preset's are those of the joint level. A local learner sees K_max rows where that sees one
+        observation; they resemble each other, and about half of them exist. On a language model a
+        rollout is two fine-tuning runs.
         """
-        preset, env = preset_of(algo).options, self._world.env
-        pace = self._config.train.period if level == "global" else 1
-        steps = 2 * -(-self._world.episode // pace)
-        if self._stage == "curves":
-            steps = preset["n_steps"]
-        options = {"n_steps": steps, **given}
-        if "batch_size" not in options:
-            rows = env.num_envs * (self._shape[0] if level == "local" else 1)
-            wanted = preset["batch_size"] if self._stage == "curves" else steps * rows
-            more = max(1, self._shape[0] // 2) if level == "local" else 1
-            options["batch_size"] = min(wanted * more, options["n_steps"] * rows)
-        return options
+        preset = preset_of(algo)
+        options = {**preset.options, **(preset.language if self._stage == "causal_lm" else {})}
+        rows = self._shape[0] if level == "local" else 1
+        sizes: dict[str, Any] = {}
+        if preset.family == "on_policy":
+            if self._stage == "causal_lm":
+                pace = self._config.train.period if level == "global" else 1
+                sizes["n_steps"] = 2 * -(-self._world.episode // pace)
+            steps = {**options, **sizes, **given}["n_steps"]
+            if "batch_size" in options:
+                whole = steps * self._world.env.num_envs * rows
+                wanted = options["batch_size"] * max(1, rows // 2)
+                sizes["batch_size"] = whole if self._stage == "causal_lm" else min(wanted, whole)
+        elif preset.family == "off_policy" and rows > 1:
+            sizes = {
+                "learning_starts": options["learning_starts"] * rows,
+                "buffer_size": options["buffer_size"] * rows,
+                "batch_size": options["batch_size"] * max(1, rows // 2),
+            }
+        return sizes
 
     # --- making and keeping them ------------------------------------------------------------------
 

@@ -9,17 +9,17 @@ from collections.abc import Generator
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
-from numpy.typing import NDArray
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
 
 from mixgym.envs.local_rows import present_rows
 
 _ARRAYS = ("observations", "actions", "values", "log_probs", "advantages", "returns")
+_DRAWS = 100
 
 
 class PresentRollout(RolloutBuffer):
@@ -42,42 +42,41 @@ class PresentRollout(RolloutBuffer):
             yield self._get_samples(indices[start : start + size])
 
 
-class PresentReplay(ReplayBuffer):
-    """A replay of single rows; of every step, those that exist are added."""
+class _PresentSamples(ReplayBuffer):
+    """Samples only rows that exist; all rows are stored, so that n-step returns find the next."""
 
-    def __init__(
-        self,
-        buffer_size: int,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        device: Any = "auto",
-        n_envs: int = 1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(buffer_size, observation_space, action_space, device, n_envs=1, **kwargs)
+    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
+        """Transitions of rows that exist; see ``ReplayBuffer``.
 
-    def add(
-        self,
-        obs: NDArray[Any],
-        next_obs: NDArray[Any],
-        action: NDArray[Any],
-        reward: NDArray[Any],
-        done: NDArray[Any],
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """Add a step of all rows; see ``ReplayBuffer``."""
-        kept = np.flatnonzero(present_rows(obs, action.shape[-1]))[: self.buffer_size]
-        where = (self.pos + np.arange(len(kept))) % self.buffer_size
-        self.observations[where, 0] = obs[kept]
-        self.next_observations[where, 0] = next_obs[kept]
-        self.actions[where, 0] = action[kept]
-        self.rewards[where, 0] = reward[kept]
-        self.dones[where, 0] = done[kept]
-        if self.handle_timeout_termination:
-            cut = [bool(infos[i].get("TimeLimit.truncated", False)) for i in kept]
-            self.timeouts[where, 0] = cut
-        self.full = self.full or self.pos + len(kept) >= self.buffer_size
-        self.pos = (self.pos + len(kept)) % self.buffer_size
+        Raises:
+            RuntimeError: if there are hardly any.
+        """
+        strata = int(self.action_space.shape[0])  # type: ignore[index]
+        found: list[ReplayBufferSamples] = []
+        for _ in range(_DRAWS):
+            drawn = super().sample(2 * batch_size, env)
+            kept = np.flatnonzero(present_rows(drawn.observations.numpy(), strata))
+            found.append(_rows_of(drawn, torch.from_numpy(kept)))
+            if sum(len(part.actions) for part in found) >= batch_size:
+                return _rows_of(_joined(found), torch.arange(batch_size))
+        raise RuntimeError(f"no {batch_size} rows that exist in {_DRAWS} draws of twice as many")
+
+
+class PresentReplay(_PresentSamples):
+    """A replay of all rows, of which only those that exist are learned from."""
+
+
+class PresentNStepReplay(_PresentSamples, NStepReplayBuffer):
+    """The same for n-step returns."""
+
+
+def _rows_of(samples: ReplayBufferSamples, index: torch.Tensor) -> ReplayBufferSamples:
+    return ReplayBufferSamples(*(None if part is None else part[index] for part in samples))
+
+
+def _joined(parts: list[ReplayBufferSamples]) -> ReplayBufferSamples:
+    columns = zip(*parts, strict=True)
+    return ReplayBufferSamples(*(None if c[0] is None else torch.cat(c) for c in columns))
 
 
 def learn_from_present_rows(algorithm: BaseAlgorithm) -> None:
@@ -101,14 +100,20 @@ def learn_from_present_rows(algorithm: BaseAlgorithm) -> None:
             old.n_envs,
         )
     elif isinstance(algorithm, OffPolicyAlgorithm):
+        kind = _REPLAYS.get(type(algorithm.replay_buffer))  # type: ignore[arg-type]
         replay = algorithm.replay_buffer
-        if type(replay) is not ReplayBuffer or replay.optimize_memory_usage:
+        if kind is None or replay is None or replay.optimize_memory_usage:
             return
-        algorithm.replay_buffer_class = PresentReplay
-        algorithm.replay_buffer = PresentReplay(
+        algorithm.replay_buffer_class = kind
+        algorithm.replay_buffer = kind(
             algorithm.buffer_size,
             replay.observation_space,
             replay.action_space,
             replay.device,
+            n_envs=replay.n_envs,
             handle_timeout_termination=replay.handle_timeout_termination,
+            **algorithm.replay_buffer_kwargs,
         )
+
+
+_REPLAYS = {ReplayBuffer: PresentReplay, NStepReplayBuffer: PresentNStepReplay}

@@ -16,7 +16,12 @@ from mixgym.envs.global_level import GlobalLevel
 from mixgym.envs.local_rows import LocalRows
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.trainer.levels import Together
-from mixgym.trainer.row_buffers import PresentReplay, PresentRollout, learn_from_present_rows
+from mixgym.trainer.row_buffers import (
+    PresentNStepReplay,
+    PresentReplay,
+    PresentRollout,
+    learn_from_present_rows,
+)
 from mixgym.trainer.seats import OffPolicySeat, OnPolicySeat, Spaces, make_seat
 
 COUNT, SEED = 2, 3
@@ -171,17 +176,17 @@ def test_spaces_cannot_be_stepped() -> None:
 # --- padded rows ----------------------------------------------------------------------------------
 
 
-def filled(kind: type, steps: int = 4) -> tuple[Any, list[np.ndarray]]:
+def filled(kind: type, steps: int, **options: Any) -> tuple[Any, list[np.ndarray]]:
     """A buffer of rows of two environments, and the rows that exist, in the order of time."""
     view = LocalRows(world())
+    size = steps if kind is PresentRollout else steps * view.num_envs
     spaces = view.observation_space, view.action_space
-    buffer = kind(steps if kind is PresentRollout else 64, *spaces, "cpu", n_envs=view.num_envs)
+    buffer = kind(size, *spaces, "cpu", n_envs=view.num_envs, **options)
     seen, kept = view.reset(), []
     for step in range(steps):
         action = np.full((view.num_envs, 4), 0.1 * step, np.float32)
         after, paid, dones, infos = view.step(action)
-        exist = seen[:, -4:].max(1) > 0.5
-        kept += [row for row in seen[exist]]
+        kept += list(seen[seen[:, -4:].max(1) > 0.5])
         if kind is PresentRollout:
             zero = torch.zeros(view.num_envs)
             buffer.add(seen, action, paid, dones, zero, zero)
@@ -192,7 +197,7 @@ def filled(kind: type, steps: int = 4) -> tuple[Any, list[np.ndarray]]:
 
 
 def test_a_rollout_gives_every_existing_row_once_and_no_other() -> None:
-    buffer, kept = filled(PresentRollout)
+    buffer, kept = filled(PresentRollout, 4)
     assert 0 < len(kept) < 4 * COUNT * 12, "some rows are padded, some exist"
     buffer.compute_returns_and_advantage(torch.zeros(COUNT * 12), np.zeros(COUNT * 12))
     for _ in range(2):  # epochs
@@ -205,18 +210,36 @@ def test_a_rollout_gives_every_existing_row_once_and_no_other() -> None:
     assert buffer.observations.shape[:2] == (4, COUNT * 12)
 
 
-def test_a_replay_keeps_existing_rows_and_wraps_around() -> None:
-    buffer, kept = filled(PresentReplay, steps=10)
-    assert len(kept) > 64
-    assert buffer.full
-    last = kept[-64:]
-    stored = {tuple(row) for row in buffer.observations[:, 0].tolist()}
-    assert stored == {tuple(row.tolist()) for row in last}
-    assert buffer.pos == len(kept) % 64
-    sample = buffer.sample(16)
-    assert sample.observations.shape == (16, buffer.observations.shape[-1])
-    few, kept = filled(PresentReplay, steps=1)
-    assert (few.pos, few.full) == (len(kept), False)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_replay_gives_existing_rows_only(steps: int) -> None:
+    kind, options = (PresentReplay, {}) if steps == 1 else (PresentNStepReplay, {"n_steps": steps})
+    buffer, kept = filled(kind, 5, **options)
+    exist = {tuple(row.tolist()) for row in kept}
+    assert len(exist) < 5 * COUNT * 12
+    np.random.seed(0)  # noqa: NPY002  # the stream that Stable-Baselines3 draws from
+    sample = buffer.sample(200)
+    assert len(sample.observations) == len(sample.actions) == len(sample.rewards) == 200
+    found = {tuple(row) for row in sample.observations.tolist()}
+    assert found <= exist
+    assert len(found) > len(exist) / 2, "and they are not few"
+    assert (sample.discounts is None) == (steps == 1)
+
+
+def test_a_replay_without_rows_says_so() -> None:
+    buffer, _ = filled(PresentReplay, 2)
+    buffer.observations[:] = 0
+    with pytest.raises(RuntimeError, match="no 8 rows"):
+        buffer.sample(8)
+
+
+def test_off_policy_algorithms_keep_their_returns() -> None:
+    kind, options = ALGORITHMS["SAC"]
+    view = LocalRows(world())
+    algorithm = stepped(kind, view, {**options, "n_steps": 3})
+    learn_from_present_rows(algorithm)
+    assert type(algorithm.replay_buffer) is PresentNStepReplay
+    assert algorithm.replay_buffer.n_steps == 3
+    assert algorithm.replay_buffer.buffer_size == options["buffer_size"] // view.num_envs
 
 
 def test_buffers_of_another_kind_are_left_alone() -> None:
