@@ -4,9 +4,10 @@
 
 Tools take turns, each run is a process of its own with one thread, and medians are reported. CPU
 seconds (user and system) are the comparable figure; wall time depends on what else runs. Start-up
-is the same command on a model of 0.1 MB, run right before, and is taken off. Outputs are compared,
-so that a fast wrong answer fails: linear and ties with the float64 reference rounded to bfloat16,
-selection by its shares and by closure. Needs 5 GB of disk, or 11 with ``--double``.
+is the same command on a model of 0.1 MB, run right before and right after; their mean is taken off.
+Outputs are compared, so that a fast wrong answer fails: linear and ties with the float64 reference
+rounded to bfloat16, selection by its shares and by closure. Needs 5 GB of disk, or 11 with
+``--double``.
 """
 
 import argparse
@@ -252,7 +253,8 @@ def measure(
 ) -> Runs:
     """Run all methods with the tools taking turns; ``after`` sees each method's outputs.
 
-    Each run is preceded by one on the small models, whose CPU time is its start-up: ``net``.
+    Each run stands between two on the small models, whose mean CPU time is its start-up: ``net``
+    is without it.
     """
     runs: Runs = {}
     small = folder.parent / "small"
@@ -279,16 +281,19 @@ def measure(
 def run_pair(
     small: Path, big: Path, name: str, tool: str, out: Path, mergekit: str | None
 ) -> dict[str, float]:
-    """Measure a merge of the small models and right after it one of the big models."""
-    tiny = small / f"out_{tool}_{name}"
-    shutil.rmtree(tiny, ignore_errors=True)
-    start = run_measured(commands(small, name, tiny, mergekit)[tool])
+    """Measure a merge of the big models between two of the small ones."""
+    starts = [run_one(small, name, tool, small / f"out_{tool}_{name}", mergekit)]
+    whole = run_one(big, name, tool, out, mergekit)
+    starts += [run_one(small, name, tool, small / f"out_{tool}_{name}", mergekit)]
+    start = statistics.mean(run["cpu"] for run in starts)
+    above = whole["anon_mb"] - statistics.mean(run["anon_mb"] for run in starts)
+    return {**whole, "start": start, "net": whole["cpu"] - start, "above_mb": above}
+
+
+def run_one(folder: Path, name: str, tool: str, out: Path, mergekit: str | None) -> dict[str, Any]:
+    """Measure one merge into a fresh folder."""
     shutil.rmtree(out, ignore_errors=True)
-    whole = run_measured(commands(big, name, out, mergekit)[tool])
-    shutil.rmtree(tiny, ignore_errors=True)
-    above = whole["anon_mb"] - start["anon_mb"]
-    net = whole["cpu"] - start["cpu"]
-    return {**whole, "start": start["cpu"], "net": net, "above_mb": above}
+    return run_measured(commands(folder, name, out, mergekit)[tool])
 
 
 def warm(folder: Path) -> None:

@@ -56,7 +56,7 @@ class Chunk:
         work: float32 or float64.
         out: Storage type of the output.
         check: Refuse NaN and infinities; called for in the first pass only.
-        landing: Where ``encode`` puts its result; buffers of the workspace by default.
+        landing: Where the output goes, raw elements; a buffer of the workspace by default.
     """
 
     def __init__(
@@ -94,7 +94,11 @@ class Chunk:
 
     def raw(self, index: int) -> Array:
         """Return the stored bits of model ``index``; not to be changed."""
-        return self._once(("raw", index), lambda: self._read(index))
+        kind = self.kind(index)
+        return self._once(
+            ("raw", index),
+            lambda: self._read(index, self.scratch(("raw", index), kind.storage)),
+        )
 
     def value(self, index: int) -> Array:
         """Return model ``index`` in working precision; not to be changed."""
@@ -103,6 +107,15 @@ class Chunk:
     def fresh_value(self, index: int) -> Array:
         """Return model ``index`` in working precision, to be changed at will."""
         return decode(self.raw(index), self.kind(index), self.scratch(("value", index)))
+
+    def passing_value(self, index: int, out: Array) -> Array:
+        """Read model ``index`` in working precision into ``out``, without keeping its bits.
+
+        All models pass through one buffer, which stays in the processor's cache.
+        """
+        origin = self._origin(index)
+        raw = self._read(index, self.scratch("passing", origin.info.kind.storage))
+        return decode(raw, origin.info.kind, out)
 
     def base_as(self, index: int) -> Array:
         """Return the base as rounded to the type of model ``index``, where its training began."""
@@ -124,12 +137,13 @@ class Chunk:
         """Return an uninitialised array[size] that lives as long as this chunk."""
         return self._space.take(role, self.work if dtype is None else dtype, self.size)
 
+    def place(self) -> Array:
+        """Return where the output belongs: raw elements, uninitialised."""
+        return self.scratch("out", self.out.storage) if self._landing is None else self._landing
+
     def encode(self, values: Array) -> Array:
         """Return ``values`` rounded to the output's storage type."""
-        out = self._landing
-        if out is None:
-            out = self.scratch("out", self.out.storage)
-        return encode(values, self.out, out)
+        return encode(values, self.out, self.place())
 
     def _once(self, key: Hashable, make: Callable[[], Array]) -> Array:
         if key not in self._done:
@@ -142,12 +156,10 @@ class Chunk:
             raise MergeError("this step needs a base model; give one with --base")
         return origin
 
-    def _read(self, index: int) -> Array:
+    def _read(self, index: int, out: Array) -> Array:
         origin = self._origin(index)
-        kind = origin.info.kind
-        out = self.scratch(("raw", index), kind.storage)
         origin.checkpoint.read(origin.info.name, self.start, out)
-        if self._check and kind.kind == "float":
+        if self._check and origin.info.kind.kind == "float":
             self._refuse(origin, out)
         return out
 

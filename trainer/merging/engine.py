@@ -19,18 +19,18 @@ from mixgym.trainer.merging.chunk import Chunk, Workspace
 from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.kernels import Kernel
 from mixgym.trainer.merging.numerics import Array, first_nonfinite
+from mixgym.trainer.merging.output_file import Sink, at_block_boundary, collection_bytes
 from mixgym.trainer.merging.parameters import resample_rounds
 from mixgym.trainer.merging.plan import Plan, TensorJob, build_kernel, make_plan
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
 from mixgym.trainer.merging.statistics import Tally
 from mixgym.trainer.merging.sums import BLOCK_ELEMENTS
-from mixgym.trainer.merging.writing import OutputFolder, Sink, parse_bytes
+from mixgym.trainer.merging.writing import OutputFolder, parse_bytes
 
 MERGE_FILE = "merge.json"
 _TYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _LARGE_ZERO_SHARE = 0.001
-_WRITE_BYTES = 1 << 22
 
 Progress = Callable[[int, int], None]
 """Called with (elements done, elements in all)."""
@@ -131,7 +131,7 @@ class _Run:
             raw = kernel.apply(chunk)
             if kernel.checks != "inputs":
                 self._check_output(job, chunk, raw)
-            self._emit(sink, raw)
+            self._emit(sink, chunk, raw)
         sink.flush()
         return self._tallied(kernel.tally, measured)
 
@@ -154,7 +154,10 @@ class _Run:
             if self._stop.is_set():
                 raise MergeError("stopped, because another tensor failed")
             stop = min(start + step, job.info.elements)
-            yield Chunk(start, stop, job.origins, job.base, job.work, job.info.kind, space, refuse)
+            landing = None if sink is None else sink.room(stop - start)
+            yield Chunk(
+                start, stop, job.origins, job.base, job.work, job.info.kind, space, refuse, landing
+            )
 
     def _workspace(self) -> Workspace:
         if not hasattr(self._own, "space"):
@@ -165,7 +168,7 @@ class _Run:
     def _copy_exact(self, job: TensorJob) -> None:
         """Copy an integer or boolean tensor, after checking that all models agree on it."""
         sink = self._sink(job, None)
-        for chunk in self._chunks(job, None, check=False):
+        for chunk in self._chunks(job, None, False, sink):
             first = chunk.raw(0)
             for index in range(1, chunk.models):
                 found = np.flatnonzero(first != chunk.raw(index))
@@ -176,7 +179,7 @@ class _Run:
                         f"{job.origins[index].checkpoint.label} at element "
                         f"{chunk.start + int(found[0])}; integers cannot be merged: leave one out"
                     )
-            self._emit(sink, first)
+            self._emit(sink, chunk, first)
         sink.flush()
 
     def _check_output(self, job: TensorJob, chunk: Chunk, raw: Array) -> None:
@@ -191,18 +194,17 @@ class _Run:
 
     def _sink(self, job: TensorJob, kernel: Kernel | None) -> Sink:
         storage = job.info.kind.storage
-        step = min(self._step(job, kernel), job.info.elements)
-        size = max(_WRITE_BYTES, step * storage.itemsize)
-        size += -size % storage.itemsize
-        buffer = self._workspace().take("sink", np.dtype(np.uint8), size)
-        return Sink(self._output, job.info.name, buffer, storage)
+        chunk = min(self._step(job, kernel), job.info.elements)
+        size = collection_bytes(chunk * storage.itemsize)
+        memory = self._workspace().take("sink", np.dtype(np.uint8), size)
+        return self._output.sink(job.info.name, at_block_boundary(memory), storage)
 
     def _step(self, job: TensorJob, kernel: Kernel | None) -> int:
         return _chunk_elements(self._recipe.chunk_elements, job, kernel)
 
-    def _emit(self, sink: Sink, raw: Array) -> None:
-        place = sink.room(raw.size)
-        if raw.ctypes.data != place.ctypes.data:
+    def _emit(self, sink: Sink, chunk: Chunk, raw: Array) -> None:
+        place = chunk.place()
+        if raw is not place:
             place[...] = raw.view(place.dtype)
         sink.advance(raw.size)
         if self._progress is not None:

@@ -67,17 +67,25 @@ class Combination:
         factors = self._factors or {0: 0.0}
         if list(factors.values()) == [1.0]:
             return _copy(chunk, next(iter(factors)))
-        out = chunk.encode(self._total(chunk, factors))
-        if self._is_mean and chunk.out.name in ("F32", "F64"):
+        keeps = self._is_mean and chunk.out.name in ("F32", "F64")
+        out = chunk.encode(self._total(chunk, factors, keeps))
+        if keeps:
             keep_agreement(chunk, list(factors), out)
         return out
 
-    def _total(self, chunk: Chunk, factors: dict[int, float]) -> Array:
+    def _total(self, chunk: Chunk, factors: dict[int, float], keeps: bool) -> Array:
+        """The sum; ``keeps`` if the models' bits will be asked for again."""
         (first, factor), *rest = factors.items()
         equal = all(c == factor for _, c in rest)
-        total = times(chunk.fresh_value(first), 1.0 if equal else factor)
+
+        def value(index: int, role: str) -> Array:
+            if keeps:
+                return chunk.fresh_value(index)
+            return chunk.passing_value(index, chunk.scratch(role))
+
+        total = times(value(first, "total"), 1.0 if equal else factor)
         for index, c in rest:
-            total += times(chunk.fresh_value(index), 1.0 if equal else c)
+            total += times(value(index, "part"), 1.0 if equal else c)
         return times(total, factor) if equal else total
 
 

@@ -149,7 +149,7 @@ def _write(
     }
     with output:
         for name, matrix in tensors.items():
-            output.write(name, 0, np.ascontiguousarray(matrix, np.float32).ravel())
+            output.write(name, np.ascontiguousarray(matrix, np.float32).ravel())
         options = _options(first, merged)
         texts = {ADAPTER_CONFIG: options, "merge.json": record}
         output.commit({}, {k: json.dumps(v, indent=2) + "\n" for k, v in texts.items()})

@@ -89,11 +89,14 @@ class SelectKernel:
         if self._copies_bits(chunk):
             self.checks = "inputs"
             base = bits_of(chunk.raw(BASE)) if self._rounds != 0 else None
-            return self._select(draw, [bits_of(chunk.raw(k)) for k in self._live()], base)
+            place = chunk.place()
+            self._select(draw, [bits_of(chunk.raw(k)) for k in self._live()], base, bits_of(place))
+            return place
         values, base_values = self._values(chunk)
         base = bits_of(base_values) if base_values is not None else None
-        picked = self._select(draw, [bits_of(values[k]) for k in self._live()], base)
-        return chunk.encode(picked.view(chunk.work))
+        picked = chunk.scratch("picked")
+        self._select(draw, [bits_of(values[k]) for k in self._live()], base, bits_of(picked))
+        return chunk.encode(picked)
 
     def _live(self) -> list[int]:
         return [int(k) for k in np.flatnonzero(self._shares)]
@@ -131,9 +134,10 @@ class SelectKernel:
             return np.where(delta != 0, base + scaled, base)
         return np.where(delta != 0, chunk.value(index), base)
 
-    def _select(self, draw: Draw, candidates: list[Array], base: Array | None) -> Array:
+    def _select(self, draw: Draw, candidates: list[Array], base: Array | None, out: Array) -> None:
+        """Fill ``out`` with the bits of the model that each element is drawn from."""
         live = self._live()
-        out = candidates[-1].copy()
+        out[...] = candidates[-1]
         earlier = [draw.below(self._edges[k]) for k in live[:-1]]
         for candidate, below in zip(candidates[-2::-1], earlier[::-1], strict=True):
             blend(out, candidate, below)
@@ -144,7 +148,6 @@ class SelectKernel:
         selected = np.zeros(len(self._shares), np.int64)
         selected[live] = counts
         self.tally.count_selected(draw.size, [int(c) for c in selected])
-        return out
 
     def _resample(
         self,

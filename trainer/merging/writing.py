@@ -24,6 +24,7 @@ import numpy as np
 from mixgym.trainer.merging.checkpoint import TensorInfo
 from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.numerics import Array
+from mixgym.trainer.merging.output_file import OutputFile, Sink
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS.update({"KIB": 2**10, "MIB": 2**20, "GIB": 2**30})
@@ -95,8 +96,8 @@ class OutputFolder:
         self.target = Path(os.path.abspath(target.expanduser()))  # noqa: PTH100 - keeps a link a link
         self._overwrite = overwrite
         self._shards = plan_shards(tensors, limit_bytes, stem)
-        self._places: dict[str, tuple[int, int]] = {}
-        self._handles: list[int] = []
+        self._places: dict[str, tuple[OutputFile, int]] = {}
+        self._opened: list[OutputFile] = []
         self._lock = -1
 
     def check(self) -> None:
@@ -159,23 +160,25 @@ class OutputFolder:
             }
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        handle = os.open(self.temporary / file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self._handles.append(handle)
-        _write_all(handle, len(text).to_bytes(8, "little") + text, 0)
-        os.ftruncate(handle, 8 + len(text) + ends)
+        begin = len(text).to_bytes(8, "little") + text
+        opened = OutputFile(self.temporary / file, begin, len(begin) + ends)
+        self._opened.append(opened)
         for info in tensors:
-            offset = 8 + len(text) + header[info.name]["data_offsets"][0]
-            self._places[info.name] = (handle, offset)
+            offset = len(begin) + header[info.name]["data_offsets"][0]
+            self._places[info.name] = (opened, offset)
 
-    def write(self, name: str, start: int, raw: Array) -> None:
-        """Write raw elements of a tensor at flat index ``start``.
+    def write(self, name: str, raw: Array) -> None:
+        """Write all elements of a tensor.
 
         Raises:
             MergeError: When the disk is full or fails.
         """
-        handle, offset = self._places[name]
-        data = memoryview(raw.view(np.uint8).data)
-        self._guard(lambda: _write_all(handle, data, offset + start * raw.itemsize))
+        file, offset = self._places[name]
+        self._guard(lambda: file.write(raw.view(np.uint8), offset))
+
+    def sink(self, name: str, buffer: Array, storage: np.dtype[Any]) -> Sink:
+        """Return where the chunks of a tensor go; see :class:`Sink`."""
+        return Sink(*self._places[name], buffer, storage, self._guard)
 
     def commit(self, copies: Mapping[str, Path], texts: Mapping[str, str]) -> None:
         """Add the other files, sync everything, and give the folder its name.
@@ -192,8 +195,8 @@ class OutputFolder:
         index = self._index()
         for name, text in {**index, **texts}.items():
             (self.temporary / name).write_text(text, "utf-8")
-        for handle in self._handles:
-            os.fsync(handle)
+        for file in self._opened:
+            file.sync()
         for name in {**copies, **index, **texts}:
             _sync(self.temporary / name)
         _sync(self.temporary)
@@ -251,55 +254,9 @@ class OutputFolder:
             self._lock = -1
 
     def _close(self) -> None:
-        for handle in self._handles:
-            os.close(handle)
-        self._handles = []
-
-
-class Sink:
-    """Collects a tensor's chunks, in order, into writes of a few megabytes.
-
-    The page cache takes those at half the cost of small ones.
-
-    Args:
-        output: Where to write.
-        name: The tensor.
-        buffer: uint8 memory for the collection.
-        storage: Type of the raw elements.
-    """
-
-    def __init__(
-        self, output: OutputFolder, name: str, buffer: Array, storage: np.dtype[Any]
-    ) -> None:
-        self._output = output
-        self._name = name
-        self._buffer = buffer.view(storage)
-        self._written = 0
-        self._filled = 0
-
-    def room(self, size: int) -> Array:
-        """Return the place of the next ``size`` elements."""
-        if self._filled + size > self._buffer.size:
-            self.flush()
-        return self._buffer[self._filled : self._filled + size]
-
-    def advance(self, size: int) -> None:
-        """Count the next ``size`` elements as there."""
-        self._filled += size
-
-    def flush(self) -> None:
-        """Write what was collected."""
-        if self._filled:
-            self._output.write(self._name, self._written, self._buffer[: self._filled])
-        self._written += self._filled
-        self._filled = 0
-
-
-def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
-    left = memoryview(data)
-    while left.nbytes:
-        done = os.pwrite(handle, left, offset)
-        left, offset = left[done:], offset + done
+        for file in self._opened:
+            file.close()
+        self._opened = []
 
 
 def _sync(path: Path) -> None:
