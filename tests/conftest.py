@@ -1,6 +1,18 @@
 """Property tests draw the same examples on every run: a failure is never a matter of luck."""
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 from hypothesis import settings
+
+from .ranks import run_ranks as _run_ranks
 
 settings.register_profile("mixgym", derandomize=True, deadline=None, database=None)
 settings.load_profile("mixgym")
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., list[Any]]:
+    """``run_ranks(world, task, *arguments)``: what the task returns on each of several ranks."""
+    return _run_ranks

@@ -8,11 +8,13 @@ ids restart, no cache is made and no 2-D mask is given, and leaks silently other
 it refuses the three.
 """
 
+import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mixgym.envs.errors import PackingError
 from mixgym.envs.learners.precision import evaluation_mode
+from mixgym.envs.learners.sequence_parallel import WHOLE, Shard, to_heads, to_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,7 @@ def document_attention(
     scaling: float | None = None,
     document_lengths: Sequence[int] | None = None,
     longest_document: int = 0,
+    sequence: Shard = WHOLE,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
@@ -47,6 +50,8 @@ def document_attention(
         scaling: of the scores; 1 / sqrt(head_dim) if None.
         document_lengths: tokens of each document, in order, summing to ``tokens``.
         longest_document: tokens of the longest document there will be in any call, if longer.
+        sequence: this rank's part where several share the row; ``tokens`` are then this rank's, and
+            ``document_lengths`` sum to those of all.
         sliding_window: refused where it is shorter than a document.
         softcap: refused.
 
@@ -56,19 +61,16 @@ def document_attention(
     Raises:
         PackingError: if documents could see each other, or the layer asks for what is not here.
     """
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
     if document_lengths is None or attention_mask is not None:
         raise PackingError(
             f"attention {DOCUMENTS!r} needs document_lengths and no attention mask: "
             "call the model through packed_forward"
         )
     lengths = list(document_lengths)
-    if query.shape[0] != 1 or sum(lengths) != query.shape[2]:
+    if query.shape[0] != 1 or sum(lengths) != query.shape[2] * sequence.degree:
         raise PackingError(
-            f"document lengths sum to {sum(lengths)}, the row has {query.shape[2]} tokens "
-            f"(batch {query.shape[0]}, 1 expected)"
+            f"document lengths sum to {sum(lengths)}, the row has "
+            f"{query.shape[2] * sequence.degree} tokens (batch {query.shape[0]}, 1 expected)"
         )
     longest = max(*lengths, longest_document)
     if softcap is not None:
@@ -78,6 +80,28 @@ def document_attention(
             f"{type(module).__name__} uses a sliding window of {sliding_window} tokens, shorter "
             f"than a document of {longest}: set model.attention to sdpa or eager"
         )
+    if sequence.degree > 1:
+        query, key, value = (to_heads(states, sequence) for states in (query, key, value))
+    output = _causal_documents(query, key, value, lengths, dropout, scaling)
+    if sequence.degree > 1:
+        output = to_tokens(output.transpose(1, 2), sequence).transpose(1, 2)
+    return output, None
+
+
+def _causal_documents(
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    lengths: list[int],
+    dropout: float,
+    scaling: float | None,
+) -> "torch.Tensor":
+    """[1, tokens, heads, head_dim]: each document by itself, or all at once by a flash kernel."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _flash():
+        return _flash_documents(query, key, value, lengths, dropout, scaling)
     grouped = query.shape[1] != key.shape[1]
     outputs = [
         scaled_dot_product_attention(
@@ -88,7 +112,32 @@ def document_attention(
             query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
         )
     ]
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
+
+
+def _flash_documents(
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    lengths: list[int],
+    dropout: float,
+    scaling: float | None,
+) -> "torch.Tensor":
+    """The same by flash attention's kernel for documents of different lengths."""
+    kernel = importlib.import_module("flash_attn").flash_attn_varlen_func
+    arguments = _flash_arguments(query, lengths)
+    ends, longest = arguments["cu_seq_lens_q"], arguments["max_length_q"]
+    output: torch.Tensor = kernel(
+        *(states[0].transpose(0, 1) for states in (query, key, value)),
+        ends,
+        ends,
+        longest,
+        longest,
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=True,
+    )
+    return output[None]
 
 
 def register() -> None:
@@ -109,6 +158,7 @@ def packed_forward(
     *,
     logits_to_keep: "torch.Tensor | int" = 0,
     longest_document: int = 0,
+    sequence: Shard = WHOLE,
     attention_mask: "torch.Tensor | None" = None,
     use_cache: bool = False,
 ) -> "torch.Tensor":
@@ -122,6 +172,8 @@ def packed_forward(
         logits_to_keep: positions whose logits are wanted (int64[n]), or 0 for all.
         longest_document: tokens of the longest document of later calls, so that our attention can
             refuse a sliding window ahead of them.
+        sequence: this rank's part, where several ranks share the row: ids and positions are then
+            this rank's, document lengths those of the whole row.
         attention_mask: refused; it exists so that the refusal can say why.
         use_cache: refused when true, for the same reason.
 
@@ -137,12 +189,18 @@ def packed_forward(
         )
     if use_cache:
         raise PackingError("a cache makes transformers treat packed documents as one: no use_cache")
-    _check_positions(position_ids, document_lengths)
+    _check_positions(position_ids, document_lengths, sequence)
     extra: dict[str, Any] = {}
     implementation = model.config._attn_implementation
     if implementation == DOCUMENTS:
         extra["document_lengths"] = tuple(document_lengths)
         extra["longest_document"] = longest_document
+        extra["sequence"] = sequence
+    elif sequence.degree > 1:
+        raise PackingError(
+            f"attention {implementation!r} cannot share a pack between ranks: set model.attention "
+            "to documents"
+        )
     elif "flash" in implementation:
         extra |= _flash_arguments(input_ids, document_lengths)
     output = model(
@@ -156,12 +214,15 @@ def packed_forward(
     return logits
 
 
-def _check_positions(position_ids: "torch.Tensor | None", document_lengths: Sequence[int]) -> None:
+def _check_positions(
+    position_ids: "torch.Tensor | None", document_lengths: Sequence[int], sequence: Shard
+) -> None:
     import torch
 
     if position_ids is None:
         raise PackingError("packed documents need position_ids that restart with each of them")
     wanted = torch.cat([torch.arange(n, device=position_ids.device) for n in document_lengths])
+    wanted = wanted.chunk(sequence.degree)[sequence.position]
     if position_ids.shape != (1, len(wanted)) or not torch.equal(position_ids[0], wanted):
         raise PackingError(
             "position_ids do not restart at 0 with every document: "
@@ -169,10 +230,10 @@ def _check_positions(position_ids: "torch.Tensor | None", document_lengths: Sequ
         )
 
 
-def _flash_arguments(input_ids: "torch.Tensor", document_lengths: Sequence[int]) -> dict[str, Any]:
+def _flash_arguments(like: "torch.Tensor", document_lengths: Sequence[int]) -> dict[str, Any]:
     import torch
 
-    ends = torch.tensor([0, *document_lengths], device=input_ids.device).cumsum(0).to(torch.int32)
+    ends = torch.tensor([0, *document_lengths], device=like.device).cumsum(0).to(torch.int32)
     longest = max(document_lengths)
     return {
         "cu_seq_lens_q": ends,
