@@ -14,6 +14,10 @@ from mixgym.envs.probes import PROBES, find_probe
 
 PROGRESS = "progress"  # reward of either level that needs no probe
 
+UpdateName = Literal[
+    "enumerated", "sampled", "sampled_importance_weighted", "expected", "closed_form"
+]
+
 
 class LevelOptions(Options):
     """One level: its actor, what moves it, and how."""
@@ -27,9 +31,7 @@ class LevelOptions(Options):
     hidden: int = Field(16, ge=1, description="mlp, equivariant: width")
     reward: str = Field("gradient_norm", description="a probe of this level, or progress")
     period: int = Field(1, ge=1, description="decisions between two updates")
-    update: Literal[
-        "enumerated", "sampled", "sampled_importance_weighted", "expected", "closed_form"
-    ] = "enumerated"
+    update: UpdateName = "enumerated"
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
     inner_steps: int = Field(1, ge=1, description="optimiser steps per update, rewards held")
@@ -107,9 +109,9 @@ def read_options(given: Mapping[str, Any]) -> HboOptions:
     try:
         options = HboOptions.model_validate(_merged(PRESETS[preset], given))
     except ValidationError as error:
-        raise ConfigError("\n".join(_words(mistake) for mistake in error.errors())) from None
-    _check_reward(options.global_.reward, "source", "agent.options.global.reward")
-    _check_reward(options.local.reward, "stratum", "agent.options.local.reward")
+        raise ConfigError("\n".join(words(mistake) for mistake in error.errors())) from None
+    check_reward(options.global_.reward, "source", "agent.options.global.reward")
+    check_reward(options.local.reward, "stratum", "agent.options.local.reward")
     if options.local.actor == "equivariant" and not options.local.shared:
         raise ConfigError(
             "agent.options.local: the actor equivariant is one network for all sources; "
@@ -147,7 +149,8 @@ def closed_form_needs(options: Mapping[str, Any]) -> Requires:
     return needs({"preset": "closed_form", **options})
 
 
-def _check_reward(name: str, level: str, where: str) -> None:
+def check_reward(name: str, level: str, where: str) -> None:
+    """Raise a ConfigError unless the reward is a probe of the level (``source``, ``stratum``)."""
     allowed = [probe for probe, kind in PROBES.items() if kind.level == level] + [PROGRESS]
     if name not in allowed:
         raise ConfigError(f"{where}={name}: choose one of {', '.join(allowed)}")
@@ -163,8 +166,9 @@ def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _words(mistake: Any) -> str:
-    key = ".".join(("agent", "options", *(str(part) for part in mistake["loc"])))
+def words(mistake: Any, where: tuple[str, ...] = ("agent", "options")) -> str:
+    """A mistake that pydantic found, as one line with the key below ``where``."""
+    key = ".".join((*where, *(str(part) for part in mistake["loc"])))
     if mistake["type"] == "extra_forbidden":
         return f"{key}: HBO has no such option"
     return f"{key}={mistake['input']!r}: {mistake['msg']}"
