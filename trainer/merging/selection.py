@@ -12,6 +12,7 @@ survivors.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,7 @@ class SelectKernel:
     ) -> None:
         weights = np.array(settings.per_model["weight"], np.float64)
         self._shares: NDArray[np.float64] = weights / weights.sum()
+        self._live = [int(k) for k in np.flatnonzero(self._shares)]
         self._edges = thresholds(weights)
         self._draws = draws
         self._rounds = resample
@@ -90,16 +92,15 @@ class SelectKernel:
             self.checks = "inputs"
             base = bits_of(chunk.raw(BASE)) if self._rounds != 0 else None
             place = chunk.place()
-            self._select(draw, [bits_of(chunk.raw(k)) for k in self._live()], base, bits_of(place))
+            bits = [bits_of(chunk.raw(k)) for k in self._live]
+            self._select(chunk, draw, bits, base, bits_of(place))
             return place
         values, base_values = self._values(chunk)
         base = bits_of(base_values) if base_values is not None else None
         picked = chunk.scratch("picked")
-        self._select(draw, [bits_of(values[k]) for k in self._live()], base, bits_of(picked))
+        bits = [bits_of(values[k]) for k in self._live]
+        self._select(chunk, draw, bits, base, bits_of(picked))
         return chunk.encode(picked)
-
-    def _live(self) -> list[int]:
-        return [int(k) for k in np.flatnonzero(self._shares)]
 
     def _copies_bits(self, chunk: Chunk) -> bool:
         indices = [*range(chunk.models), *([BASE] if self._rounds != 0 else [])]
@@ -134,19 +135,24 @@ class SelectKernel:
             return np.where(delta != 0, base + scaled, base)
         return np.where(delta != 0, chunk.value(index), base)
 
-    def _select(self, draw: Draw, candidates: list[Array], base: Array | None, out: Array) -> None:
+    def _select(
+        self, chunk: Chunk, draw: Draw, candidates: list[Array], base: Array | None, out: Array
+    ) -> None:
         """Fill ``out`` with the bits of the model that each element is drawn from."""
-        live = self._live()
+        flags = np.dtype(np.bool_)
+        spare = (chunk.scratch("mask", out.dtype), chunk.scratch("crossed", out.dtype))
         out[...] = candidates[-1]
-        earlier = [draw.below(self._edges[k]) for k in live[:-1]]
+        earlier = [
+            draw.below(self._edges[k], chunk.scratch(("below", k), flags)) for k in self._live[:-1]
+        ]
         for candidate, below in zip(candidates[-2::-1], earlier[::-1], strict=True):
-            blend(out, candidate, below)
-        reached = [int(np.count_nonzero(below)) for below in earlier]
-        counts = np.diff([0, *reached, draw.size])
+            blend(out, candidate, below, *spare)
+        reached = [0, *(int(np.count_nonzero(below)) for below in earlier), draw.size]
+        counts = np.array([b - a for a, b in pairwise(reached)])
         if base is not None:
             counts += self._resample(draw, candidates, base, out, earlier, counts)
         selected = np.zeros(len(self._shares), np.int64)
-        selected[live] = counts
+        selected[self._live] = counts
         self.tally.count_selected(draw.size, [int(c) for c in selected])
 
     def _resample(
@@ -184,7 +190,7 @@ class SelectKernel:
             partial(draw.again_at, places=where),
             first,
             [differ[some] for differ in differs],
-            self._shares[self._live()],
+            self._shares[self._live],
             self._rounds,
         )
         chosen = found[0][some]
@@ -196,18 +202,32 @@ class SelectKernel:
     def _count_equal(self, lost: NDArray[np.intp], drawn: NDArray[np.int64]) -> None:
         """Count zero deltas among the elements that were first drawn from each model."""
         counts = np.zeros((2, len(self._shares)), np.int64)
-        counts[:, self._live()] = np.bincount(lost, minlength=drawn.size), drawn
+        counts[:, self._live] = np.bincount(lost, minlength=drawn.size), drawn
         self.tally.count_equal([int(c) for c in counts[0]], [int(c) for c in counts[1]])
 
 
-def blend(out: Array, other: Array, where: Array) -> None:
+def blend(
+    out: Array,
+    other: Array,
+    where: Array,
+    mask: Array | None = None,
+    crossed: Array | None = None,
+) -> None:
     """Replace ``out`` by ``other`` where bool ``where`` is set, in place, without branches.
 
     Both are unsigned integers; a mask of all ones or all zeros chooses between them.
+
+    Args:
+        out: Unsigned integers, changed.
+        other: What replaces them.
+        where: bool[n].
+        mask: Like ``out``; overwritten.
+        crossed: Like ``out``; overwritten.
     """
-    mask = where.view(np.int8).astype(out.dtype)
+    mask = np.empty_like(out) if mask is None else mask
+    np.copyto(mask, where.view(np.uint8))
     np.negative(mask, out=mask)
-    mask &= out ^ other
+    mask &= np.bitwise_xor(out, other, out=crossed)
     out ^= mask
 
 

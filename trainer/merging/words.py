@@ -41,18 +41,21 @@ class WordStream:
         self._text = f"{seed}|{purpose}|{name}|{'' if model is None else model}"
         self._key = int.from_bytes(_digest(self._text), "little")
         self._low_key = self._key_of("low")
+        self._generator = np.random.Philox(key=self._key)
+        self._next = 0  # word at which the generator stands
 
     def _key_of(self, use: object) -> int:
         return int.from_bytes(_digest(f"{self._text}|{use}")[:8], "little")
 
     def halves(self, start: int, stop: int) -> Halves:
         """Return the upper halves of words ``start`` to ``stop``: uint16[stop - start]."""
-        first = start // HALVES_PER_COUNTER
-        generator = np.random.Philox(key=self._key).advance(first)
-        skipped = start - first * HALVES_PER_COUNTER
-        count = stop - start + skipped
-        raw = np.asarray(generator.random_raw((count + 3) // 4), dtype="<u8")
-        return raw.view("<u2")[skipped:count]
+        first = start - start % HALVES_PER_COUNTER
+        if first != self._next:
+            self._generator = np.random.Philox(key=self._key).advance(first // HALVES_PER_COUNTER)
+        counters = -(-(stop - first) // HALVES_PER_COUNTER)
+        raw = np.asarray(self._generator.random_raw(4 * counters), dtype="<u8")
+        self._next = first + counters * HALVES_PER_COUNTER
+        return raw.view("<u2")[start - first : stop - first]
 
     def words(self, start: int, stop: int) -> Words:
         """Return words ``start`` to ``stop`` whole: uint32[stop - start]."""
@@ -99,12 +102,14 @@ class Draw:
         """How many elements."""
         return self._halves.size
 
-    def below(self, threshold: int) -> NDArray[np.bool_]:
-        """Return bool[n]: which words are below a threshold of 0 to 2^32."""
+    def below(self, threshold: int, out: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+        """Return bool[n]: which words are below a threshold of 0 to 2^32; in ``out`` if given."""
         high, low = divmod(threshold, 1 << 16)
+        under = np.empty(self.size, np.bool_) if out is None else out
         if high >= 1 << 16:
-            return np.ones(self.size, np.bool_)
-        under = np.less(self._halves, np.uint16(high))
+            under[...] = True
+            return under
+        np.less(self._halves, np.uint16(high), out=under)
         if low:
             open_ones = np.flatnonzero(np.equal(self._halves, np.uint16(high)))
             under[open_ones] = self.words_at(open_ones) < np.uint32(threshold)
