@@ -62,7 +62,8 @@ def contenders(
         ConfigError: for an unknown name, one that must be trained or configured, or a folder
             without an agent.
     """
-    everything = {name: (name, {}) for name in _ready()} | VARIANTS
+    ready: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in _ready()}
+    everything = ready | VARIANTS
     wanted = everything if only is None else {"uniform": ("uniform", {})}
     for name in only or ():
         if name not in everything:
@@ -77,7 +78,9 @@ def _ready() -> list[str]:
     return [
         name
         for name, algorithm in ALGORITHMS.items()
-        if algorithm.requires is not TRAINED and name not in CONFIGURED
+        if algorithm.requires is not TRAINED
+        and algorithm.requires.step_rule == "plain"  # another one has nothing to step here
+        and name not in CONFIGURED
     ]
 
 
@@ -91,6 +94,7 @@ def _contender(name: str, given: dict[str, Any]) -> Contender:
             "observation": needs.observation,
             "probes": dict(needs.probes),
             "probe_at_start": needs.probe_at_start,
+            "step_rule": needs.step_rule,
             "reference": "curves" if needs.reference else None,
             **kind.environment,
         }

@@ -1,6 +1,6 @@
 """The base of the published mixers: rules whose memory is as wide as the observation."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Mixer(Rule):
     """A rule with memory for any number of sources.
 
-    Memory is all zeros at the start of an episode, so that zero has to mean "nothing known yet".
+    Sources are treated alike: permuting them permutes the weights. Memory is all zeros at the start
+    of an episode, so that zero has to mean "nothing known yet".
 
     Args:
         env: see :class:`Rule`.
@@ -27,8 +28,6 @@ class Mixer(Rule):
         options: of the constructor, to be saved.
     """
 
-    #: whether permuting the sources permutes the weights, and nothing else
-    equivariant: ClassVar[bool] = True
     #: whether it pays attention to what a source counts in evaluation; may depend on options
     target_aware: bool = False
 

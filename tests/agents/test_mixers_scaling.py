@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixgym.agents.mixers.ado import HISTORY, Ado
-from mixgym.agents.mixers.aioli import Aioli, column_sums, decisions_left
+from mixgym.agents.mixers.aioli import Aioli, column_sums, decisions_left, detrended
 from mixgym.agents.mixers.power_law import fit_power_law
 from mixgym.envs.errors import ConfigError
 
@@ -155,7 +155,7 @@ def play(rule: Aioli, worth: list[float], decisions: int, total: int) -> np.ndar
 
 
 def test_rounds_of_aioli_by_hand() -> None:
-    rule = Aioli(rate=1.0, one_hot=0.75, hold=1.5)
+    rule = Aioli(rate=1.0, one_hot=0.75, hold=1.5, detrend=False, warmup=0)
     played = play(rule, [0.4, 0.2], 12, 12)
     first = np.exp([2 / 3, 1 / 3])
     second = first**2 / (first**2).sum()
@@ -169,8 +169,34 @@ def test_rounds_of_aioli_by_hand() -> None:
 
 
 def test_two_sweeps_go_forth_and_back() -> None:
-    played = play(Aioli(sweeps=2, one_hot=0.8), [0.3, 0.2, 0.1], 6, 100)
+    played = play(Aioli(sweeps=2, one_hot=0.8, detrend=False, warmup=0), [0.3, 0.2, 0.1], 6, 100)
     assert played.argmax(-1).tolist() == [0, 1, 2, 2, 1, 0]
+
+
+def test_the_time_of_a_trial_is_not_credited_to_its_source() -> None:
+    trend = 1.0 / (np.arange(6) + 0.5) ** 1.4
+    assert detrended(trend, 0) == pytest.approx(np.ones(6))
+    # what a mixture adds stays in, up to the part of it that looks like a trend
+    bumps = np.array([1.0, 1.3, 0.8, 0.9, 1.2, 0.8])
+    assert detrended(trend * bumps, 0) == pytest.approx(bumps, abs=0.15)
+    rising = np.array([-1.0, -2.0, -3.0])
+    assert detrended(rising, 0).tolist() == rising.tolist()
+
+
+def test_few_sources_are_swept_until_there_are_six_trials() -> None:
+    played = play(Aioli(one_hot=0.9, warmup=2), [0.3, 0.2], 9, 100)
+    assert played[:2] == pytest.approx(np.full((2, 2), 0.5))
+    assert played[2:8].argmax(-1).tolist() == [0, 1, 1, 0, 0, 1]
+    assert played[8].max() < 0.9
+    five = play(Aioli(one_hot=0.9, warmup=1), [0.3, 0.2, 0.2, 0.2, 0.2], 12, 100)
+    assert five[1:11].argmax(-1).tolist() == [0, 1, 2, 3, 4, 4, 3, 2, 1, 0]
+
+
+def test_the_source_with_the_highest_loss_is_tried_first() -> None:
+    drive = Driver(Aioli(one_hot=0.9, warmup=0), 3)
+    start = [2.0, 1.0, 3.0]
+    tried = [int(drive(3, used=0.01 * t, nll=start, nll_start=start).argmax()) for t in range(4)]
+    assert tried == [2, 0, 1, 1]
 
 
 def test_aioli_without_room_for_a_round_stays_uniform() -> None:
@@ -179,7 +205,7 @@ def test_aioli_without_room_for_a_round_stays_uniform() -> None:
 
 
 def test_aioli_weighs_losses_by_the_target() -> None:
-    drive = Driver(Aioli(rate=5.0, one_hot=0.75))
+    drive = Driver(Aioli(rate=5.0, one_hot=0.75, detrend=False, warmup=0))
     target = [0.0, 1.0]
     drive(target=target, nll=[9.0, 9.0])
     drive(used=0.1, target=target, nll=[1.0, 8.9])  # a great fall of what does not count
@@ -204,6 +230,7 @@ def test_what_is_left_of_the_run() -> None:
         (lambda: Aioli(one_hot=0.5), r"one_hot=0\.5: must be above 0\.5 and at most 1"),
         (lambda: Aioli(sweeps=0), r"sweeps=0: must be a whole number, 1 or more"),
         (lambda: Aioli(keep=1.0), r"keep=1\.0: must be a number in \[0, 1\)"),
+        (lambda: Aioli(warmup=-1), r"warmup=-1: must be a whole number, 0 or more"),
         (lambda: Aioli(hold=0.0), r"hold=0\.0: must be a positive number"),
         (lambda: Ado(points=2), r"points=2: must be a whole number, 3 or more"),
         (lambda: Ado(axis="mine"), r"axis=mine: unknown \(known: own, total\)"),
