@@ -18,7 +18,7 @@ from mixgym.trainer import storage
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.players import Players
 from mixgym.trainer.runs import RunFolder
-from mixgym.trainer.streams import global_streams
+from mixgym.trainer.streams import global_streams, set_global_streams
 from mixgym.trainer.training_log import TensorBoardScalars, log_rewards, pending
 from mixgym.trainer.validation import LanguageJudge, TaskScores, score
 from mixgym.trainer.worlds import TrainingWorld, agent_options
@@ -125,12 +125,16 @@ class Keeper:
             self.validate()
 
     def _judged(self) -> float:
-        """The loss that decides which agent is the best."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name) / AGENT
-            self._players.export(folder, {})
-            mean = self._validated_fast(folder)
-            return mean if self._judge is None else self._validated_slow(folder)
+        """The loss that decides which agent is the best; training goes on as if unjudged."""
+        streams = global_streams()
+        try:
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name) / AGENT
+                self._players.export(folder, {})
+                mean = self._validated_fast(folder)
+                return mean if self._judge is None else self._validated_slow(folder)
+        finally:
+            set_global_streams(streams)
 
     def _validated_fast(self, folder: Path) -> float:
         config = self._run.config

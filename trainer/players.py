@@ -35,6 +35,7 @@ from mixgym.trainer.config import RunConfig
 from mixgym.trainer.levels import Together
 from mixgym.trainer.row_buffers import learn_from_present_rows
 from mixgym.trainer.seats import Spaces, make_seat
+from mixgym.trainer.streams import global_streams, set_global_streams
 from mixgym.trainer.worlds import TrainingWorld
 
 LEVELS: dict[str, tuple[str, ...]] = {
@@ -225,9 +226,11 @@ class Players:
     def freeze(self, learning: str) -> None:
         """Put the learner of the other level, as it is now, beside the one that learns."""
         (frozen,) = set(self.levels) - {learning}
+        streams = global_streams()
         with tempfile.TemporaryDirectory() as name:
             export_policy(self.learners[frozen].policy, Path(name), {})
             agent: Any = load_agent(Path(name), shape=self._shape)
+        set_global_streams(streams)  # a network was made: a resume must not notice
         view = self._views[learning]
         if isinstance(view, GlobalLevel):
             view.local = agent

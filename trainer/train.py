@@ -175,7 +175,7 @@ def _train_stage(
             export_agent(run, players, TWIN, {"decisions": 0, "stage": name})
     output = TensorBoardScalars(
         run.tensorboard / "training" / f"{index}-{name}",
-        world.env.decisions + 1,
+        world.env.decisions + 1 if continued else 0,
         lambda: world.env.decisions,
     )
     loggers = level_loggers(output, players.levels)

@@ -23,7 +23,6 @@ from mixgym.envs.mixture import FloatArray
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.rewards import target_mean
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.streams import global_streams, set_global_streams
 from mixgym.trainer.tables import number, table
 
 Predict = Callable[..., tuple[NDArray[np.float32], Any]]
@@ -115,11 +114,7 @@ class LanguageJudge:
 
     def score(self, predict: Predict) -> float:
         """Target-weighted mean NLL of the select split; infinite where a run diverges."""
-        streams = global_streams()
-        try:
-            return float(np.mean([self._run(predict, i) for i in range(self._runs)]))
-        finally:
-            set_global_streams(streams)  # training goes on as if nothing had happened
+        return float(np.mean([self._run(predict, i) for i in range(self._runs)]))
 
     def _run(self, predict: Predict, index: int) -> float:
         env = self._env
