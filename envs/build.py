@@ -29,10 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The sources of a configuration, encoded, with the tokenizer that did it."""
+    """The sources of a configuration, encoded, with the tokenizer that did it.
+
+    Attributes:
+        sources: K of them.
+        tokenizer: of the model.
+        graded: tokens that grading the rows reads, unless they are cached.
+    """
 
     sources: tuple[Source, ...]
     tokenizer: Any
+    graded: int = 0
 
 
 def build_environment(
@@ -52,15 +59,24 @@ def build_environment(
     return MixtureEnv(world, environment, training, on_episode_end, render_mode)
 
 
-def load_corpus(options: WorldOptions) -> Corpus:
-    """Read and encode the sources; for a preset this trains the tokenizer on their rows."""
+def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
+    """Read and encode the sources; for a preset this trains the tokenizer on their rows.
+
+    Args:
+        options: the configuration.
+        dry: where a model would grade the rows, do so by length and count what it would read.
+    """
+    from mixgym.envs.learners.grading import make_grader, scorers
     from mixgym.envs.learners.models import load_tokenizer
     from mixgym.envs.sources.loading import encode_sources, read_sources, training_texts
 
     raw = read_sources(options)
     texts = [training_texts([source]) for source in raw]
     tokenizer = load_tokenizer(options.model, lambda: _in_turn(texts))
-    return Corpus(tuple(encode_sources(raw, tokenizer, options.data, options.seed)), tokenizer)
+    grader = make_grader(options, tokenizer, dry=dry)
+    found = scorers(grader, [source.name for source in raw], options.seed) if grader else {}
+    sources = tuple(encode_sources(raw, tokenizer, options.data, options.seed, found))
+    return Corpus(sources, tokenizer, sum(scorer.cost for scorer in found.values()))
 
 
 def cell_sizes(sources: Sequence[Source], unit: Unit) -> FloatArray:

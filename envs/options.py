@@ -52,7 +52,25 @@ class DataOptions(Options):
 
     unit: Unit = Field("supervised_tokens", description="what the ratios of a mixture count")
     strata: int = Field(4, ge=1, le=64, description="difficulty strata per source")
-    strata_by: str = Field("length", description="length, or column:NAME")
+    strata_by: str = Field(
+        "length",
+        description="length, column:NAME, or graded by a model: loss, ifd (ratio of perplexities "
+        "with and without the prompt), ifd_loss (ratio of losses)",
+    )
+    remainder: Literal["spread", "drop"] = Field(
+        "spread",
+        description="training rows left over by equal strata: one more in the easiest strata "
+        "each, or the hardest ones dropped",
+    )
+    scorer: str | None = Field(
+        None, description="model that grades rows: a folder, a hub name; null: the one fine-tuned"
+    )
+    score_rows: int | None = Field(
+        2000, ge=8, description="rows of a split that are graded, at most; others follow by length"
+    )
+    score_cache: str | None = Field(
+        None, description="folder of cached grades; null: the user's cache folder"
+    )
     max_length: int = Field(512, ge=8, description="tokens in a row, at most, and in a pack")
     labels: Literal["completions", "all"] = Field(
         "completions", description="which tokens are trained on"

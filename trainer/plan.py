@@ -52,7 +52,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         raise ConfigError(
             "environment.learner=curves has no rows: there is nothing to plan; use causal_lm"
         )
-    corpus = load_corpus(config)
+    corpus = load_corpus(config, dry=True)
     rehearsal = _rehearse(config, corpus.sources)
     sources = {
         source.name: _source_report(source, rehearsal.epochs[k], rehearsal.supervised[k])
@@ -68,7 +68,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
             "supervised_tokens": int(rehearsal.supervised.sum()),
             "fill": rehearsal.fill,
         },
-        "cost": _costs(config, corpus.sources, rehearsal),
+        "cost": {**_costs(config, corpus.sources, rehearsal), "grading_tokens": corpus.graded},
         "memory": _memory(config),
     }
     report["warnings"] = _warnings(report)
@@ -321,6 +321,7 @@ def plan_tables(report: dict[str, Any]) -> list[Any]:
         f"{100 * cost['measured_share_of_decisions']:.1f}% of the compute; the test split once "
         f"before and once after, {cost['test_evaluation_tokens']:,} tokens each",
         *_probe_lines(cost),
+        *_grading_lines(cost),
         f"memory: {memory['parameters']:,} parameters, "
         f"{memory['weights_gradients_optimizer_bytes'] / 2**20:,.0f} MiB with gradients and "
         f"AdamW, logits {memory['largest_logits_bytes'] / 2**20:,.0f} MiB at most",
@@ -336,4 +337,14 @@ def _probe_lines(cost: dict[str, Any]) -> list[str]:
     return [
         f"probes: {periods} decisions; {cost['probe_tokens']:,} tokens of a pass forward, "
         f"{100 * cost['probed_share_of_decisions']:.1f}% of the compute"
+    ]
+
+
+def _grading_lines(cost: dict[str, Any]) -> list[str]:
+    """One line on the grading of rows, if a model does it."""
+    if not cost["grading_tokens"]:
+        return []
+    return [
+        f"grading the rows: {cost['grading_tokens']:,} tokens of a pass forward once, then cached; "
+        "until then the strata above are by length"
     ]

@@ -26,6 +26,11 @@ from mixgym.envs.sources.source import IntArray
 
 Scores = NDArray[np.float64]
 
+MODEL_SCORES = ("loss", "ifd", "ifd_loss")
+"""Words in ``data.strata_by`` that stand for a model's grades."""
+
+DROPPED = -1  # the stratum of a train row that is left out
+
 
 class Scorer(Protocol):
     """Grades the rows of a source."""
@@ -140,7 +145,10 @@ def scorer_for(strata_by: str, raw: Sequence[Row], strata: int, source: str) -> 
         return LengthScorer()
     kind, _, column = strata_by.partition(":")
     if kind != "column" or not column:
-        raise SourceError(f"data.strata_by is {strata_by!r}; give length or column:NAME")
+        raise SourceError(
+            f"data.strata_by is {strata_by!r}; give length, column:NAME, or one of "
+            f"{', '.join(MODEL_SCORES)}"
+        )
     cells = [row.columns.get(column) for row in raw]
     if not cells or not isinstance(cells[0], str) or _as_number(cells[0]) is not None:
         return ColumnScorer(column, source)
@@ -164,22 +172,27 @@ def _as_number(cell: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def equal_groups(scores: Scores, strata: int) -> IntArray:
+def equal_groups(scores: Scores, strata: int, *, drop: bool = False) -> IntArray:
     """The stratum of each train row: G groups of equal count by (score, order).
 
     Args:
         scores: float64[n].
         strata: G.
+        drop: give the hardest n mod G rows no stratum, if there are at least G.
 
     Returns:
-        int64[n], 0 the easiest.
+        int64[n], 0 the easiest; -1 for what is dropped.
 
     Example:
         >>> equal_groups(np.array([5.0, 1.0, 3.0, 3.0, 2.0]), 2)
         array([1, 0, 0, 1, 0])
+        >>> equal_groups(np.array([5.0, 1.0, 3.0, 3.0, 2.0]), 2, drop=True)
+        array([-1,  0,  1,  1,  0])
     """
     order = np.argsort(scores, kind="stable")
-    groups = np.empty(len(scores), dtype=np.int64)
+    if drop and len(order) >= strata:
+        order = order[: len(order) - len(order) % strata]
+    groups = np.full(len(scores), DROPPED, dtype=np.int64)
     for stratum, part in enumerate(np.array_split(order, strata)):
         groups[part] = stratum
     return groups
@@ -219,16 +232,19 @@ def _ranks_among_equals(scores: Scores) -> tuple[IntArray, IntArray]:
     return rank, counts[inverse]
 
 
-def stratify(parts: Mapping[str, Encoding], scorer: Scorer, strata: int) -> dict[str, IntArray]:
+def stratify(
+    parts: Mapping[str, Encoding], scorer: Scorer, strata: int, *, drop: bool = False
+) -> dict[str, IntArray]:
     """The strata of all splits of a source.
 
     Args:
         parts: by split, the encoded rows.
         scorer: see :class:`Scorer`.
         strata: G.
+        drop: see :func:`equal_groups`.
 
     Returns:
-        By split int64[n], each in 0 .. G - 1.
+        By split int64[n], each in 0 .. G - 1; -1 for train rows that are dropped.
     """
     scores = {name: scorer.score(parts[name]) for name in SPLITS}
     if scorer.is_stratum:
@@ -236,8 +252,9 @@ def stratify(parts: Mapping[str, Encoding], scorer: Scorer, strata: int) -> dict
     train = scores["train"]
     held_out = np.concatenate([scores[name] for name in SPLITS[1:]])
     basis = train if len(train) else held_out
-    groups = equal_groups(basis, strata)
-    binned = {name: bin_rows(scores[name], basis, groups) for name in SPLITS[1:]}
+    groups = equal_groups(basis, strata, drop=drop and len(train) > 0)
+    kept = groups != DROPPED
+    binned = {name: bin_rows(scores[name], basis[kept], groups[kept]) for name in SPLITS[1:]}
     return {"train": groups[: len(train)], **binned}
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS, DataOptions, SourceOptions, WorldOptions
-from mixgym.envs.sources.difficulty import cap_rows, scorer_for, stratify
+from mixgym.envs.sources.difficulty import DROPPED, Scorer, cap_rows, scorer_for, stratify
 from mixgym.envs.sources.embedded import TASKS, default_sources, generate
 from mixgym.envs.sources.encoding import Encoding, encode_rows
 from mixgym.envs.sources.reading import ReadRows, Row, read_rows
@@ -76,6 +78,7 @@ def encode_sources(
     tokenizer: "PreTrainedTokenizerFast",
     data: DataOptions,
     seed: int,
+    scorers: Mapping[str, Scorer] | None = None,
 ) -> list[Source]:
     """Tokenise, grade and cap every source.
 
@@ -84,12 +87,14 @@ def encode_sources(
         tokenizer: a fast tokenizer with an eos token.
         data: how rows become tokens and strata.
         seed: the world's seed, for the choice of held-out rows under the cap.
+        scorers: by source, what grades its rows, where ``strata_by`` takes a model.
 
     Raises:
         SourceError: a row, a column or the chat template cannot be used, or a source that needs
             train or reward rows has none left.
     """
-    return [_encode_source(source, tokenizer, data, seed) for source in raw]
+    found = scorers or {}
+    return [_encode_source(s, tokenizer, data, seed, found.get(s.name)) for s in raw]
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -204,7 +209,11 @@ def _check_splits(name: str, source: SourceOptions, sizes: Mapping[str, int]) ->
 
 
 def _encode_source(
-    raw: RawSource, tokenizer: "PreTrainedTokenizerFast", data: DataOptions, seed: int
+    raw: RawSource,
+    tokenizer: "PreTrainedTokenizerFast",
+    data: DataOptions,
+    seed: int,
+    scorer: Scorer | None,
 ) -> Source:
     parts = {name: encode_rows(raw.rows[name], tokenizer, data, raw.name) for name in SPLITS}
     _check_splits(raw.name, raw.options, {name: len(part.rows) for name, part in parts.items()})
@@ -212,7 +221,12 @@ def _encode_source(
     for part in parts.values():
         counts.update(part.counts)
     rows = {name: part.rows for name, part in parts.items()}
-    strata = _strata(parts, data, raw.name)
+    strata = _strata(parts, data, raw.name, scorer)
+    stays = strata["train"] != DROPPED
+    if not stays.all():
+        counts["rows dropped: remainder of the strata"] = int((~stays).sum())
+        rows["train"] = rows["train"].take(np.flatnonzero(stays))
+        strata["train"] = strata["train"][stays]
     for name in HELD_OUT:
         rng = stream(seed, "held-out", raw.name, name)
         keep = cap_rows(rows[name].supervised, strata[name], data.held_out_tokens, rng)
@@ -230,7 +244,10 @@ def _encode_source(
     )
 
 
-def _strata(parts: Mapping[str, Encoding], data: DataOptions, source: str) -> dict[str, IntArray]:
-    every = [row for part in parts.values() for row in part.raw]
-    scorer = scorer_for(data.strata_by, every, data.strata, source)
-    return stratify(parts, scorer, data.strata)
+def _strata(
+    parts: Mapping[str, Encoding], data: DataOptions, source: str, scorer: Scorer | None
+) -> dict[str, IntArray]:
+    if scorer is None:
+        every = [row for part in parts.values() for row in part.raw]
+        scorer = scorer_for(data.strata_by, every, data.strata, source)
+    return stratify(parts, scorer, data.strata, drop=data.remainder == "drop")

@@ -136,7 +136,7 @@ def test_too_many_labels_and_unknown_words():
         SourceError, match=r"3 labels .first: a.jsonl line 1, 'a'. for 2 strata; raise"
     ):
         scorer_for("column:level", rows.raw, 2, "s")
-    with pytest.raises(SourceError, match="'perplexity'; give length or column:NAME"):
+    with pytest.raises(SourceError, match="'perplexity'; give length, column:NAME, or one of"):
         scorer_for("perplexity", rows.raw, 2, "s")
 
 
@@ -155,3 +155,28 @@ def test_the_cap_keeps_every_stratum_and_its_word(cells, cap, seed):
         assert len(kept) == len(supervised)
     again = cap_rows(supervised, strata, cap, np.random.default_rng(seed))
     np.testing.assert_array_equal(kept, again)
+
+
+def test_the_hardest_of_the_remainder_are_dropped_or_kept():
+    scores = np.arange(10.0)[::-1].copy()
+    dropped = equal_groups(scores, 4, drop=True)
+    assert np.bincount(dropped[dropped >= 0]).tolist() == [2, 2, 2, 2]
+    assert scores[dropped < 0].tolist() == [9.0, 8.0]
+    assert np.bincount(equal_groups(scores, 4)).tolist() == [3, 3, 2, 2]
+    assert equal_groups(scores[:3], 4, drop=True).tolist() == [2, 1, 0]  # too few to drop any
+
+
+@given(SCORES, st.integers(1, 6))
+def test_dropping_takes_no_row_that_is_easier_than_one_that_stays(scores, strata):
+    groups = equal_groups(scores, strata, drop=True)
+    stays = groups >= 0
+    if stays.any() and not stays.all():
+        assert scores[~stays].min() >= scores[stays].max()
+    counts = np.bincount(groups[stays], minlength=strata)
+    assert len(scores) < strata or counts.max() == counts.min()
+
+
+def test_held_out_rows_are_binned_by_the_rows_that_stay():
+    found = stratify(parts(train=[1, 2, 3, 4, 9], reward=[9, 1]), LengthScorer(), 2, drop=True)
+    assert found["train"].tolist() == [0, 0, 1, 1, -1]
+    assert found["reward"].tolist() == [1, 0]

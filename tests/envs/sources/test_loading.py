@@ -241,3 +241,15 @@ def test_every_json_line_of_a_folder_source_is_accounted_for(write):
     raw = read_sources(world(d={"path": str(folder)}))[0]
     assert [len(raw.rows[name]) for name in SPLITS] == [30, 3, 2, 4]
     assert raw.counts == {"rows read": 39}
+
+
+def test_the_remainder_of_the_strata_can_be_dropped(write, bytes_tokenizer):
+    path = str(write("a.jsonl", pair_rows(33)))
+    options = world({"remainder": "drop", "held_out_fraction": 0.1, "strata": 5}, a={"path": path})
+    source = encode_sources(read_sources(options), bytes_tokenizer, options.data, 0)[0]
+    counts = np.bincount(source.strata["train"])
+    assert counts.tolist() == [len(source.splits["train"]) // 5] * 5
+    dropped = source.report.counts["rows dropped: remainder of the strata"]
+    held_out = sum(len(source.splits[name]) for name in SPLITS[1:])
+    assert len(source.splits["train"]) + dropped + held_out == 33
+    assert 0 < dropped < 5
