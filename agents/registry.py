@@ -118,6 +118,11 @@ ALGORITHMS = {
         "tracking:MultiDDS", "MultiDDS: cosines with held-out gradients", needs="multidds"
     ),
     "mos": _mixer("tracking:MoS", "MoS: likeness of embeddings, or perplexity ratios", needs="mos"),
+    "scalebio": Algorithm(
+        "ScaleBiO: leaves the weights to the bilevel step rule, from the prior on",
+        "mixgym.agents.scalebio:ScaleBio",
+        Requires(action="weights", observation="dict", signals=True, step_rule="bilevel"),
+    ),
     "hbo": _hbo("agent:Hbo", "HBO: actors over sources and strata, moved by probes", "needs"),
     "hbo_released": _hbo(
         "agent:released", "HBO as its released code has it, without its defects", "released_needs"

@@ -16,7 +16,7 @@ class Requires:
         signals: whether it reads the raw ``signals`` (only the Dict observation has them).
         probes: probe name -> period in decisions; they run only then.
         probe_at_start: whether the probes are measured before the first decision too.
-        step_rule: how optimiser steps are taken.
+        step_rule: how optimiser steps are taken; ``plain`` leaves what is configured.
         reference: whether it needs the losses of a reference model.
     """
 
@@ -25,5 +25,5 @@ class Requires:
     signals: bool = False
     probes: dict[str, int] = field(default_factory=dict)
     probe_at_start: bool = False
-    step_rule: Literal["plain"] = "plain"
+    step_rule: Literal["plain", "bilevel"] = "plain"
     reference: bool = False

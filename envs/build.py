@@ -11,10 +11,9 @@ import numpy as np
 
 from mixgym.envs.environment import EpisodeHook, MixtureEnv
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.learners.base import Learner, PlainStep
+from mixgym.envs.learners.base import Learner, PlainStep, StepRule
 from mixgym.envs.mixture import FloatArray, Mixture, normalise
 from mixgym.envs.options import (
-    SPLITS,
     EnvironmentOptions,
     TrainingOptions,
     Unit,
@@ -69,6 +68,7 @@ def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
     from mixgym.envs.learners.grading import make_grader, scorers
     from mixgym.envs.learners.models import load_tokenizer
     from mixgym.envs.sources.loading import encode_sources, read_sources, training_texts
+    from mixgym.envs.sources.splits import halve_reward
 
     raw = read_sources(options)
     texts = [training_texts([source]) for source in raw]
@@ -76,6 +76,8 @@ def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
     grader = make_grader(options, tokenizer, dry=dry)
     found = scorers(grader, [source.name for source in raw], options.seed) if grader else {}
     sources = tuple(encode_sources(raw, tokenizer, options.data, options.seed, found))
+    if options.environment.step_rule == "bilevel":
+        sources = tuple(halve_reward(source, options.seed) for source in sources)
     return Corpus(sources, tokenizer, sum(scorer.cost for scorer in found.values()))
 
 
@@ -211,9 +213,35 @@ def row_world(options: WorldOptions, sources: Sequence[Source], learner: Learner
             packs=options.training.packs,
             seed=seed,
         ),
-        step_rule=PlainStep(),
+        step_rule=make_step_rule(options, tuple(names), sizes),
         fingerprint=_fingerprint(sources),
     )
+
+
+def make_step_rule(options: WorldOptions, names: tuple[str, ...], sizes: FloatArray) -> StepRule:
+    """The rule that takes the optimiser's steps.
+
+    Args:
+        options: ``environment.step_rule`` and ``bilevel``.
+        names: of the K sources.
+        sizes: float64[K, G], see :func:`cell_sizes`.
+
+    Raises:
+        ConfigError: if the rule needs another learner, or more sources.
+    """
+    if options.environment.step_rule == "plain":
+        return PlainStep()
+    from mixgym.envs.bilevel.rule import BilevelStep
+
+    wanted = options.bilevel
+    if options.environment.learner == "curves":
+        if wanted.estimator not in ("auto", "alignment") or wanted.act != "sampling":
+            raise ConfigError(
+                f"bilevel.estimator={wanted.estimator}, act={wanted.act}: learner curves knows "
+                "the alignment of its sources and has no second model: use alignment and sampling"
+            )
+        wanted = wanted.model_copy(update={"estimator": "alignment"})
+    return BilevelStep(wanted, names, sizes.sum(-1), options.seed)
 
 
 def _fingerprint(sources: Sequence[Source]) -> str:
@@ -221,7 +249,7 @@ def _fingerprint(sources: Sequence[Source]) -> str:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(f"{source.name}\x00{source.target}\x00{source.max_epochs}".encode())
-        for split in SPLITS:
+        for split in source.splits:
             rows = source.splits[split]
             for array in (rows.tokens, rows.labels, rows.offsets, source.strata[split]):
                 digest.update(np.ascontiguousarray(array).tobytes())
@@ -262,7 +290,7 @@ def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
             cell_size=task.size,
             learner=learner,
             make_plane=lambda _: TokenPlane(task, options.training.steps),
-            step_rule=PlainStep(),
+            step_rule=make_step_rule(options, task.names, task.size),
             draw=draw,
             reference=None if options.environment.reference is None else learner.reference,
         )

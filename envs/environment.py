@@ -141,7 +141,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             self._begin()
             self._seen.take_start(self.world)
         self._progress.measured, self._progress.probed = self._seen.begin()
-        self._mixture = self.world.prior
+        self._mixture = self._asked = self.world.prior
         observation, _ = self._observe()
         return observation, {"start": self.start_losses()}
 
@@ -152,7 +152,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self._begin()
         clock = time.perf_counter()
         seen = flat_observation(self._view(), self.padded)[0].tolist()
-        mixture = self._kind.decode(np.asarray(action, np.float64), self.frame)
+        asked = self._kind.decode(np.asarray(action, np.float64), self.frame)
+        mixture = self.world.step_rule.tilt(asked)
         plan = self._plane.plan(mixture, self._budget())
         planned = time.perf_counter()
         try:
@@ -161,6 +162,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             cost = self._seen.take(self.world, report, self._progress.decisions + 1)
         except DivergenceError as error:
             return self._fail(mixture, error)
+        self._asked = asked
         done = self._account(mixture, plan, report, cost)
         reward = self._pay()
         self.seconds = {
@@ -184,7 +186,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         """What actions are read against now."""
         if self._plane is None:
             raise MixgymError("the environment has no episode: call reset() first")
-        return MixtureFrame(self.world.prior, self._plane.available(), self.padded, self._mixture)
+        return MixtureFrame(self.world.prior, self._plane.available(), self.padded, self._asked)
 
     @property
     def progress(self) -> Progress:
@@ -210,7 +212,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     @property
     def mixture(self) -> Mixture:
-        """The mixture of the last decision; the prior before the first."""
+        """The mixture of the last decision, as it was trained on; the prior before the first."""
         return self._mixture
 
     @property
@@ -238,14 +240,14 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     def _enter(self) -> None:
         """Make the parts that belong to this episode."""
         if self.world.draw is not None:
-            world = self.world.draw(self._progress.seed)
-            self.world = replace(world, step_rule=self.world.step_rule)
+            self.world = self.world.draw(self._progress.seed)
             self._seen.known = False
         self._plane = self.world.make_plane(self._progress.seed)
 
     def _begin(self) -> None:
         if self._stale:
             self.world.learner.reset()
+            self.world.step_rule.reset()
             self._stale = False
 
     def _budget(self) -> Budget:
@@ -346,18 +348,18 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         return other
 
     def save(self, folder: Path) -> None:
-        """Write the state to ``folder``: ``learner/``, ``environment.json``."""
+        """Write the state to ``folder``: ``learner/``, ``step_rule/``, ``environment.json``."""
         self._begin()
         self.world.learner.save(folder / "learner")
-        state = {"state": self._state(), "step_rule": self.world.step_rule.snapshot()}
-        (folder / "environment.json").write_text(json.dumps(state))
+        self.world.step_rule.save(folder / "step_rule")
+        (folder / "environment.json").write_text(json.dumps({"state": self._state()}))
 
     def load(self, folder: Path) -> Any:
         """Continue from :meth:`save`; returns the observation."""
         state = json.loads((folder / "environment.json").read_text())
         self._set_state(state["state"])
         self.world.learner.load(folder / "learner")
-        self.world.step_rule.restore(state["step_rule"])
+        self.world.step_rule.load(folder / "step_rule")
         return self._observe()[0]
 
     def _state(self) -> dict[str, Any]:
@@ -368,7 +370,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             "random": self.np_random.bit_generator.state,
             "plane": self.plane.snapshot(),
             "measurements": self._seen.state(),
-            "mixture": [self._mixture.sources.tolist(), self._mixture.strata.tolist()],
+            "mixture": _plain(self._mixture),
+            "asked": _plain(self._asked),
             "fingerprint": self.world.fingerprint,
         }
 
@@ -384,7 +387,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self._enter()
         self.plane.restore(state["plane"])
         self._seen.set_state(state["measurements"])
-        self._mixture = Mixture.of(*state["mixture"])
+        self._mixture, self._asked = Mixture.of(*state["mixture"]), Mixture.of(*state["asked"])
         self._stale = False
 
     def render(self) -> Any:
@@ -397,6 +400,10 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         if self.render_mode == "ansi":
             return render_text(self.world.names, history[-1], self._progress.decisions)
         return None
+
+
+def _plain(mixture: Mixture) -> list[Any]:
+    return [mixture.sources.tolist(), mixture.strata.tolist()]
 
 
 def make_mixture_env(render_mode: str | None = None, **options: Any) -> MixtureEnv:

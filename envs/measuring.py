@@ -65,7 +65,7 @@ class Measurements:
             DivergenceError: if something is not finite; what was known before stays.
         """
         after = world.learner.evaluate("reward")
-        found = measured(self.probes.due(decision), world.learner, report, self.start)
+        found = measured(self.probes.due(decision), world, report, self.start)
         self.before, self.now = self.now, after
         self.probes.enter({name: result.values for name, result in found.items()})
         self.probe_tokens = sum(result.tokens for result in found.values())

@@ -6,21 +6,17 @@ into an environment. Nothing here touches a file or a model.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from mixgym.envs.bilevel.options import BilevelOptions
 from mixgym.envs.probes import find_probe
+from mixgym.envs.section import Options as Options  # the base of sections elsewhere too
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Unit = Literal["supervised_tokens", "tokens", "rows"]
 
 SPLITS = ("train", "reward", "select", "test")
-
-
-class Options(BaseModel):
-    """Base of every section: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SourceOptions(Options):
@@ -131,7 +127,9 @@ class TrainingOptions(Options):
 class PenaltyOptions(Options):
     """What is taken off every reward."""
 
-    kl_prior: Weight = Field(0.0, description="times the KL divergence from the prior, over all strata")
+    kl_prior: Weight = Field(
+        0.0, description="times the KL divergence from the prior, over all strata"
+    )
     epochs: Weight = Field(0.0, description="times the passes beyond epoch_cap, over all sources")
     epoch_cap: Weight = Field(4.0, description="passes over a source that cost nothing")
     probe_cost: Weight = Field(
@@ -150,6 +148,9 @@ class EnvironmentOptions(Options):
         "logits", description="what an action stands for: see mixgym.envs.actions"
     )
     observation: Literal["flat", "dict"] = "flat"
+    step_rule: Literal["plain", "bilevel"] = Field(
+        "plain", description="bilevel: source weights are learnt on the way (see `bilevel`)"
+    )
     reward: str = "progress"
     reward_sources: str = Field(
         "gradient_norm", description="probe of sources that log_utility, linear and arm read"
@@ -208,6 +209,7 @@ class WorldOptions(Options):
     model: ModelOptions = ModelOptions()
     training: TrainingOptions = TrainingOptions()
     environment: EnvironmentOptions = EnvironmentOptions()
+    bilevel: BilevelOptions = BilevelOptions()
 
     @model_validator(mode="before")
     @classmethod

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.envs.learners.base import Evaluation, Learner, ProbeResult, TrainReport
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.base import Evaluation, ProbeResult, TrainReport
 from mixgym.envs.mixture import FloatArray
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.probes import find_probe
+from mixgym.envs.probes import BILEVEL_GAIN, find_probe
 from mixgym.envs.rewards import make_reward
 from mixgym.envs.signals import probe_shape
+from mixgym.envs.world import World
 
 NEVER = -1
 
@@ -20,12 +22,20 @@ def wanted_probes(options: EnvironmentOptions) -> dict[str, int]:
 
     What only the reward asks for is measured at every decision.
 
+    Raises:
+        ConfigError: for a probe of step rule bilevel under another rule.
+
     >>> wanted_probes(EnvironmentOptions(reward="log_utility", probes={"gradient_norm": 4}))
     {'gradient_norm': 4, 'perplexity_ratio': 1}
     """
     read = [options.reward_sources, options.reward_strata]
     for_reward = dict.fromkeys(read if make_reward(options.reward).probes else [], 1)
     both = {**for_reward, **options.probes}
+    if BILEVEL_GAIN in both and options.step_rule != "bilevel":
+        raise ConfigError(
+            f"environment.step_rule={options.step_rule}: probe {BILEVEL_GAIN} is what step rule "
+            "bilevel finds; set environment.step_rule=bilevel, or leave the probe out"
+        )
     return {name: both[name] for name in sorted(both)}
 
 
@@ -81,15 +91,23 @@ class ProbeBook:
 
 
 def measured(
-    names: list[str], learner: Learner, report: TrainReport, start: Evaluation
+    names: list[str], world: World, report: TrainReport, start: Evaluation
 ) -> dict[str, ProbeResult]:
-    """Take the probes ``names``; free ones come from the interval's training."""
+    """Take the probes ``names``; free ones come from the interval's training, or its step rule."""
     return {
-        name: learner.probe(name)
+        name: world.learner.probe(name)
         if find_probe(name).passes
-        else ProbeResult(training_loss_ratio(report.nll, start.nll), 0)
+        else ProbeResult(_free(name, world, report, start), 0)
         for name in names
     }
+
+
+def _free(name: str, world: World, report: TrainReport, start: Evaluation) -> FloatArray:
+    if name != BILEVEL_GAIN:
+        return training_loss_ratio(report.nll, start.nll)
+    gains = world.step_rule.gains()
+    assert gains is not None  # the options were checked
+    return gains
 
 
 def training_loss_ratio(trained: FloatArray, start: FloatArray) -> FloatArray:

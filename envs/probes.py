@@ -14,6 +14,7 @@ from typing import Literal
 
 Level = Literal["source", "stratum"]
 
+BILEVEL_GAIN = "bilevel_gain"
 BACKWARD = 3  # passes forward that a pass forward and backward is worth
 
 
@@ -111,6 +112,11 @@ PROBES = {
     "training_loss_ratio": ProbeKind(
         "perplexity of the last interval's training over the held-out one at the start; free",
         "stratum",
+        passes=0,
+    ),
+    BILEVEL_GAIN: ProbeKind(
+        "what a source is worth to validation, as step rule bilevel found last; free",
+        "source",
         passes=0,
     ),
 }

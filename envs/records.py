@@ -10,6 +10,7 @@ Plain data; every name is API:
     reward.global, reward.local {source: nats}, reward.components {name: value}
     epochs {source: passes so far}
     packing.fill, packing.packs, packing.balanced
+    bilevel.<name>, bilevel.<name>/<source>   see BilevelStep.health; only with that step rule
     probes {name: {source: value, or one per stratum}}   those measured after this decision
     actor {name: {source: value, or one per stratum}}   what the agent says of its own updates
     cost.train_tokens, cost.measure_tokens   tokens so far, prompts included
@@ -73,6 +74,7 @@ def decision_record(
         "epochs": _named(names, epochs),
         "packing": _packing(plan),
         **probe_section(names, env.measurements.fresh()),
+        **({"bilevel": health} if (health := env.world.step_rule.health()) else {}),
         "cost": {
             "train_tokens": done.tokens,
             "measure_tokens": done.measured,

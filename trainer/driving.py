@@ -60,6 +60,8 @@ def suited(config: RunConfig, kind: AgentKind) -> RunConfig:
         update["probes"] = merged_probes(given.probes, needs.probes)
     if needs.probe_at_start:
         update["probe_at_start"] = True
+    if needs.step_rule != "plain":
+        update["step_rule"] = needs.step_rule
     if needs.reference and given.reference is None:
         raise ConfigError(
             f"environment.reference: {config.agent.name} reads the losses of a reference model; "

@@ -39,7 +39,8 @@ TAGS = {
     "progress/supervised_tokens": "supervised tokens trained on so far",
     "optimizer/<name>": "learning rate, and gradient norm before clipping",
     "packing/<name>": "how full and how even the packs are",
-    "bilevel/<name>": "the bilevel step rule's own quantities",
+    "bilevel/<name>": "bilevel weights: travel used, effective sources, gap of the lower losses",
+    "bilevel/<name>/<source>": "weight, logit, gap, and share of steps without the source",
     "cost/<name>": "tokens and passes spent, measuring included",
     "time/<name>": "measured seconds; the only tags that differ between equal runs",
 }

@@ -85,6 +85,7 @@ class FastWorld:
             TASK_SETS["train"],
             agent_options(config.environment, padded=False),
             seed=config.seed,
+            bilevel=config.bilevel,
         )
         self.env = Watched(self._curves)
         self.episode = DECISIONS

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mixgym.envs.options import Options
+from mixgym.envs.section import Options
 
-EstimatorName = Literal["alignment", "lookahead", "lazy_pair", "paired", "central"]
+EstimatorName = Literal["auto", "alignment", "lookahead", "lazy_pair", "paired", "central"]
 TRAINED_COPIES = ("lazy_pair", "paired", "central")
 """Estimators that train a second model; the others only look at the first from nearby."""
 EVERY_STEP = ("paired", "central")
@@ -23,9 +23,9 @@ class BilevelOptions(Options):
     """
 
     estimator: EstimatorName = Field(
-        "lookahead",
+        "auto",
         description="how the weights' gradient is found, cheapest to dearest: alignment, "
-        "lookahead, lazy_pair, paired, central",
+        "lookahead, lazy_pair, paired, central; auto: lookahead, and alignment on curves",
     )
     act: Literal["sampling", "loss"] = Field(
         "sampling",

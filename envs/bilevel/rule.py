@@ -8,6 +8,7 @@ is a share of the run's travel in logits instead of Adam's learning rate.
 """
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ import numpy as np
 from mixgym.envs.bilevel.blocks import BlockDraws, without_gradients
 from mixgym.envs.bilevel.copies import Copy, Difference, LowRank, Values
 from mixgym.envs.bilevel.estimators import Measured, Task, make_estimator
-from mixgym.envs.bilevel.options import BilevelOptions
+from mixgym.envs.bilevel.options import BilevelOptions, EstimatorName
 from mixgym.envs.bilevel.weights import (
     BoolArray,
     FloatArray,
@@ -33,6 +34,7 @@ from mixgym.envs.plan import Pack
 from mixgym.envs.sources.streams import stream
 
 STATE_FILE = "bilevel.pt"
+DEFAULT: EstimatorName = "lookahead"  # of estimator auto, where there is a model
 
 
 class BilevelStep:
@@ -59,7 +61,8 @@ class BilevelStep:
                 f"environment.step_rule=bilevel: {trained} source is trained on "
                 f"({', '.join(names)}), and weights need two: add a source, or use plain"
             )
-        self.options = options
+        estimator = DEFAULT if options.estimator == "auto" else options.estimator
+        self.options = options.model_copy(update={"estimator": estimator})
         self.names = names
         self._natural = natural / natural.sum()
         self._seed = seed
@@ -105,6 +108,10 @@ class BilevelStep:
         """float64[K], alpha (l(w) - l(u)) at the last update, or None before the first."""
         return self._gap
 
+    def gains(self) -> FloatArray:
+        """float64[K], what sources are worth to validation: minus :attr:`gap`; NaN if unknown."""
+        return np.full(len(self.names), np.nan) if self._gap is None else -self._gap
+
     @property
     def alpha(self) -> float:
         """The penalty of the next step."""
@@ -141,13 +148,12 @@ class BilevelStep:
         self._book(measured, pair.progress)
         return measured.result
 
-    def align(self, signal: FloatArray, progress: float, share: float) -> None:
+    def align(self, signal: Callable[[], FloatArray], progress: float) -> None:
         """One update where a learner knows the alignment of its sources in closed form.
 
         Args:
-            signal: float64[K], what a token of each source is worth to validation.
+            signal: gives float64[K], what a token of each source is worth to validation.
             progress: share of the budget used before the interval.
-            share: of the budget that the interval uses.
 
         Raises:
             ConfigError: for another estimator than ``alignment``.
@@ -157,8 +163,7 @@ class BilevelStep:
                 f"bilevel.estimator={self.options.estimator}: learner curves has no second model; "
                 "use alignment"
             )
-        self._moved_at = progress
-        self._update(-signal, self._base > 0, progress + share)
+        self._update(-signal(), self._base > 0, progress)
         self._step += 1
 
     def _draw(self, model: Pairable) -> set[str]:
@@ -232,7 +237,7 @@ class BilevelStep:
         """
         weights = self.weights
         values = {
-            "travel": self._logits.travelled / self.options.travel,
+            "travel": float(self._logits.travelled) / self.options.travel,
             "effective_sources": effective_sources(weights),
             "alpha": self.alpha,
             "gap_negative": self._negative / max(self._updates, 1),

@@ -4,16 +4,15 @@ Pure functions on float64 arrays, and the optimiser of lambda. Nothing here know
 comes in are per-source losses. See Pan et al., "ScaleBiO" (arXiv 2406.19976).
 """
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.errors import MixgymError
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
+from mixgym.envs.mixture import BoolArray as BoolArray
+from mixgym.envs.mixture import FloatArray as FloatArray
+from mixgym.envs.mixture import last_sum
 
 BETAS = (0.9, 0.999)
 TINY = 1e-12
@@ -21,39 +20,35 @@ CHECKED = 1e-6  # relative error at which the closed form and autograd disagree
 
 
 def softmax_around(base: FloatArray, logits: FloatArray) -> FloatArray:
-    """float64[K], softmax(log base + logits); exactly 0 where the base is.
+    """float64[..., K], softmax(log base + logits); exactly 0 where the base is.
 
     >>> softmax_around(np.array([0.5, 0.5, 0.0]), np.array([np.log(3.0), 0.0, 9.0]))
     array([0.75, 0.25, 0.  ])
     """
-    used = base > 0
-    shifted = np.where(used, logits, -np.inf)
-    raised = np.where(used, base * np.exp(shifted - shifted.max()), 0.0)
-    result: FloatArray = raised / raised.sum()
+    shifted = np.where(base > 0, logits, -np.inf)
+    raised = np.where(base > 0, base * np.exp(shifted - shifted.max(-1, keepdims=True)), 0.0)
+    result: FloatArray = raised / last_sum(raised)[..., None]
     return result
 
 
 def weight_gradient(weights: FloatArray, gap: FloatArray, present: BoolArray) -> FloatArray:
-    """float64[K], gradient of sum_j p_j gap_j by lambda: J^T gap, with J = diag(p) - p p^T.
+    """float64[..., K], gradient of sum_j p_j gap_j by lambda: J^T gap, J = diag(p) - p p^T.
 
     Over the sources that are present in the batch, whose weights are normalised among themselves;
     the others get exactly 0. The entries sum to 0.
 
     Args:
-        weights: float64[K], p.
-        gap: float64[K], alpha (l(w) - l(u)) per source; ignored where absent.
-        present: bool[K].
+        weights: float64[..., K], p.
+        gap: float64[..., K], alpha (l(w) - l(u)) per source; ignored where absent.
+        present: bool[..., K].
 
     >>> weight_gradient(np.array([0.5, 0.5]), np.array([1.0, -1.0]), np.array([True, True]))
     array([ 0.5, -0.5])
     """
     p = np.where(present, weights, 0.0)
-    total = p.sum()
-    if total <= 0:
-        return np.zeros_like(weights)
-    p = p / total
+    p = p / np.maximum(last_sum(p)[..., None], TINY)
     values = np.where(present, gap, 0.0)
-    result: FloatArray = p * (values - p @ values)
+    result: FloatArray = p * (values - last_sum(p * values)[..., None])
     return result
 
 
@@ -95,72 +90,85 @@ def effective_sources(weights: FloatArray) -> float:
     return float(np.exp(-(used * np.log(used)).sum()))
 
 
-@dataclass
 class Logits:
-    """Lambda and the state of its optimiser.
+    """Lambda and the state of its optimiser, of one run or of many.
 
     A step is sized in logits: no entry moves by more than ``size`` in :meth:`move`, whatever the
     gradient (``update="gradient"`` moves by ``size`` times the gradient instead, which ``clip``
     bounds). So the travel of a run is what the caller hands out.
 
+    Args:
+        value: float64[..., K], lambda at the start; 0 is the prior.
+        update: see :class:`~mixgym.envs.bilevel.options.BilevelOptions`.
+        clip: largest entry of the gradient.
+        decay: pull back to the prior.
+
     Attributes:
-        value: float64[K], lambda; 0 is the prior.
-        travelled: sum over all steps of the largest move of an entry, in logits.
+        value: float64[..., K], lambda.
+        travelled: float64[...], sum over all steps of the largest move of an entry, in logits.
     """
 
-    value: FloatArray
-    update: Literal["adam", "mirror", "gradient"] = "adam"
-    clip: float | None = None
-    decay: float = 0.0
-    travelled: float = 0.0
-    _steps: int = 0
-    _mean: FloatArray = field(default_factory=lambda: np.zeros(0))
-    _square: FloatArray = field(default_factory=lambda: np.zeros(0))
-
-    def __post_init__(self) -> None:
-        self._mean = np.zeros_like(self.value)
-        self._square = np.zeros_like(self.value)
+    def __init__(
+        self,
+        value: FloatArray,
+        update: Literal["adam", "mirror", "gradient"] = "adam",
+        clip: float | None = None,
+        decay: float = 0.0,
+    ) -> None:
+        self.value = value
+        self._update, self._clip, self._decay = update, clip, decay
+        self.travelled = np.zeros(value.shape[:-1])
+        self._steps = np.zeros(value.shape[:-1], np.int64)
+        self._mean, self._square = np.zeros_like(value), np.zeros_like(value)
 
     def weights(self, base: FloatArray) -> FloatArray:
-        """float64[K], p for a prior ``base``."""
+        """float64[..., K], p for a prior ``base``."""
         return softmax_around(base, self.value)
 
     def gradient(self, weights: FloatArray, gap: FloatArray, present: BoolArray) -> FloatArray:
-        """float64[K], see :func:`weight_gradient`."""
+        """float64[..., K], see :func:`weight_gradient`."""
         return weight_gradient(weights, gap, present)
 
-    def move(self, gradient: FloatArray, weights: FloatArray, size: float) -> None:
-        """One step against ``gradient``; ``size`` in logits."""
-        full = gradient + self.decay * self.value
-        if self.clip is not None:
-            full = np.clip(full, -self.clip, self.clip)
-        change = -size * self._direction(full, weights)
+    def move(self, gradient: FloatArray, weights: FloatArray, size: FloatArray | float) -> None:
+        """One step against ``gradient``; ``size`` [...] in logits."""
+        full = gradient + self._decay * self.value
+        if self._clip is not None:
+            full = np.clip(full, -self._clip, self._clip)
+        change = -np.asarray(size)[..., None] * self._direction(full, weights)
         self.value = self.value + change
-        self.travelled += float(np.abs(change).max())
+        self.travelled = self.travelled + np.abs(change).max(-1)
 
     def _direction(self, gradient: FloatArray, weights: FloatArray) -> FloatArray:
-        if self.update == "gradient":
+        if self._update == "gradient":
             return gradient
         first, second = BETAS
-        self._steps += 1
-        if self.update == "mirror":
+        self._steps = self._steps + 1
+        if self._update == "mirror":
             gradient = np.where(weights > 0, gradient / np.maximum(weights, TINY), 0.0)
         squares = gradient**2
-        if self.update == "mirror":
-            squares = np.full_like(gradient, squares.max())
+        if self._update == "mirror":
+            squares = np.broadcast_to(squares.max(-1, keepdims=True), squares.shape)
         self._mean = first * self._mean + (1 - first) * gradient
         self._square = second * self._square + (1 - second) * squares
-        mean = self._mean / (1 - first**self._steps)
-        scale = np.sqrt(self._square / (1 - second**self._steps))
+        steps = self._steps[..., None]
+        mean = self._mean / (1 - first**steps)
+        scale = np.sqrt(self._square / (1 - second**steps))
         result: FloatArray = np.clip(mean / (scale + TINY), -1.0, 1.0)
         return result
+
+    def clear(self, which: NDArray[np.intp]) -> None:
+        """Start these runs (rows of the first axis) anew."""
+        for name in ("value", "travelled", "_steps", "_mean", "_square"):
+            fresh = getattr(self, name).copy()
+            fresh[which] = 0
+            setattr(self, name, fresh)
 
     def snapshot(self) -> dict[str, Any]:
         """Plain data from which :meth:`restore` continues exactly."""
         return {
             "value": self.value.tolist(),
-            "travelled": self.travelled,
-            "steps": self._steps,
+            "travelled": self.travelled.tolist(),
+            "steps": self._steps.tolist(),
             "mean": self._mean.tolist(),
             "square": self._square.tolist(),
         }
@@ -168,7 +176,7 @@ class Logits:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a snapshot."""
         self.value = np.array(state["value"], np.float64)
-        self.travelled = float(state["travelled"])
-        self._steps = int(state["steps"])
+        self.travelled = np.array(state["travelled"], np.float64)
+        self._steps = np.array(state["steps"], np.int64)
         self._mean = np.array(state["mean"], np.float64)
         self._square = np.array(state["square"], np.float64)

@@ -9,7 +9,7 @@ from mixgym.envs.curves.probes import Seen, probe, probe_noise, probe_tokens
 from mixgym.envs.mixture import BoolArray, FloatArray
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.probe_book import NEVER, training_loss_ratio, wanted_probes
-from mixgym.envs.probes import PROBES
+from mixgym.envs.probes import BILEVEL_GAIN, PROBES
 from mixgym.envs.signals import probe_shape
 
 
@@ -69,7 +69,12 @@ class BatchProbes:
                     self._enter(column, fresh, probe(name, seen, self._noise_at(name, first)))
 
     def take(
-        self, seen: Seen, decision: NDArray[np.int64], trained: FloatArray, start: FloatArray
+        self,
+        seen: Seen,
+        decision: NDArray[np.int64],
+        trained: FloatArray,
+        start: FloatArray,
+        gains: FloatArray | None = None,
     ) -> None:
         """Measure what is due after each environment's decision.
 
@@ -78,6 +83,7 @@ class BatchProbes:
             decision: int64[n].
             trained: float64[n, K, G], NLL of the interval's training; NaN where nothing was.
             start: float64[n, K, G], held-out NLL at the start.
+            gains: float64[n, K], what step rule bilevel found, if that is the rule.
         """
         self.age = np.where(self.age == NEVER, NEVER, self.age + 1)
         self.tokens = np.zeros(self._count)
@@ -89,7 +95,9 @@ class BatchProbes:
             if PROBES[name].passes:
                 found = probe(name, seen, self._noise_at(name, decision))
             else:
-                found = training_loss_ratio(trained, start)
+                known = gains if name == BILEVEL_GAIN else training_loss_ratio(trained, start)
+                assert known is not None  # the options were checked
+                found = known
             self._enter(column, due, found)
             self.tokens = self.tokens + due * probe_tokens(name, 1, self._rows) * cells
 

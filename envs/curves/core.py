@@ -9,6 +9,7 @@ from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from mixgym.envs.actions import make_action_kind
+from mixgym.envs.bilevel.options import BilevelOptions
 from mixgym.envs.curves.batch_probes import BatchProbes
 from mixgym.envs.curves.decision import Decision, StepArrays
 from mixgym.envs.curves.decoding import BatchFrame, decode_batch
@@ -22,6 +23,7 @@ from mixgym.envs.curves.task import (
     stacked,
     tokens_per_step,
 )
+from mixgym.envs.curves.tilting import BatchTilt
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.mixture import (
     BoolArray,
@@ -49,7 +51,16 @@ from mixgym.envs.rewards import Reward, RewardInput, as_reward, make_reward, pen
 DECISIONS = 32
 """Decisions in an episode."""
 
-CHANGING = ("_decision", "_reward", "_share", "_train", "_weight", "_inner", "_cell_train")
+CHANGING = (
+    "_decision",
+    "_reward",
+    "_share",
+    "_train",
+    "_weight",
+    "_inner",
+    "_cell_train",
+    "_asked",
+)
 """Arrays of an episode that every decision replaces."""
 
 
@@ -67,6 +78,7 @@ class CurvesCore:
         decisions: in an episode.
         interval: steps between two decisions (the budget is whole tokens in a step).
         in_order: give environment i the tasks i, i + count, ... instead of random ones.
+        bilevel: how step rule ``bilevel`` learns its weights, if that is the rule.
 
     Raises:
         ConfigError: for options that only the single environment has, or too little padding.
@@ -82,6 +94,7 @@ class CurvesCore:
         decisions: int = DECISIONS,
         interval: int = 1,
         in_order: bool = False,
+        bilevel: BilevelOptions | None = None,
     ) -> None:
         self.count = count
         self.options = options
@@ -90,6 +103,9 @@ class CurvesCore:
         _check(options)
         self._paid = make_reward(options.reward)
         self._probes = BatchProbes(options, count, self.shape, decisions)
+        self._tilt: BatchTilt | None = None
+        if options.step_rule == "bilevel":
+            self._tilt = BatchTilt(bilevel or BilevelOptions(), count, self.shape[0], decisions)
         self._in_order = in_order
         self._tasks = stacked(tasks, *self.shape)
         self._budget = interval * tokens_per_step(self._tasks, interval * decisions)
@@ -134,6 +150,7 @@ class CurvesCore:
         self._decision = np.zeros(self.count, np.int64)
         self._reward, self._share = np.zeros(self.count), np.zeros(rows)
         self._train, self._weight, self._inner = np.zeros(rows), np.zeros(rows), np.zeros(cells)
+        self._asked = np.zeros(rows)
         self._start, self._before, self._now = (np.zeros(cells) for _ in range(3))
         self._cell_train = np.full(cells, np.nan)
         self._draws = np.zeros((self.count, self.decisions, self.shape[0] + 1))
@@ -160,7 +177,7 @@ class CurvesCore:
         self._reward[which] = 0.0
         self._share[which] = 0.0
         self._train[which] = self._cell_train[which] = np.nan
-        self._weight[which] = self._prior[self._index[which]]
+        self._weight[which] = self._asked[which] = self._prior[self._index[which]]
         self._inner[which] = self._inner_prior[self._index[which]]
         self._find_truth()
         measured = self._measure()
@@ -169,6 +186,8 @@ class CurvesCore:
         self._sum_up()
         if self._probes.names:
             self._probes.start(which, self._seen())
+        if self._tilt is not None:
+            self._tilt.reset(which)
 
     def _draw(self, which: NDArray[np.intp]) -> None:
         """New tasks, and the noise of their episodes; absent cells have none."""
@@ -201,7 +220,10 @@ class CurvesCore:
 
     def step(self, actions: NDArray[np.float32]) -> tuple[FloatArray, BoolArray]:
         """Move all environments; returns rewards float64[n] and dones bool[n]."""
-        weight, inner = self._decode(actions)
+        self._asked, inner = self._decode(actions)
+        weight = self._asked if self._tilt is None else self._tilt.tilt(self._asked)
+        if self._tilt is not None:
+            self._tilt.learn(self._seen(), self._asked, self._decision)
         tokens = self._per_decision * weight[..., None] * inner
         true_before = self._true
         self._state = advance(self.task, self._state, tokens, self._known)
@@ -237,7 +259,8 @@ class CurvesCore:
         self._cell_train = np.where(np.isnan(trained), self._cell_train, trained)
         if self._probes.names:
             start = np.where(self._present, self._start, np.nan)
-            self._probes.take(self._seen(), self._decision, trained, start)
+            gains = None if self._tilt is None else self._tilt.gains
+            self._probes.take(self._seen(), self._decision, trained, start, gains)
 
     def _seen(self) -> Seen:
         return Seen(self.task, self._state, self._known, self._reference_train)
@@ -300,7 +323,8 @@ class CurvesCore:
         arrays |= {"_episodes": self._episodes.copy(), "_index": self._index.copy()}
         arrays |= {"given": self._state.given.copy(), "learnt": self._state.learnt.copy()}
         random = [r.bit_generator.state for r in self._random]
-        return {"arrays": arrays, "random": random, "probes": self._probes.state()}
+        state = {"arrays": arrays, "random": random, "probes": self._probes.state()}
+        return state if self._tilt is None else {**state, "bilevel": self._tilt.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state`."""
@@ -311,6 +335,8 @@ class CurvesCore:
         for random, own in zip(self._random, state["random"], strict=True):
             random.bit_generator.state = own
         self._probes.set_state(state["probes"])
+        if self._tilt is not None:
+            self._tilt.set_state(state["bilevel"])
         self._look_up()
         self._find_truth()
         self._sum_up()
@@ -336,7 +362,7 @@ class CurvesCore:
             (self._prior[self._index], self._inner_prior[self._index]),
             (self._base[0], self._base[1]),
             (self._scale[0], self._scale[1]),
-            (self._weight, self._inner),
+            (self._asked, self._inner),
             self._present,
         )
         return decode_batch(actions, self.options, frame)

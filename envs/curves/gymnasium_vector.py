@@ -56,6 +56,7 @@ class CurvesVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[np.float64]]):
             seed=world.seed,
             decisions=training.steps // training.interval,
             interval=training.interval,
+            bilevel=world.bilevel,
         )
         self.num_envs = num_envs
         self.render_mode = None

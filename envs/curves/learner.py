@@ -22,6 +22,7 @@ from mixgym.envs.curves.probes import (
     probe_noise,
     probe_tokens,
     reference_losses,
+    target_falls,
 )
 from mixgym.envs.curves.task import CurveTask, tokens_per_step
 from mixgym.envs.learners.base import Evaluation, FloatArray, ProbeResult, StepRule, TrainReport
@@ -62,6 +63,7 @@ class CurveLearner:
 
     def train(self, plan: IntervalPlan, step_rule: StepRule, progress: float) -> TrainReport:
         """See :class:`~mixgym.envs.learners.base.Learner`; loss is the mean of before and after."""
+        step_rule.align(self._worth, progress)
         before = nll(self.task, self._state)
         self._state = advance(self.task, self._state, plan.supervised.astype(np.float64))
         loss = 0.5 * (before + nll(self.task, self._state)) * plan.supervised
@@ -69,6 +71,10 @@ class CurveLearner:
         self._noise = self._random.standard_normal(self.task.size.shape)
         mean = float(loss.sum() / max(float(plan.supervised.sum()), 1.0))
         return TrainReport(loss, plan.supervised, plan.tokens, plan.rows, (mean,))
+
+    def _worth(self) -> FloatArray:
+        """float64[K], fall of the targets' mean NLL by tokens of each source."""
+        return target_falls(Seen(self.task, self._state, mastery(self.task, self._state)))
 
     def evaluate(self, split: str) -> Evaluation:
         """See :class:`~mixgym.envs.learners.base.Learner`.

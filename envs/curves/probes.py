@@ -146,11 +146,25 @@ def _norm(seen: Seen, grain: float) -> FloatArray:
     return np.sqrt(_own(seen.falls()) + grain * entropy)
 
 
+def _targets_of(seen: Seen) -> FloatArray:
+    targets: FloatArray = seen.task.targets / seen.task.targets.sum(-1, keepdims=True)
+    return targets
+
+
+def target_falls(seen: Seen, falls: FloatArray | None = None) -> FloatArray:
+    """float64[..., K], target-weighted fall of NLL by tokens of each source, per share of budget.
+
+    Minus the sum over i of target_i transfer(i, k) dL_i / dn_i; ``falls``: if known already.
+    """
+    known = seen.falls() if falls is None else falls
+    inner: FloatArray = (_targets_of(seen)[..., None, :] @ known)[..., 0, :]
+    return inner
+
+
 def _to_target(seen: Seen) -> tuple[FloatArray, FloatArray, FloatArray]:
     """<g_k, g_target> [..., K], |g_target| [..., 1], the falls [..., K, K]."""
     fall = seen.falls()
-    targets = seen.task.targets / seen.task.targets.sum(-1, keepdims=True)
-    inner = (targets[..., None, :] @ fall)[..., 0, :]
+    targets, inner = _targets_of(seen), target_falls(seen, fall)
     length = np.sqrt(np.maximum((inner * targets).sum(-1, keepdims=True), 1e-12))
     return inner, length, fall
 

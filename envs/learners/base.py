@@ -1,6 +1,6 @@
 """What the environment asks of a learner, and of the rule that takes its optimiser steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.envs.mixture import Mixture
 from mixgym.envs.plan import IntervalPlan, Pack
 
 FloatArray = NDArray[np.float64]
@@ -125,6 +126,29 @@ class StepRule(Protocol):
         """Train one global batch."""
         ...
 
+    def align(self, signal: Callable[[], FloatArray], progress: float) -> None:
+        """Called once an interval by a learner that has no steps but knows what sources are worth.
+
+        ``signal()`` gives it: see :class:`~mixgym.envs.bilevel.rule.BilevelStep`.
+        """
+        ...
+
+    def tilt(self, mixture: Mixture) -> Mixture:
+        """The mixture to sample, where an agent asks for ``mixture``."""
+        ...
+
+    def gains(self) -> FloatArray | None:
+        """float64[K], what the rule found each source to be worth; None if it does not look."""
+        ...
+
+    def health(self) -> dict[str, float]:
+        """What there is to watch, by name; becomes the record's ``bilevel``."""
+        ...
+
+    def reset(self) -> None:
+        """Start an episode."""
+        ...
+
     def snapshot(self) -> dict[str, Any]:
         """State from which :meth:`restore` continues exactly."""
         ...
@@ -135,6 +159,14 @@ class StepRule(Protocol):
 
     def fork(self) -> "StepRule":
         """An independent copy in the same state."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the state, if there is any, into ``folder``."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Continue from :meth:`save`."""
         ...
 
 
@@ -149,6 +181,23 @@ class PlainStep:
         loss_sum, loss = model.accumulate(packs)
         return StepResult(loss_sum, loss, model.apply())
 
+    def align(self, signal: Callable[[], FloatArray], progress: float) -> None:
+        """See :class:`StepRule`."""
+
+    def tilt(self, mixture: Mixture) -> Mixture:
+        """See :class:`StepRule`."""
+        return mixture
+
+    def gains(self) -> None:
+        """See :class:`StepRule`."""
+
+    def health(self) -> dict[str, float]:
+        """See :class:`StepRule`."""
+        return {}
+
+    def reset(self) -> None:
+        """See :class:`StepRule`."""
+
     def snapshot(self) -> dict[str, Any]:
         """See :class:`StepRule`; there is no state."""
         return {}
@@ -159,6 +208,12 @@ class PlainStep:
     def fork(self) -> "PlainStep":
         """See :class:`StepRule`."""
         return PlainStep()
+
+    def save(self, folder: Path) -> None:
+        """See :class:`StepRule`."""
+
+    def load(self, folder: Path) -> None:
+        """See :class:`StepRule`."""
 
 
 class Learner(Protocol):

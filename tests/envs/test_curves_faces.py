@@ -19,14 +19,14 @@ from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.probes import PROBES
+from mixgym.envs.probes import BILEVEL_GAIN, PROBES
 from mixgym.envs.registration import ENVIRONMENTS
 
 ID = "mixgym/Mixture-v0"
 SHORT = {"steps": 12, "interval": 2}  # six decisions
 
 
-ALL = {name: 1 + i % 3 for i, name in enumerate(PROBES)}
+ALL = {name: 1 + i % 3 for i, name in enumerate(PROBES) if name != BILEVEL_GAIN}
 PROBED: list[dict[str, Any]] = [
     {
         "environment": {
@@ -43,6 +43,16 @@ PROBED: list[dict[str, Any]] = [
     {"environment": {"reward": "linear", "reward_strata": "nll_difference"}},
     {"environment": {"tasks": "train", "reward": "worst"}},
     {"environment": {"tasks": "train", "reward": "progress_normalised"}},
+    {"environment": {"tasks": "train", "step_rule": "bilevel"}},
+    {
+        "environment": {
+            "step_rule": "bilevel",
+            "action": "delta",
+            "observation": "dict",
+            "probes": {BILEVEL_GAIN: 2},
+        },
+        "bilevel": {"travel": 3.0, "update": "mirror", "decay": 0.1},
+    },
 ]
 
 

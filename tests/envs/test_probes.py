@@ -226,7 +226,8 @@ def test_a_batch_goes_on_bit_equal() -> None:
 
 
 def test_checkers_accept_the_observation_with_probes() -> None:
-    check_env(make(probes=dict.fromkeys(PROBES, 1), reference="here"))
+    probes = dict.fromkeys(PROBES, 1)
+    check_env(make(probes=probes, reference="here", step_rule="bilevel"))
 
 
 # --- curves -----------------------------------------------------------------------------------

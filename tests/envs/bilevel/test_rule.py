@@ -66,7 +66,7 @@ def test_sampling_tilts_what_the_agent_asks_for() -> None:
     rule = rule_of(estimator="alignment")
     asked = Mixture(np.array([0.6, 0.3, 0.1]), np.full((3, 2), 0.5))
     assert rule.tilt(asked).sources.tolist() == asked.sources.tolist()
-    rule.align(np.array([1.0, 0.0, 0.0]), 0.0, 1.0)
+    rule.align(lambda: np.array([1.0, 0.0, 0.0]), 1.0)
     tilted = rule.tilt(asked)
     np.testing.assert_allclose(
         tilted.sources, asked.sources * np.exp(rule.logits) / (asked.sources @ np.exp(rule.logits))
@@ -89,11 +89,11 @@ def test_weighing_the_loss_samples_naturally() -> None:
 def test_alignment_in_closed_form_uses_its_share_of_the_travel() -> None:
     rule = rule_of(estimator="alignment", travel=2.0)
     for step in range(4):
-        rule.align(np.array([1.0, 0.5, -1.0]), step / 4, 0.25)
+        rule.align(lambda: np.array([1.0, 0.5, -1.0]), (step + 1) / 4)
     assert 0.9 < rule.health()["travel"] <= 1.0
     assert rule.logits[0] > 0 > rule.logits[2]
     with pytest.raises(ConfigError, match="use alignment"):
-        rule_of(estimator="paired").align(np.zeros(3), 0.0, 0.1)
+        rule_of(estimator="paired").align(lambda: np.zeros(3), 0.1)
 
 
 def test_alpha_may_grow() -> None:
