@@ -25,6 +25,8 @@ class Preset:
         language: those that differ on a language model.
         policy_options: keyword arguments of the policy.
         provenance: how the values were found.
+        search: where `mixgym tune` looks: ``options.NAME``, ``policy.NAME`` or
+            ``environment.NAME`` -> a list, or ``low`` and ``high`` (``log``: in the logarithm).
     """
 
     summary: str
@@ -36,6 +38,7 @@ class Preset:
     options: dict[str, Any] = field(default_factory=dict)
     language: dict[str, Any] = field(default_factory=dict)
     policy_options: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
 
 
 def read_presets(path: Path = FILE) -> dict[str, Preset]:

@@ -161,6 +161,31 @@ def train(
 
 
 @app.command()
+def tune(
+    arguments: Arguments = None,
+    algo: Annotated[
+        str | None, typer.Option(help="The algorithm (train.algo of the configuration).")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, earlier ones counted.")] = 20,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings per trial.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the study (run.dir of the configuration).")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Search an algorithm's options on the validation tasks; needs the extra `tune`."""
+    overrides = [] if algo is None else [f"train.algo={json.dumps(algo)}"]
+    with _failures_worded("nothing was written"):
+        config = _config([*(arguments or []), *overrides], out=out)
+    with _failures_worded("run the same command again: finished trials are kept"):
+        from mixgym.trainer.tuning import tune_command
+
+        with _only_json(json_output):
+            answer = tune_command(config, trials=trials, seeds=seeds, json_output=json_output)
+    _answer(answer, json_output)
+
+
+@app.command()
 def compare(
     agents: Annotated[
         str, typer.Option(help="Names of algorithms or run folders, A,B,...; A is the reference.")

@@ -110,14 +110,14 @@ class ActingNet(nn.Module):
         """The distribution of actions (Gaussian and Dirichlet heads), or the scores."""
         if self.spec.head == "squashed":
             codes = self.rows.encoder(rows)
-            return self._squashed(rows, self.rows.scores(*codes), codes[-1])
+            return self._squashed(rows, self.rows.scores(rows, *codes), codes[-1])
         return self.from_scores(rows, self.rows(rows))
 
     def remember(self, rows: Rows, state: LstmState, starts: torch.Tensor) -> tuple[Any, LstmState]:
         """As :meth:`forward`, with a memory of what came before; see :class:`Memory`."""
         stratum, source, context = self.rows.encoder(rows)
         context, state = self.memory(context, state, starts)
-        return self.from_scores(rows, self.rows.scores(stratum, source, context)), state
+        return self.from_scores(rows, self.rows.scores(rows, stratum, source, context)), state
 
     def from_scores(self, rows: Rows, scores: torch.Tensor) -> Any:
         """See :meth:`forward`."""

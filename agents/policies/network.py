@@ -91,6 +91,9 @@ class Encoder(nn.Module):
 class HierarchicalActor(nn.Module):
     """Scores of rows: a number, or several, per entry of the action.
 
+    What is linear in a row has a way of its own to its score, which starts at zero: much of what
+    there is to learn is, and is found sooner.
+
     Args:
         width: of every code.
         level: whose entries are scored.
@@ -110,13 +113,14 @@ class HierarchicalActor(nn.Module):
         if level != "global":
             self.inner = mlp([3 * width, width, outputs], 0.01)
         self.stay = mlp([width, width, outputs], 0.01) if stay else None
+        self.direct = LinearActor(level)
 
     def forward(self, rows: Rows) -> torch.Tensor:
         """Float[n, entries, outputs], unbounded; those of masked entries mean nothing."""
-        return self.scores(*self.encoder(rows))
+        return self.scores(rows, *self.encoder(rows))
 
     def scores(
-        self, stratum: torch.Tensor, source: torch.Tensor, context: torch.Tensor
+        self, rows: Rows, stratum: torch.Tensor, source: torch.Tensor, context: torch.Tensor
     ) -> torch.Tensor:
         """:meth:`forward` from the codes of an encoder, or from another context."""
         count, sources, groups, _ = stratum.shape
@@ -128,7 +132,7 @@ class HierarchicalActor(nn.Module):
             near = torch.cat([source, around], -1).unsqueeze(2).expand(-1, -1, groups, -1)
             inner = self.inner(torch.cat([stratum, near], -1))
             parts.append(inner.reshape(count, sources * groups, -1))
-        scores = torch.cat(parts, 1)
+        scores = torch.cat(parts, 1) + self.direct(rows)
         if self.stay is None:
             return scores
         base = self.stay(context)[:, None]
