@@ -219,7 +219,10 @@ def merge(
             show_default=False,
         ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The model that the others come from.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model that the others come from; start: what the runs began with."),
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="See: mixgym list merge-methods (default: select).")
     ] = None,
@@ -236,11 +239,11 @@ def merge(
 
         words = arguments or []
         options = dict(word.split("=", 1) for word in words if "=" in word)
-        models = [_model_in(word) for word in words if "=" not in word]
+        models = [word for word in words if "=" not in word]
         with _only_json(json_output):
             report = merge_command(
                 models,
-                base=None if base is None else _model_in(base),
+                base=base,
                 method=method,
                 out=out,
                 recipe=recipe,
@@ -253,10 +256,40 @@ def merge(
         typer.echo(report.text())
 
 
-def _model_in(folder: str) -> str:
-    """The model that a run left, if the folder is a run's; otherwise the folder itself."""
-    left = Path(folder) / "model"
-    return str(left) if (left / "config.json").is_file() else folder
+@app.command()
+def soup(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] MODEL... [KEY.SUB=VALUE]...",
+            help="Model or run folders; CONFIG gives the held-out rows (default: the first run's).",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="The folder to write.")] = None,
+    kind: Annotated[
+        str, typer.Option(help="greedy: keep what lowers the held-out loss; uniform: all.")
+    ] = "greedy",
+    split: Annotated[str, typer.Option(help="Held-out rows: select or reward.")] = "select",
+    method: Annotated[str, typer.Option(help="How the chosen models are merged.")] = "linear",
+    base: Annotated[str | None, typer.Option(help="A folder, or start; see merge.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Average those models that lower mixgym's own held-out loss."""
+    with _failures_worded("nothing was written"):
+        from mixgym.trainer.merging.soup_command import soup_command
+
+        with _only_json(json_output):
+            answer = soup_command(
+                arguments or [],
+                out=out,
+                kind=kind,
+                split=split,
+                method=method,
+                base=base,
+                json_output=json_output,
+            )
+    _answer(answer, json_output)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from mixgym.trainer.merging.catalogue import METHODS, PARAMETERS, PER_MODEL
 from mixgym.trainer.merging.errors import MergeError, did_you_mean
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
+from mixgym.trainer.merging.run_folders import base_of, model_in
 
 _PLACES = ("models", "base", "method", "out", "parameters")
 
@@ -27,8 +28,8 @@ def merge_command(
     """Merge as ``mixgym merge MODELS... --base B --method M --out O --recipe R`` does.
 
     Args:
-        models: Model folders; with a recipe, they replace its own.
-        base: The base model's folder.
+        models: Model or run folders; with a recipe, they replace its own.
+        base: The base model's folder; ``start`` is the model that the run folders began with.
         method: A name of the catalogue; ``select`` if neither this nor the recipe says.
         out: The output folder.
         recipe: A YAML file, ours or mergekit's; the other arguments go before it.
@@ -43,6 +44,8 @@ def merge_command(
     """
     from mixgym.trainer.merging.dispatch import run
 
+    base = base_of(base, models)
+    models = [model_in(model) for model in models]
     given = {"base": base, "method": method, "out": out}
     overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     parameters, per_model = _sort_options(options or {}, overrides)

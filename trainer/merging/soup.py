@@ -64,9 +64,9 @@ def greedy_soup(recipe: Recipe, evaluate: Evaluate, tolerance: float = 0.0) -> S
     """
     if not recipe.out:
         raise MergeError("no output folder; give one in the recipe")
+    merge(recipe, dry_run=True)  # what cannot be merged is told before anything is measured
     losses = {entry.model: _loss(evaluate, entry.model) for entry in recipe.models}
     ranked = sorted(recipe.models, key=lambda entry: losses[entry.model])
-    merge(_with(recipe, ranked[:1], recipe.out), dry_run=True)
     chosen, best = ranked[:1], losses[ranked[0].model]
     trials: list[tuple[str, float, bool]] = []
     parent = Path(recipe.out).expanduser().absolute().parent
