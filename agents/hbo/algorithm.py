@@ -5,14 +5,14 @@ policy over observations whose parameters live on from episode to episode: it le
 what is seen for free, what the probes would have said, and then drives a run without any.
 """
 
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from mixgym.agents.hbo.rollout import Units, after_steps, measured, units_of
@@ -20,7 +20,9 @@ from mixgym.agents.hbo.schedule import LEVELS
 from mixgym.agents.hbo.settings import PROGRESS, UpdateName, check_reward, words
 from mixgym.agents.hbo.shaping import known_or_mean, normalised, sharpened
 from mixgym.agents.hbo.updates import UPDATES, softmax
+from mixgym.agents.policies.mlp import MlpPolicy
 from mixgym.agents.policies.on_policy import HierarchicalPolicy
+from mixgym.agents.policies.table import TablePolicy
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.mixture import FloatArray
 from mixgym.envs.options import EnvironmentOptions, Options
@@ -49,7 +51,8 @@ class HBO(OnPolicyAlgorithm):
     follows; returns, values and log-probabilities are not used.
 
     Args:
-        policy: a hierarchical policy with a Gaussian head: the spread explores, the mean learns.
+        policy: ``equivariant``, ``table``, ``mlp``, or another hierarchical policy with a Gaussian
+            head: the spread explores, the mean learns.
         env: joint, or of the global level, with logits and the flat observation; it measures the
             probes that are rewards.
         n_steps: decisions of a rollout, per environment.
@@ -124,6 +127,12 @@ class HBO(OnPolicyAlgorithm):
             _init_setup_model=_init_setup_model,
         )
 
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "equivariant": HierarchicalPolicy,
+        "table": TablePolicy,
+        "mlp": MlpPolicy,
+    }
+
     def _options(self) -> tuple[RolloutLevel, RolloutLevel]:
         return RolloutLevel(**self.global_level), RolloutLevel(**self.local_level)
 
@@ -133,7 +142,8 @@ class HBO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._told: list[tuple[list[FloatArray], NDArray[np.bool_]]] = []
-        self._random = np.random.default_rng(self.seed)
+        if not hasattr(self, "_random"):  # a loaded one goes on with its own
+            self._random = np.random.default_rng(self.seed)
         self._check_policy()
         kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
         self.global_optimizer, self.local_optimizer = (

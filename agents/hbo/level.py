@@ -143,6 +143,8 @@ class Level:
         """
         options = self.options
         shaped = sharpened(known_or_mean(rewards, view.mask), options.power)
+        if options.times_prior:
+            shaped = shaped * view.prior
         shaped = normalised(shaped, view.mask, options.normalize)
         told = np.asarray((np.isfinite(rewards) & view.mask).any(-1))
         clear = differs(shaped, state.last, view.mask, options.significance)

@@ -50,6 +50,9 @@ class LevelOptions(Options):
         None, gt=0, description="nats that an update may move the distribution by"
     )
     floor: Fraction = Field(0.0, description="share of the prior in the weights")
+    times_prior: bool = Field(
+        False, description="rewards times the prior: where they are equal, the prior it is"
+    )
     patience: float | None = Field(
         None, gt=0, description="passes over which a reward fades, for rows seen before"
     )

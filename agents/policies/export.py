@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from mixgym.agents.actor import Actor, State
 from mixgym.agents.policies.heads import ActorSpec, act
 from mixgym.agents.policies.rows import Rows, as_local, rows_shape, split_rows
+from mixgym.agents.policies.table import plain_spec
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.observations import PROGRESS, SOURCES, STRATA
 
@@ -64,6 +65,8 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def read_spec(card: dict[str, Any]) -> ActorSpec:
     """The acting network that a card describes."""
+    if "kind" in card:
+        return plain_spec(card)
     return ActorSpec(**{name: card[name] for name in ActorSpec.__dataclass_fields__})
 
 

@@ -187,6 +187,14 @@ def test_shared_actors_move_by_the_mean_of_the_sources_that_have_rewards() -> No
     np.testing.assert_allclose(moved, np.broadcast_to(alone[:, :1], moved.shape), atol=1e-12)
 
 
+def test_equal_rewards_times_the_prior_are_the_prior() -> None:
+    own = level(update="closed_form", learning_rate=1.0, times_prior=True, normalize="mean")
+    even, _ = updated(own, view_of(P), np.full((1, 3), 7.0))
+    np.testing.assert_allclose(even, P, atol=1e-12)
+    weights, _ = updated(own, view_of(P), R)
+    np.testing.assert_allclose(weights, P * R / (P * R).sum(), atol=1e-12)
+
+
 def test_warm_start_by_regression() -> None:
     own = level(warm_start="mse_fit", learning_rate=1e-2)
     weights, state = updated(own, view_of(P))

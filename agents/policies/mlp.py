@@ -1,0 +1,43 @@
+"""A two-layer perceptron per row as a policy: what HBO's text calls an actor.
+
+The same perceptron scores every source by its row of the observation, another one every stratum by
+its own; rows do not see each other. So it serves any number of sources and strata.
+"""
+
+import torch
+from torch import nn
+
+from mixgym.agents.policies.network import ValueNet, mlp
+from mixgym.agents.policies.rows import Level, Rows
+from mixgym.agents.policies.table import PlainPolicy
+from mixgym.envs.observations import SOURCES, STRATA
+
+
+class PerceptronActor(nn.Module):
+    """Scores of rows, each from its own features alone.
+
+    Args:
+        width: of the hidden layer.
+        level: whose entries are scored.
+    """
+
+    def __init__(self, width: int, level: Level = "joint") -> None:
+        super().__init__()
+        self.top = mlp([len(SOURCES), width, 1], 0.01) if level != "local" else None
+        self.inner = mlp([len(STRATA), width, 1], 0.01) if level != "global" else None
+
+    def forward(self, rows: Rows) -> torch.Tensor:
+        """Float[n, entries, 1]."""
+        parts = [] if self.top is None else [self.top(rows.sources)]
+        if self.inner is not None:
+            parts.append(self.inner(rows.strata).flatten(1, 2))
+        return torch.cat(parts, 1)
+
+
+class MlpPolicy(PlainPolicy):
+    """A perceptron per row, with the critic and the arguments of the hierarchical policy."""
+
+    kind = "mlp"
+
+    def _critic(self) -> nn.Module:
+        return ValueNet(self.spec.width)
