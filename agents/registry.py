@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mixgym.agents.mixers.needs import cost
 from mixgym.agents.requires import Requires
 from mixgym.envs.errors import ConfigError
 
@@ -64,11 +65,11 @@ _REFERENCE = Requires(action="weights", observation="dict", signals=True, refere
 def _mixer(
     name: str, summary: str, requires: Requires = _RULE, needs: str | None = None
 ) -> Algorithm:
-    if needs is None:
-        return Algorithm(summary, f"mixgym.agents.mixers.{name}", requires)
-    path = f"mixgym.agents.mixers.needs:{needs}"
-    fixed: Requires = _found(path)({})
-    return Algorithm(summary, f"mixgym.agents.mixers.{name}", fixed, path)
+    path = None if needs is None else f"mixgym.agents.mixers.needs:{needs}"
+    fixed: Requires = requires if path is None else _found(path)({})
+    spent = cost(fixed)
+    whole = f"{summary} ({spent})" if spent else summary
+    return Algorithm(whole, f"mixgym.agents.mixers.{name}", fixed, path)
 
 
 def _hbo(name: str, summary: str, needs: str) -> Algorithm:

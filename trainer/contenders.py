@@ -16,6 +16,10 @@ from mixgym.trainer.validation import Predict
 CONFIGURED = ("fixed", "scripted")
 """Rules that know sources by name; they cannot meet tasks that they were not written for."""
 
+AWARE = ("hbo", "scalebio")
+"""Algorithms, other than mixers, that read gradients or losses weighted by the target; trained
+agents do through their reward."""
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "exp3, paper": ("exp3", {"variant": "paper"}),
     "exp3, released": ("exp3", {"variant": "released"}),
@@ -78,9 +82,7 @@ def _ready() -> list[str]:
     return [
         name
         for name, algorithm in ALGORITHMS.items()
-        if algorithm.requires is not TRAINED
-        and algorithm.requires.step_rule == "plain"  # another one has nothing to step here
-        and name not in CONFIGURED
+        if algorithm.requires is not TRAINED and name not in CONFIGURED
     ]
 
 
@@ -100,6 +102,5 @@ def _contender(name: str, given: dict[str, Any]) -> Contender:
         }
     )
     agent = kind.make(CurvesVecEnv(1, options=options), ())
-    trained = Path(name).is_dir()  # by rewards that weigh by the target
-    aware = bool(getattr(agent, "target_aware", trained))
+    aware = bool(getattr(agent, "target_aware", name in AWARE or Path(name).is_dir()))
     return Contender(agent.predict, options, aware, needs.probes, needs.reference)

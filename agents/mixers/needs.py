@@ -1,4 +1,4 @@
-"""What mixers ask of their environment when it depends on their options. Light: no numbers here."""
+"""What mixers ask of their environment, and what that costs. Light: imports nothing heavy."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Any
 
 from mixgym.agents.mixers.checks import choice, whole
 from mixgym.agents.requires import Requires
+from mixgym.envs.probes import PROBES
 
 DOGE_PROBES = {"target": "gradient_alignment", "universal": "gradient_influence"}
 MOS_PROBES = {"similarity": "cosine_similarity", "difficulty": "perplexity_ratio"}
@@ -50,3 +51,19 @@ def probing(probe: str, options: Mapping[str, Any]) -> Requires:
     """A rule that reads one probe, every ``period`` decisions."""
     period = whole("period", options.get("period", PERIOD))
     return Requires(action="weights", observation="dict", signals=True, probes={probe: period})
+
+
+def cost(requires: Requires) -> str:
+    """What the needs of a rule cost in tokens, in words; empty if nothing.
+
+    >>> cost(doge({}))
+    'gradient_alignment every 4 decisions: 3 passes over its probe rows, 3 over the reward split'
+    """
+    words = []
+    for name, period in requires.probes.items():
+        kind = PROBES[name]
+        over = "pass" if kind.passes == 1 else "passes"
+        passes = [f"{kind.passes} {over} over its probe rows"] if kind.passes else []
+        passes += [f"{kind.target_passes} over the reward split"] if kind.target_passes else []
+        words.append(f"{name} every {period} decisions: {', '.join(passes) or 'nothing'}")
+    return "; ".join([*words, *(["environment.reference"] if requires.reference else [])])

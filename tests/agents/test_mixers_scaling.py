@@ -174,7 +174,7 @@ def test_two_sweeps_go_forth_and_back() -> None:
 
 
 def test_the_time_of_a_trial_is_not_credited_to_its_source() -> None:
-    trend = 1.0 / (np.arange(6) + 0.5) ** 1.4
+    trend: np.ndarray = 1.0 / (np.arange(6.0) + 0.5) ** 1.4
     assert detrended(trend, 0) == pytest.approx(np.ones(6))
     # what a mixture adds stays in, up to the part of it that looks like a trend
     bumps = np.array([1.0, 1.3, 0.8, 0.9, 1.2, 0.8])
