@@ -1,6 +1,7 @@
 """Real architectures: merged folders load and generate; adapters equal peft's arithmetic; soups."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from mixgym.envs.learners import smollm2
 from mixgym.trainer.merging import MergeError, Recipe, merge
 from mixgym.trainer.merging.soup import greedy_soup, uniform_soup
 
@@ -92,6 +94,37 @@ def test_a_model_merged_with_itself_is_itself(tmp_path, make):
         one, two = load_file(Path(path) / "model.safetensors"), load_file(out / "model.safetensors")
         assert one.keys() == two.keys()
         assert all(torch.equal(one[k].view(torch.int16), two[k].view(torch.int16)) for k in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "select", "task_arithmetic", "ties", "karcher"])
+def test_smollm2_merged_with_itself_is_itself(tmp_path, monkeypatch, method):
+    monkeypatch.delenv("MIXGYM_CACHE", raising=False)  # the user's own: fetched and converted once
+    path = smollm2.fetch()
+    data = {"method": method, "models": [str(path)] * 3, "out": str(tmp_path / "out")}
+    if method in ("task_arithmetic", "ties"):
+        data["base"] = str(write_shaken(path, tmp_path / "base"))
+        data["parameters"] = {"weight": 1 / 3} if method == "task_arithmetic" else {"density": 1.0}
+    merge(Recipe.parse(data))
+    one, two = load_file(path / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k].view(torch.int16), two[k].view(torch.int16)) for k in one)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.generate(torch.tensor([[1, 2, 3]]), **GREEDY).shape == (1, 7)
+
+
+def write_shaken(path, target):
+    """A base near a model: its weights, a little off."""
+    target.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(path / name, target / name)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: (t.float() * (1 + 0.01 * torch.randn(t.shape, generator=generator))).to(t.dtype)
+        for name, t in load_file(path / "model.safetensors").items()
+    }
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
 
 
 # adapters, as peft stores them
