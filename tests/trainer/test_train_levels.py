@@ -325,3 +325,12 @@ def test_a_composed_agent_that_lost_a_part_is_refused(tiny: Callable[..., RunCon
     storage.remove_folder(folder / "local")
     with pytest.raises(ConfigError, match=r"local/policy\.json is missing"):
         load_agent(folder, shape=(3, 2))
+
+
+@pytest.mark.parametrize("reward", ["log_utility", "linear", "arm", "worst"])
+def test_levels_are_trained_on_other_rewards(reward: str, tiny: Callable[..., RunConfig]) -> None:
+    config = tiny("run", **{**LEVELS["together"], "decisions": 16})
+    environment = config.environment.model_copy(update={"reward": reward})
+    summary = train(config.model_copy(update={"environment": environment}))
+    assert summary["parameters_changed"]
+    assert [row["agent"] for row in summary["validation"]][:2] == ["uniform", "agent"]
