@@ -58,6 +58,7 @@ class HBO(OnPolicyAlgorithm):
         n_steps: decisions of a rollout, per environment.
         batch_size: observations in an optimiser step; 0: all of a rollout.
         n_epochs: passes over a rollout: the inner steps, with rewards held fixed.
+        actor: instead of ``policy``: the name of one.
         levels: ``both``, ``global``, ``local`` or ``none``.
         global_level: options of :class:`RolloutLevel`; the reward is ``gradient_alignment`` unless
             given.
@@ -77,6 +78,12 @@ class HBO(OnPolicyAlgorithm):
         ConfigError: for options that will not do, or a probe that is not measured.
     """
 
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "equivariant": HierarchicalPolicy,
+        "table": TablePolicy,
+        "mlp": MlpPolicy,
+    }
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -84,6 +91,7 @@ class HBO(OnPolicyAlgorithm):
         n_steps: int = 32,
         batch_size: int = 512,
         n_epochs: int = 4,
+        actor: Literal["equivariant", "table", "mlp"] | None = None,
         levels: Literal["both", "global", "local", "none"] = "both",
         global_level: dict[str, Any] | None = None,
         local_level: dict[str, Any] | None = None,
@@ -106,8 +114,10 @@ class HBO(OnPolicyAlgorithm):
         self.local_level = _read("local_level", "stratum", PROGRESS, local_level)
         self.batch_size, self.n_epochs = batch_size, n_epochs
         self.keep_state, self.floor, self.reach = keep_state, floor, reach
+        if actor is not None and actor not in self.policy_aliases:
+            raise ConfigError(f"actor={actor}: choose one of {', '.join(self.policy_aliases)}")
         super().__init__(
-            policy,
+            actor or policy,
             env,
             learning_rate=self._rates()[0],
             n_steps=n_steps,
@@ -126,12 +136,6 @@ class HBO(OnPolicyAlgorithm):
             device=device,
             _init_setup_model=_init_setup_model,
         )
-
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "equivariant": HierarchicalPolicy,
-        "table": TablePolicy,
-        "mlp": MlpPolicy,
-    }
 
     def _options(self) -> tuple[RolloutLevel, RolloutLevel]:
         return RolloutLevel(**self.global_level), RolloutLevel(**self.local_level)

@@ -196,11 +196,12 @@ def test_exported_it_drives_another_number_of_sources_without_probes(tmp_path: P
 
 
 @pytest.mark.parametrize("policy", ["table", "mlp"])
-def test_plain_policies_learn_and_are_exported(policy: str, tmp_path: Path) -> None:
+def test_plain_policies_learn_and_are_exported(policy: Any, tmp_path: Path) -> None:
     env = world(tasks=1)
     model = HBO(
-        policy,
+        "equivariant",
         env,
+        actor=policy,
         n_steps=8,
         device="cpu",
         seed=0,
@@ -249,6 +250,7 @@ def test_plain_policies_serve_other_algorithms(kind: Any, policy: Any, tmp_path:
     ("options", "words"),
     [
         ({"levels": "all"}, "levels=all: choose one of both"),
+        ({"actor": "tree"}, "actor=tree: choose one of equivariant, table, mlp"),
         ({"global_level": {"rate": 1}}, "train.options.global_level.rate: HBO has no such option"),
         ({"local_level": {"reward": "gradient_norm"}}, "train.options.local_level.reward=grad"),
         ({"global_level": {"power": 0}}, "train.options.global_level.power=0"),
