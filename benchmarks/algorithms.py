@@ -1,0 +1,133 @@
+"""Every trained algorithm on equal terms: the same number of decisions, held-out tasks, CPU time.
+
+    python benchmarks/algorithms.py [--decisions 61440] [--only ppo,sac] [--tasks validation]
+
+Each algorithm is trained by `mixgym train` with its preset, in a run folder under --out; its best
+agent by validation is scored, beside its frozen twin. Finished runs are kept, and killed ones go
+on, so the same command can be repeated. Differences to uniform are paired by task. Select on
+``validation``; report ``test`` once.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixgym.agents.presets import PRESETS
+from mixgym.trainer import storage
+from mixgym.trainer.config import RunConfig
+from mixgym.trainer.contenders import contenders
+from mixgym.trainer.runs import RunFolder
+from mixgym.trainer.tables import number, show, table
+from mixgym.trainer.train import train
+from mixgym.trainer.validation import comparison, score
+
+SECONDS = "cpu_seconds.json"
+
+
+def trained(algo: str, arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The run folder of an algorithm, trained, and what its training cost.
+
+    The seconds of a killed training are lost with it; one that was resumed says so.
+    """
+    folder = arguments.out / f"{algo}-{arguments.seed}"
+    config = RunConfig.model_validate(
+        {
+            "seed": arguments.seed,
+            "train": {
+                "algo": algo,
+                "decisions": arguments.decisions,
+                "evaluate_every": max(1, arguments.decisions // 6),
+                "save_every": arguments.decisions,
+            },
+            "run": {"dir": str(folder), "tensorboard": True},
+        }
+    )
+    known = folder / SECONDS
+    if known.is_file():
+        return folder, storage.read_json(known)
+    resumed = (folder / "config.yaml").is_file()
+    start = time.process_time()
+    train(config, resume=resumed)
+    cost = {"seconds": time.process_time() - start, "whole": not resumed}
+    storage.write_json(known, cost)
+    return folder, cost
+
+
+def row_of(folder: Path, algo: str, tasks: str) -> dict[str, Any]:
+    """Scores of an agent and of its frozen twin, against uniform."""
+    found = {}
+    for name, one in contenders([folder, folder / "twin"], ["uniform"]).items():
+        label = {str(folder): "agent", str(folder / "twin"): "twin"}.get(name, name)
+        found[label] = score(one.predict, one.options, tasks)
+    rows = {row["agent"]: row for row in comparison(found)}
+    summary = RunFolder.open(folder).read_summary() or {}
+    return {
+        "algorithm": algo,
+        "start": float(found["uniform"].start.mean()),
+        "uniform": rows["uniform"]["mean"],
+        "twin": rows["twin"]["mean"],
+        "best_at_decision": summary.get("best_at_decision"),
+        **{k: rows["agent"][k] for k in ("mean", "worst", "difference", "standard_error")},
+        "better_on": rows["agent"]["better_on"],
+    }
+
+
+def results(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> Any:
+    """The table."""
+    uniform = number(rows[0]["uniform"], 4)
+    return table(
+        f"{arguments.decisions:,} decisions each; {arguments.tasks} tasks; uniform {uniform}",
+        [
+            "algorithm",
+            "target mean",
+            "worst excess",
+            "minus uniform",
+            "s.e.",
+            "better on",
+            "frozen twin",
+            "CPU s",
+        ],
+        [
+            [
+                row["algorithm"],
+                number(row["mean"], 4),
+                number(row["worst"], 4),
+                number(row["difference"], 4),
+                number(row["standard_error"], 4),
+                f"{100 * row['better_on']:.0f}%",
+                number(row["twin"], 4),
+                number(row["seconds"], 0) + ("" if row["whole"] else " (resumed)"),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def main() -> None:
+    """Train what is not trained yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--decisions", type=int, default=61_440)
+    parser.add_argument("--only", help="names, A,B,...", type=lambda text: text.split(","))
+    parser.add_argument("--tasks", choices=["validation", "test"], default="validation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/algorithms"))
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for algo in arguments.only or PRESETS:
+        folder, cost = trained(algo, arguments)
+        rows.append({**row_of(folder, algo, arguments.tasks), **cost})
+    rows.sort(key=lambda row: row["mean"])
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        show(results(rows, arguments))
+
+
+if __name__ == "__main__":
+    main()
