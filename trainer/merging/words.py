@@ -77,10 +77,15 @@ def _digest(text: str) -> bytes:
 
 def _split_mix(key: int, indices: Indices) -> NDArray[np.uint64]:
     """Return SplitMix64's output after ``index + 1`` steps from the state ``key``."""
-    mixed = (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN) + np.uint64(key & _MASK)
-    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ mixed >> np.uint64(31)
+    mixed = indices.astype(np.uint64)
+    mixed += np.uint64(1)
+    mixed *= np.uint64(_GOLDEN)
+    mixed += np.uint64(key & _MASK)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 class Draw:
