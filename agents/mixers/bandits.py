@@ -202,11 +202,15 @@ class Ucb(Mixer):
 
 
 def progress_of(signals: Signals, before: FloatArray) -> FloatArray:
-    """float64[K], target times the fall of the held-out NLL, over its NLL at the start."""
+    """float64[K], target times the fall of the held-out NLL, over its NLL at the start.
+
+    A source that was not trained on has earned nothing by itself: 0.
+    """
     rows = signals.sources
     measured = (rows["nll_start"] > 0) & (rows["nll"] > 0) & (before > 0)
+    earned = measured & signals.trainable & (rows["weight"] > 0)
     fall = (before - rows["nll"]) / np.maximum(rows["nll_start"], 1e-9)
-    return np.where(measured, rows["target"] * fall, 0.0)
+    return np.where(earned, rows["target"] * fall, 0.0)
 
 
 def progress_paid(signals: Signals, before: FloatArray) -> FloatArray:

@@ -108,6 +108,18 @@ def test_ucb_explores_what_it_has_not_pulled() -> None:
     assert weights[1] > weights[0]
 
 
+@pytest.mark.parametrize("kind", [Exp3, Ucb])
+def test_what_was_not_trained_on_is_not_paid(kind: Any) -> None:
+    # source 2 has no rows, and source 1 ran out of them; both were taught by source 0
+    rows = {"size": [100.0, 100.0, 0.0], "weight": [1.0, 0.0, 0.0]}
+    drive = Driver(kind(), 3)
+    drive(3, **rows)
+    weights = drive(3, nll=[1.9, 0.5, 0.5], **rows)
+    assert weights[0] > 0.9 * weights[1]
+    assert weights[2] == 0.0
+    assert abs(drive.memory[1][2] if kind is Ucb else drive.memory[0][2]) == 0.0
+
+
 def test_ucb_is_not_paid_for_what_is_no_target() -> None:
     drive = Driver(Ucb())
     drive(target=[0.0, 1.0])
