@@ -58,6 +58,11 @@ PROBES = {
         "source",
         passes=2,
     ),
+    "gradient_norm_examples_last": ProbeKind(
+        "gradient_norm_examples of the last block's matrices, all rows in one short pass",
+        "source",
+        passes=2,
+    ),
     "cosine_similarity": ProbeKind(
         "mean cosine between the source's embedding and every source's (MoS)", "source"
     ),

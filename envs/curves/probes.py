@@ -202,6 +202,7 @@ SOURCE_VALUES: dict[str, Callable[[Seen], FloatArray]] = {
     "gradient_norm": lambda seen: _norm(seen, GRAIN),
     "gradient_norm_examples": lambda seen: _norm(seen, ROW_GRAIN * GRAIN),
     "gradient_norm_last": lambda seen: 0.5 * _norm(seen, GRAIN),
+    "gradient_norm_examples_last": lambda seen: 0.5 * _norm(seen, ROW_GRAIN * GRAIN),
     "cosine_similarity": _similarity,
     "gradient_alignment": _alignment,
     "gradient_cosine": _cosine,

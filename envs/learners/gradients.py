@@ -14,6 +14,7 @@ import numpy as np
 
 from mixgym.envs.learners.base import FloatArray
 from mixgym.envs.learners.batching import Batch
+from mixgym.envs.learners.row_norms import last_block, row_norms
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,13 @@ def gradient_norm_examples(model: "ProbedModel") -> FloatArray:
         return float(np.mean([_norm(g) for g in _row_gradients(model, batches, parameters)]))
 
     return _each(model, mean)
+
+
+def gradient_norm_examples_last(model: "ProbedModel") -> FloatArray:
+    """The same of the last block's matrices, all rows in one short pass."""
+    parameters = [p for p in last_block(model.model).parameters() if p.requires_grad]
+    with _frozen(model.model, parameters):
+        return _each(model, lambda rows: float(row_norms(model, rows).mean()))
 
 
 def gradient_alignment(model: "ProbedModel") -> FloatArray:
@@ -108,6 +116,7 @@ PROBES: "dict[str, Callable[[ProbedModel], FloatArray]]" = {
     "gradient_norm": gradient_norm,
     "gradient_norm_last": gradient_norm_last,
     "gradient_norm_examples": gradient_norm_examples,
+    "gradient_norm_examples_last": gradient_norm_examples_last,
     "gradient_alignment": gradient_alignment,
     "gradient_cosine": gradient_cosine,
     "gradient_influence": gradient_influence,
@@ -119,15 +128,6 @@ PROBES: "dict[str, Callable[[ProbedModel], FloatArray]]" = {
 def trainable(model: Any) -> "list[torch.nn.Parameter]":
     """The parameters that are trained, each once."""
     return [p for p in model.parameters() if p.requires_grad]
-
-
-def last_block(model: Any) -> Any:
-    """The last of the model's layers."""
-    import torch
-
-    layers = int(model.config.get_text_config().num_hidden_layers)
-    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers]
-    return stacks[0][-1]
 
 
 def target_gradient(model: "ProbedModel", parameters: "list[torch.nn.Parameter]") -> "Gradient":
