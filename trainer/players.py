@@ -125,8 +125,8 @@ class Players:
         """Sizes of rollouts, batches and buffers of a learner of one level.
 
         A preset's are those of the joint level. A local learner sees K_max rows where that sees one
-        observation; they resemble each other, and about half of them exist. On a language model a
-        rollout is two fine-tuning runs.
+        observation, about half of which exist: its batches are twice as large, and of a rollout
+        there are more of them. On a language model a rollout is two fine-tuning runs.
         """
         preset = preset_of(algo)
         options = {**preset.options, **(preset.language if self._stage == "causal_lm" else {})}
@@ -139,13 +139,13 @@ class Players:
             steps = {**options, **sizes, **given}["n_steps"]
             if "batch_size" in options:
                 whole = steps * self._world.env.num_envs * rows
-                wanted = options["batch_size"] * max(1, rows // 2)
+                wanted = options["batch_size"] * min(2, rows)
                 sizes["batch_size"] = whole if self._stage == "causal_lm" else min(wanted, whole)
         elif preset.family == "off_policy" and rows > 1:
             sizes = {
                 "learning_starts": options["learning_starts"] * rows,
                 "buffer_size": options["buffer_size"] * rows,
-                "batch_size": options["batch_size"] * max(1, rows // 2),
+                "batch_size": options["batch_size"] * 2,
             }
         return sizes
 

@@ -71,12 +71,17 @@ class PresentNStepReplay(_PresentSamples, NStepReplayBuffer):
 
 
 def _rows_of(samples: ReplayBufferSamples, index: torch.Tensor) -> ReplayBufferSamples:
-    return ReplayBufferSamples(*(None if part is None else part[index] for part in samples))
+    return samples._replace(**{name: part[index] for name, part in _known(samples)})
 
 
 def _joined(parts: list[ReplayBufferSamples]) -> ReplayBufferSamples:
-    columns = zip(*parts, strict=True)
-    return ReplayBufferSamples(*(None if c[0] is None else torch.cat(c) for c in columns))
+    whole = {name: torch.cat([getattr(p, name) for p in parts]) for name, _ in _known(parts[0])}
+    return parts[0]._replace(**whole)
+
+
+def _known(samples: ReplayBufferSamples) -> list[tuple[str, torch.Tensor]]:
+    """Its parts by name; one-step returns have no discounts."""
+    return [(name, part) for name, part in samples._asdict().items() if part is not None]
 
 
 def learn_from_present_rows(algorithm: BaseAlgorithm) -> None:
@@ -100,9 +105,9 @@ def learn_from_present_rows(algorithm: BaseAlgorithm) -> None:
             old.n_envs,
         )
     elif isinstance(algorithm, OffPolicyAlgorithm):
-        kind = _REPLAYS.get(type(algorithm.replay_buffer))  # type: ignore[arg-type]
         replay = algorithm.replay_buffer
-        if kind is None or replay is None or replay.optimize_memory_usage:
+        kind = _REPLAYS.get(type(replay)) if replay is not None else None
+        if replay is None or kind is None or replay.optimize_memory_usage:
             return
         algorithm.replay_buffer_class = kind
         algorithm.replay_buffer = kind(
@@ -116,4 +121,7 @@ def learn_from_present_rows(algorithm: BaseAlgorithm) -> None:
         )
 
 
-_REPLAYS = {ReplayBuffer: PresentReplay, NStepReplayBuffer: PresentNStepReplay}
+_REPLAYS: dict[type[ReplayBuffer], type[ReplayBuffer]] = {
+    ReplayBuffer: PresentReplay,
+    NStepReplayBuffer: PresentNStepReplay,
+}

@@ -51,7 +51,8 @@ def joint(seed: int = 0) -> CurvesVecEnv:
 def test_the_global_level_completes_actions_and_keeps_the_others_memory() -> None:
     other = Constant(0.5)
     view, env = GlobalLevel(joint(), other), joint()
-    seen, flat = view.reset(), env.reset()
+    seen: Any = view.reset()
+    flat: Any = env.reset()
     rng = np.random.default_rng(0)
     state, start = None, np.ones(COUNT, np.bool_)
     reference = Constant(0.5)
@@ -97,7 +98,8 @@ def test_episodes_of_unequal_length_are_refused_inside_a_span() -> None:
 
 def test_rows_see_their_source_and_are_paid_their_own_part() -> None:
     view, env = local_rows(joint()), joint()
-    rows, flat = view.reset(), env.reset()
+    rows: Any = view.reset()
+    flat: Any = env.reset()
     assert rows.tolist() == rows_of(flat, (12, 4)).tolist()
     rng = np.random.default_rng(2)
     for _ in range(33):
@@ -120,8 +122,8 @@ def test_rows_see_their_source_and_are_paid_their_own_part() -> None:
 
 
 def test_the_pay_of_rows_by_hand() -> None:
-    record = {"mixture": {"a": 0.5, "b": 0.5}, "reward": {"local": {"a": 0.2}}}
-    infos = [{"decision": record}, {"failure": "diverged"}]
+    record: Any = {"mixture": {"a": 0.5, "b": 0.5}, "reward": {"local": {"a": 0.2}}}
+    infos: list[dict[str, Any]] = [{"decision": record}, {"failure": "diverged"}]
     rewards = np.array([1.0, -5.0])
     alone = row_rewards(rewards, infos, 3)
     assert alone.tolist() == pytest.approx([0.2, 0, 0, -5, -5, -5])
@@ -152,7 +154,7 @@ def test_the_single_global_environment_holds_its_action() -> None:
     single, joint_env = make_global_env(other, period=3), make_mixture_env()
     single.reset(seed=5)
     flat, _ = joint_env.reset(seed=5)
-    top = np.linspace(-1, 1, single.action_space.shape[0]).astype(np.float32)
+    top = np.linspace(-1, 1, 4).astype(np.float32)
     seen, reward, done, _, info = single.step(top)
     total = 0.0
     for _ in range(3):
@@ -172,7 +174,7 @@ def test_the_single_global_environment_holds_its_action() -> None:
 def test_a_span_of_the_single_environment_ends_with_the_episode() -> None:
     env = make_global_env(period=1000)
     env.reset(seed=1)
-    _, _, done, _, info = env.step(np.zeros(env.action_space.shape, np.float32))
+    _, _, done, _, info = env.step(np.zeros(4, np.float32))
     assert done
     assert info["decisions"][-1]["decision"] == len(info["decisions"])
 
@@ -181,6 +183,7 @@ def test_views_stand_on_any_vector_environment() -> None:
     vector = DummyVecEnv([make_mixture_env])
     view = GlobalLevel(vector, period=2)
     assert view.reset().shape == (1, vector.observation_space.shape[0])  # type: ignore[index]
+    observation: Any
     observation, paid, dones, _ = view.step(np.zeros((1, view.shape[0]), np.float32))
     assert (observation.shape[0], paid.shape, dones.tolist()) == (1, (1,), [False])
     rows = local_rows(vector)
@@ -195,7 +198,7 @@ def test_views_continue_from_their_memory() -> None:
         lambda env: local_rows(env, Constant(0.2)),
     ):
         env = joint()
-        view = make(env)
+        view: Any = make(env)
         view.reset()
         shape = (view.num_envs, *view.action_space.shape)
         action = np.full(shape, 0.1, np.float32)
