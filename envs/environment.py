@@ -14,23 +14,22 @@ from numpy.typing import NDArray
 
 from mixgym.envs.actions import make_action_kind
 from mixgym.envs.errors import DivergenceError, MixgymError, RunError
+from mixgym.envs.gathering import reward_input, view_of
 from mixgym.envs.learners.base import Evaluation, TrainReport
 from mixgym.envs.measuring import Measurements
 from mixgym.envs.mixture import Mixture, MixtureFrame
 from mixgym.envs.observations import (
-    View,
     dict_observation,
     dict_space,
     flat_observation,
     flat_space,
 )
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
-from mixgym.envs.payment import reward_input
 from mixgym.envs.plan import Budget, DataPlane, IntervalPlan
 from mixgym.envs.probe_book import wanted_probes
 from mixgym.envs.records import decision_record
 from mixgym.envs.rendering import render_rgb, render_text
-from mixgym.envs.rewards import Reward, make_reward, penalised, target_mean
+from mixgym.envs.rewards import Reward, make_reward, penalised
 from mixgym.envs.world import Progress, World
 
 FAILURE_PENALTY = -1.0  # reward of the decision at which training diverged
@@ -151,7 +150,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             raise MixgymError("the episode has ended: call reset() before step()")
         self._begin()
         clock = time.perf_counter()
-        seen = flat_observation(self._view(), self.padded)[0].tolist()
+        seen = flat_observation(view_of(self), self.padded)[0].tolist()
         asked = self._kind.decode(np.asarray(action, np.float64), self.frame)
         mixture = self.world.step_rule.tilt(asked)
         plan = self._plane.plan(mixture, self._budget())
@@ -274,7 +273,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     def _pay(self) -> Reward:
         """The reward of the decision that was just booked."""
-        seen = reward_input(self, probes=self._reward.probes)
+        seen = reward_input(self, probes=self._reward.probes, gains=self._reward.gains)
         reward = penalised(self._reward.compute(seen), seen, self.options.penalties)
         self._progress.reward = float(reward.value)
         return reward
@@ -293,30 +292,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     def _observe(self) -> tuple[Any, float]:
         observe = flat_observation if self.options.observation == "flat" else dict_observation
-        observation, clipped = observe(self._view(), self.padded)
+        observation, clipped = observe(view_of(self), self.padded)
         return observation, float(clipped)
-
-    def _view(self) -> View:
-        world, done, seen = self.world, self._progress, self._seen.parts_of_view()
-        unknown = np.full(world.cell_size.shape, np.nan).tolist()
-        return View(
-            remaining=self.remaining,
-            reward=done.reward,
-            targets=world.targets,
-            prior=world.prior.sources,
-            weight=self._mixture.sources,
-            share=np.array(done.given or np.zeros(len(world.names))) / max(done.supervised, 1),
-            nll_train=np.array(done.train_nll or np.full(len(world.names), np.nan), np.float64),
-            mean_nll=target_mean(seen["nll"], world.targets),
-            mean_nll_start=target_mean(seen["nll_start"], world.targets),
-            cell_size=world.cell_size,
-            cell_prior=world.prior.strata,
-            cell_weight=self._mixture.strata,
-            cell_epochs=self.plane.epochs(),
-            cell_nll_train=np.array(done.cell_train_nll or unknown, np.float64),
-            available=self.plane.available(),
-            **seen,
-        )
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that :meth:`restore` needs to continue bit-equal, learner included."""

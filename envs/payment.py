@@ -1,47 +1,59 @@
-"""What the reward of a decision is computed from, gathered from the environment."""
+"""What decisions of a batch of environments are paid, and the draws of reward ``arm``."""
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixgym.envs.curves.noise import EpisodeNoise
 from mixgym.envs.mixture import FloatArray
-from mixgym.envs.probes import BACKWARD
-from mixgym.envs.rewards import RewardInput, as_reward
-
-if TYPE_CHECKING:
-    from mixgym.envs.environment import MixtureEnv
+from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.probes import BILEVEL_GAIN
+from mixgym.envs.rewards import Reward, RewardInput, as_reward, make_reward, penalised
 
 
-def reward_input(env: "MixtureEnv", *, probes: bool) -> RewardInput:
-    """The input of the reward of the decision that ``env`` has just booked.
+class BatchPay:
+    """The reward of many environments.
 
     Args:
-        env: the environment.
-        probes: whether the reward reads probes.
+        options: which reward, which probes it reads, which penalties.
+        count: environments.
+        decisions: in an episode.
+        most: K_max.
     """
-    world, seen, done, mixture = env.world, env.measurements, env.progress, env.mixture
-    size = world.cell_size
-    latest, options = seen.probes.values, env.options
-    given: dict[str, FloatArray] = {}
-    if probes:
-        top, inner = options.reward_sources, options.reward_strata
-        given["source_probe"] = as_reward(top, latest[top])
-        given["stratum_probe"] = as_reward(inner, latest[inner])
-        given["draws"] = arm_draws(done.seed, done.decisions, len(world.names))[-1]
-    return RewardInput(
-        before=seen.before.source_nll,
-        after=seen.now.source_nll,
-        targets=world.targets,
-        start=seen.start.source_nll,
-        weight=mixture.sources,
-        strata=mixture.strata,
-        prior=world.prior.sources,
-        prior_strata=world.prior.strata,
-        epochs=(env.plane.epochs() * size).sum(-1) / np.maximum(size.sum(-1), 1e-12),
-        probe_cost=seen.probe_tokens / max(BACKWARD * env.last_tokens, 1),
-        **given,
-    )
+
+    def __init__(self, options: EnvironmentOptions, count: int, decisions: int, most: int) -> None:
+        self._options = options
+        self._kind = make_reward(options.reward)
+        self.draws = np.zeros((count, decisions, most + 1))
+
+    def draw(self, index: int, episode: int, sources: int) -> None:
+        """The uniform numbers of an episode of environment ``index``."""
+        if self._kind.probes:
+            decisions = self.draws.shape[1]
+            self.draws[index, :, : sources + 1] = arm_draws(episode, decisions, sources)
+
+    def reward(
+        self, seen: RewardInput, probes: dict[str, FloatArray], decision: NDArray[np.int64]
+    ) -> Reward:
+        """The rewards of the last decision.
+
+        Args:
+            seen: all but what the reward reads of probes.
+            probes: the last values by name, float64[n, K] or [n, K, G].
+            decision: int64[n], its number, from 1.
+        """
+        if self._kind.probes:
+            top, inner = self._options.reward_sources, self._options.reward_strata
+            seen = replace(
+                seen,
+                source_probe=as_reward(top, probes[top]),
+                stratum_probe=as_reward(inner, probes[inner]),
+                draws=self.draws[np.arange(len(decision)), decision - 1],
+            )
+        if self._kind.gains:
+            seen = replace(seen, gains=probes[BILEVEL_GAIN])
+        return penalised(self._kind.compute(seen), seen, self._options.penalties)
 
 
 def arm_draws(seed: int, decisions: int, sources: int) -> FloatArray:

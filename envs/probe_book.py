@@ -28,13 +28,15 @@ def wanted_probes(options: EnvironmentOptions) -> dict[str, int]:
     >>> wanted_probes(EnvironmentOptions(reward="log_utility", probes={"gradient_norm": 4}))
     {'gradient_norm': 4, 'perplexity_ratio': 1}
     """
-    read = [options.reward_sources, options.reward_strata]
-    for_reward = dict.fromkeys(read if make_reward(options.reward).probes else [], 1)
+    reward = make_reward(options.reward)
+    read = [options.reward_sources, options.reward_strata] if reward.probes else []
+    for_reward = dict.fromkeys([*read, *([BILEVEL_GAIN] if reward.gains else [])], 1)
     both = {**for_reward, **options.probes}
     if BILEVEL_GAIN in both and options.step_rule != "bilevel":
         raise ConfigError(
             f"environment.step_rule={options.step_rule}: probe {BILEVEL_GAIN} is what step rule "
-            "bilevel finds; set environment.step_rule=bilevel, or leave the probe out"
+            "bilevel finds; set environment.step_rule=bilevel, or leave the probe (or the reward "
+            "that reads it) out"
         )
     return {name: both[name] for name in sorted(both)}
 

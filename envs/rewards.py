@@ -32,6 +32,7 @@ class RewardInput:
         draws: float64[K + 1], uniform numbers in [0, 1) of this decision, for ``arm``.
         epochs: float64[K], passes over each source so far.
         probe_cost: float64[], compute of this decision's probes over that of its training.
+        gains: float64[K], what step rule bilevel found each source to be worth; NaN if unknown.
     """
 
     before: FloatArray
@@ -47,6 +48,7 @@ class RewardInput:
     draws: FloatArray | None = None
     epochs: FloatArray | None = None
     probe_cost: FloatArray | float = 0.0
+    gains: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,14 @@ class RewardKind:
         compute: the rewards of one decision.
         evaluations: held-out measurements that it needs per decision.
         probes: whether it reads the probes ``environment.reward_sources`` and ``reward_strata``.
+        gains: whether it reads probe ``bilevel_gain``, which step rule bilevel measures.
     """
 
     summary: str
     compute: Callable[[RewardInput], Reward]
     evaluations: int = 1
     probes: bool = False
+    gains: bool = False
 
 
 def target_mean(nll: FloatArray, targets: FloatArray) -> float:
@@ -194,6 +198,20 @@ def drawn(weights: FloatArray, draw: FloatArray) -> FloatArray:
     return np.asarray(np.arange(weights.shape[-1]) == first[..., None], np.float64)
 
 
+def bilevel_gap(seen: RewardInput) -> Reward:
+    """What the mixture is worth to validation beyond the prior, as step rule bilevel finds it.
+
+    Sum over sources of (p - prior) g, over the prior's mean of |g|, where g is minus the value gap:
+    0 for the prior and where nothing is known, at most a few.
+    """
+    prior = _given(seen.prior)
+    known = np.nan_to_num(_given(seen.gains))
+    scale = last_sum(prior * np.abs(known))[..., None]
+    worth = known / np.where(scale > 0, scale, 1.0)
+    beyond = last_sum((_given(seen.weight) - prior) * worth)
+    return Reward(beyond, worth, {"bilevel_gap": beyond})
+
+
 REWARDS = {
     "progress": RewardKind("fall of the target-weighted mean held-out NLL (telescopes)", progress),
     "progress_normalised": RewardKind(
@@ -205,6 +223,11 @@ REWARDS = {
     ),
     "linear": RewardKind(
         "sum of p R at both levels, R the probes over their mean", linear, 1, True
+    ),
+    "bilevel_gap": RewardKind(
+        "worth of the mixture to validation beyond the prior, by the bilevel gaps (ScaleBiO)",
+        bilevel_gap,
+        gains=True,
     ),
     "arm": RewardKind("R of a source and a stratum drawn from the mixture", arm, 1, True),
 }

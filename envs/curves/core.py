@@ -23,16 +23,10 @@ from mixgym.envs.curves.task import (
     stacked,
     tokens_per_step,
 )
+from mixgym.envs.curves.task_tables import priors, scales
 from mixgym.envs.curves.tilting import BatchTilt
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import (
-    BoolArray,
-    FloatArray,
-    floored,
-    last_sum,
-    logit_scale,
-    normalise,
-)
+from mixgym.envs.mixture import BoolArray, FloatArray, floored, last_sum
 from mixgym.envs.observations import (
     Fixed,
     View,
@@ -44,9 +38,9 @@ from mixgym.envs.observations import (
     flat_space,
 )
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.payment import arm_draws
+from mixgym.envs.payment import BatchPay
 from mixgym.envs.probes import BACKWARD
-from mixgym.envs.rewards import Reward, RewardInput, as_reward, make_reward, penalised
+from mixgym.envs.rewards import Reward, RewardInput
 
 DECISIONS = 32
 """Decisions in an episode."""
@@ -101,7 +95,7 @@ class CurvesCore:
         self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
         self.decisions = decisions
         _check(options)
-        self._paid = make_reward(options.reward)
+        self._payer = BatchPay(options, count, decisions, self.shape[0])
         self._probes = BatchProbes(options, count, self.shape, decisions)
         self._tilt: BatchTilt | None = None
         if options.step_rule == "bilevel":
@@ -109,8 +103,8 @@ class CurvesCore:
         self._in_order = in_order
         self._tasks = stacked(tasks, *self.shape)
         self._budget = interval * tokens_per_step(self._tasks, interval * decisions)
-        self._prior, self._inner_prior = _priors(self._tasks, options)
-        top, inner = _scales(self._tasks, options.reach)
+        self._prior, self._inner_prior = priors(self._tasks, options)
+        top, inner = scales(self._tasks, options.reach)
         self._scales = (top[:, None], inner[:, None, None])
         present = self._tasks.present
         self._own = np.stack([present.any(-1).sum(-1), present.any(-2).sum(-1)], -1).tolist()
@@ -153,7 +147,6 @@ class CurvesCore:
         self._asked = np.zeros(rows)
         self._start, self._before, self._now = (np.zeros(cells) for _ in range(3))
         self._cell_train = np.full(cells, np.nan)
-        self._draws = np.zeros((self.count, self.decisions, self.shape[0] + 1))
 
     def seed(self, seed: int | Sequence[int | None]) -> None:
         """Start the streams anew: from ``seed + i``, or each from its own (None: from entropy)."""
@@ -202,8 +195,7 @@ class CurvesCore:
             )
             self._noise[i, :, :rows, :groups] = noise * self._tasks.noise[index]
             self._probes.draw(i, episode, (rows, groups))
-            if self._paid.probes:
-                self._draws[i, :, : rows + 1] = arm_draws(episode, self.decisions, rows)
+            self._payer.draw(i, episode, rows)
             self._index[i] = index
         self._episodes[which] += 1
 
@@ -267,16 +259,10 @@ class CurvesCore:
 
     def _pay(self, before: FloatArray, after: FloatArray) -> Reward:
         """The rewards of the last decision of all environments."""
-        options, values = self.options, self._probes.values
-        given: dict[str, FloatArray] = {}
-        if self._paid.probes:
-            top, inner = options.reward_sources, options.reward_strata
-            given["source_probe"] = as_reward(top, values[top])
-            given["stratum_probe"] = as_reward(inner, values[inner])
-            given["draws"] = self._draws[np.arange(self.count), self._decision - 1]
-        if options.penalties.epochs:
+        epochs = None
+        if self.options.penalties.epochs:
             size = np.maximum(last_sum(self.task.size), 1e-12)
-            given["epochs"] = last_sum(passes(self.task, self._state) * self.task.size) / size
+            epochs = last_sum(passes(self.task, self._state) * self.task.size) / size
         seen = RewardInput(
             before=before,
             after=after,
@@ -287,9 +273,9 @@ class CurvesCore:
             prior=self._prior[self._index],
             prior_strata=self._inner_prior[self._index],
             probe_cost=self._probes.tokens / (BACKWARD * self._per_decision[:, 0, 0]),
-            **given,
+            epochs=epochs,
         )
-        return penalised(self._paid.compute(seen), seen, options.penalties)
+        return self._payer.reward(seen, self._probes.values, self._decision)
 
     def observe(self) -> Any:
         """Observations of all environments: an array [n, size], or a dict of them."""
@@ -317,11 +303,12 @@ class CurvesCore:
 
     def state(self) -> dict[str, Any]:
         """Plain data and arrays from which :meth:`set_state` continues bit-equal."""
-        names = (*CHANGING, "_noise", "_draws")
+        names = (*CHANGING, "_noise")
         arrays = {name: getattr(self, name).copy() for name in names}
         arrays |= {name: getattr(self, name).copy() for name in ("_start", "_before", "_now")}
         arrays |= {"_episodes": self._episodes.copy(), "_index": self._index.copy()}
         arrays |= {"given": self._state.given.copy(), "learnt": self._state.learnt.copy()}
+        arrays |= {"draws": self._payer.draws.copy()}
         random = [r.bit_generator.state for r in self._random]
         state = {"arrays": arrays, "random": random, "probes": self._probes.state()}
         return state if self._tilt is None else {**state, "bilevel": self._tilt.state()}
@@ -330,6 +317,7 @@ class CurvesCore:
         """Continue from :meth:`state`."""
         arrays = {name: np.array(values) for name, values in state["arrays"].items()}
         self._state = CurveState(arrays.pop("given"), arrays.pop("learnt"))
+        self._payer.draws = arrays.pop("draws")
         for name, values in arrays.items():
             setattr(self, name, values)
         for random, own in zip(self._random, state["random"], strict=True):
@@ -412,18 +400,3 @@ class CurvesCore:
 def _check(options: EnvironmentOptions) -> None:
     if not isinstance(options.prior, str):
         raise ConfigError("environment.prior: a batch of tasks takes uniform or proportional")
-
-
-def _priors(tasks: CurveTask, options: EnvironmentOptions) -> tuple[FloatArray, FloatArray]:
-    present = tasks.present
-    size = last_sum(tasks.size)
-    base = np.asarray(present.any(-1), np.float64) if options.prior == "uniform" else size
-    return normalise(base, np.asarray(size > 0)), normalise(tasks.size, present)
-
-
-def _scales(tasks: CurveTask, reach: float) -> tuple[FloatArray, FloatArray]:
-    """float64[tasks] each: the logit scale of the two levels."""
-    present = tasks.present
-    top = [logit_scale(int(n), reach) for n in present.any(-1).sum(-1)]
-    inner = [logit_scale(int(n), reach) for n in present.any(-2).sum(-1)]
-    return np.array(top), np.array(inner)

@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -194,6 +194,7 @@ def test_a_batch_is_paid_what_its_members_are(seed: int) -> None:
         source_probe=np.where(rng.random(rows) < 0.2, np.nan, rng.normal(size=rows)),
         stratum_probe=np.where(rng.random(cells) < 0.2, np.nan, rng.uniform(0, 1, cells)),
         draws=rng.random((3, 5)),
+        gains=np.where(rng.random(rows) < 0.2, np.nan, rng.normal(size=rows)),
         epochs=rng.uniform(0, 9, rows),
         probe_cost=rng.random(3),
     )
@@ -228,3 +229,26 @@ def test_the_rewards_of_an_episode_sum_to_the_fall_of_the_loss(name: str) -> Non
         target_mean(first, world.targets) - target_mean(last, world.targets), abs=1e-12
     )
     assert local == pytest.approx(first - last, abs=1e-12)
+
+
+def test_bilevel_gap_by_hand() -> None:
+    nothing = np.zeros(3)
+    seen = RewardInput(
+        nothing,
+        nothing,
+        np.ones(3),
+        weight=np.array([0.5, 0.5, 0.0]),
+        prior=np.array([0.25, 0.25, 0.5]),
+        gains=np.array([0.2, -0.1, -0.1]),
+    )
+    found = REWARDS["bilevel_gap"].compute(seen)
+    scale = 0.25 * 0.2 + 0.25 * 0.1 + 0.5 * 0.1
+    assert found.value == pytest.approx((0.25 * 0.2 - 0.25 * 0.1 + 0.5 * 0.1) / scale)
+    np.testing.assert_allclose(found.local, np.array([0.2, -0.1, -0.1]) / scale)
+    for changes in ({"weight": seen.prior}, {"gains": np.full(3, np.nan)}):
+        assert REWARDS["bilevel_gap"].compute(replace(seen, **changes)).value == 0.0
+
+
+def test_bilevel_gap_needs_its_rule() -> None:
+    with pytest.raises(ConfigError, match=r"set environment\.step_rule=bilevel"):
+        gym.make("mixgym/Mixture-v0", environment={"reward": "bilevel_gap"})
