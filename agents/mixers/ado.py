@@ -22,7 +22,7 @@ HISTORY = 64
 class Ado(Mixer):
     """Weights by how fast each source's fitted scaling law falls.
 
-    ADO, "Adaptive Data Optimization" (Jiang et al. 2024, eq. 3 to 7): fit L_k(n) = e_k + b_k
+    ADO, "Adaptive Data Optimization" (Jiang et al. 2025, Algorithm 1): fit L_k(n) = e_k + b_k
     n^-a_k; the slope a_k (L_k(n) - e_k) / n, times the prior, times h_k^``credit`` with h the
     moving average of realised shares, gives rho; p = ``inertia`` (mean of all rho so far, the prior
     included) + (1 - ``inertia``) rho, no rho below ``least``.
