@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class DoGE(Mixer):
     """Weights grow with how far a source's gradient points where it is wanted.
 
-    DoGE (Fan et al. 2024, Algorithm 1): p proportional to p exp(eta W / mu), W_k = <g_k, g_wanted>. In
-    mode ``target`` that is the target-weighted gradient on held-out rows (their out-of-domain
+    DoGE (Fan et al. 2024, Algorithm 1): p proportional to p exp(eta W / mu), W_k = <g_k, g_wanted>.
+    In mode ``target`` that is the target-weighted gradient on held-out rows (their out-of-domain
     case), in mode ``universal`` the sum over the other sources. The released code divides W by the
     mean norm of g and clips it to [0, 5] times the learning rate; here W is divided by its mean
     size over the sources, which needs no second probe, then clipped to [0, 5], and ``rate`` stands

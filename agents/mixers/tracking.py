@@ -120,9 +120,10 @@ class Tracker(Mixer):
 class MultiDDS(Tracker):
     """Rewards: how a source's gradient agrees with those of the held-out targets.
 
-    MultiDDS-S, with the stabilised reward (Wang, Tsvetkov and Neubig 2020): R_k = mean over held-out
-    sets m of cos(g_m, g_k), here the probe ``gradient_cosine``; for the actor see :class:`Tracker`. With negative
-    rewards sum R log p has no optimum: steps stay bounded, weights drift to the rest.
+    MultiDDS-S, with the stabilised reward (Wang, Tsvetkov and Neubig 2020): R_k = mean over the
+    held-out sets m of cos(g_m, g_k), here the probe ``gradient_cosine``; for the actor see
+    :class:`Tracker`. With negative rewards sum R log p has no optimum: steps stay bounded, weights
+    drift to the rest.
 
     Known complaints: K backward passes per measurement; small cosines leave the weights near the
     prior. The steps were tuned on the validation tasks of the fast world.
