@@ -68,7 +68,7 @@ def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
     from mixgym.envs.learners.grading import make_grader, scorers
     from mixgym.envs.learners.models import load_tokenizer
     from mixgym.envs.sources.loading import encode_sources, read_sources, training_texts
-    from mixgym.envs.sources.splits import halve_reward
+    from mixgym.envs.sources.splits import check_validation, halve_reward, training_subset
 
     raw = read_sources(options)
     texts = [training_texts([source]) for source in raw]
@@ -78,6 +78,9 @@ def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
     sources = tuple(encode_sources(raw, tokenizer, options.data, options.seed, found))
     if options.environment.step_rule == "bilevel":
         sources = tuple(halve_reward(source, options.seed) for source in sources)
+        check_validation(sources)
+    if options.environment.step_rule == "bilevel" and (rows := options.bilevel.rows) is not None:
+        sources = tuple(training_subset(source, rows, options.seed) for source in sources)
     return Corpus(sources, tokenizer, sum(scorer.cost for scorer in found.values()))
 
 

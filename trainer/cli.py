@@ -316,6 +316,25 @@ def orders(
 
 
 @app.command()
+def weights(
+    arguments: Arguments = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of both runs (run.dir of the configuration).")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Learn source weights on a subset (ScaleBiO), then fine-tune the base model by them."""
+    with _failures_worded("nothing was written"):
+        config = _config(arguments or [], out=out)
+    with _failures_worded("run the same command again: what is finished is kept"):
+        from mixgym.trainer.weights import weights_command
+
+        with _only_json(json_output):
+            answer = weights_command(config, json_output=json_output)
+    _answer(answer, json_output)
+
+
+@app.command()
 def simulate(
     arguments: Arguments = None,
     mix: Annotated[str, typer.Option(help="Lengths to draw where no CONFIG is given.")] = (

@@ -142,12 +142,24 @@ class OrdersOptions(Options):
     )
 
 
+class WeightsOptions(Options):
+    """Learning source weights before fine-tuning by them (`mixgym weights`)."""
+
+    rows: int = Field(
+        default=3000, ge=1, description="training rows of each source that weights are learnt on"
+    )
+    steps: int | None = Field(
+        default=None, ge=1, description="optimiser steps of learning (null: training.steps)"
+    )
+
+
 class RunConfig(WorldOptions):
     """Everything that one run is made of."""
 
     agent: AgentOptions = AgentOptions()
     train: TrainOptions = TrainOptions()
     orders: OrdersOptions = OrdersOptions()
+    weights: WeightsOptions = WeightsOptions()
     run: RunOptions = RunOptions()
 
     @model_validator(mode="after")

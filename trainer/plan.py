@@ -47,7 +47,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     Raises:
         MixgymError: for whatever ``finetune`` would refuse in the sources or the configuration.
     """
-    find_agent(config.agent)
+    config = suited(config, find_agent(config.agent))
     if config.environment.learner == "curves":
         raise ConfigError(
             "environment.learner=curves has no rows: there is nothing to plan; use causal_lm"
@@ -179,7 +179,7 @@ def _source_report(source: Source, epochs: float, supervised: int) -> dict[str, 
         "origin": source.report.origin,
         "format": source.report.row_format,
         "target": source.target,
-        "rows": {split: len(source.splits[split]) for split in SPLITS},
+        "rows": {split: len(rows) for split, rows in source.splits.items()},
         "tokens": int(train.lengths.sum()),
         "supervised_tokens": int(train.supervised.sum()),
         "held_out_supervised_tokens": {
@@ -202,19 +202,31 @@ def _costs(config: RunConfig, sources: Sequence[Source], rehearsal: _Rehearsal) 
     progress = read["reward"] * (rehearsal.decisions + 1)
     if config.environment.reference is not None:
         progress += read["reward"]
-    train = BACKWARD * rehearsal.tokens
+    factor = _step_factor(config)
+    train = BACKWARD * rehearsal.tokens * factor
     total = train + progress + rehearsal.probed + 2 * read["test"]
     return {
         "reward_evaluation_tokens": read["reward"],
         "reward_evaluations": rehearsal.decisions + 1,
         "test_evaluation_tokens": read["test"],
         "test_evaluations": 2,
+        "step_factor": factor,
         "probes": rehearsal.probes,
         "probe_tokens": rehearsal.probed,
         "measured_share": (progress + rehearsal.probed + 2 * read["test"]) / total,
         "measured_share_of_decisions": progress / (train + progress + rehearsal.probed),
         "probed_share_of_decisions": rehearsal.probed / (train + progress + rehearsal.probed),
     }
+
+
+def _step_factor(config: RunConfig) -> float:
+    """Compute of a step under the step rule over that of a plain one."""
+    if config.environment.step_rule == "plain":
+        return 1.0
+    from mixgym.envs.bilevel.estimators import make_estimator
+
+    packs = config.training.packs
+    return make_estimator(config.bilevel).cost((config.bilevel.validation_packs or packs) / packs)
 
 
 def _memory(config: RunConfig) -> dict[str, Any]:

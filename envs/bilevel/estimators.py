@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mixgym.envs.bilevel.copies import Copy, Gradients, Values, lent, take_gradients
-from mixgym.envs.bilevel.options import BilevelOptions
+from mixgym.envs.bilevel.options import TRAINED_COPIES, BilevelOptions
 from mixgym.envs.errors import DivergenceError
 from mixgym.envs.learners.base import FloatArray, StepResult
 from mixgym.envs.learners.pairing import Pairable, Tensors
@@ -106,7 +106,7 @@ class Nearby:
 
     def cost(self, v: float = 1.0) -> float:
         """See :class:`Estimator`."""
-        looks = 1.0 if self.options.estimator == "lookahead" else 2.0
+        looks = 2.0 if self.options.estimator == "alignment" else 1.0
         return (PLAIN + (PLAIN * v + looks) / self.options.period) / PLAIN
 
     def step(self, task: Task) -> Measured:
@@ -300,7 +300,7 @@ def make_estimator(options: BilevelOptions, make_copy: MakeCopy = full_copy) -> 
         >>> round(make_estimator(BilevelOptions(estimator="lookahead")).cost(), 3)
         1.133
     """
-    if options.estimator in ("alignment", "lookahead"):
+    if options.estimator not in TRAINED_COPIES:
         return Nearby(options)
     if options.estimator == "lazy_pair":
         return LazyPair(options, Paired(options, make_copy))

@@ -76,6 +76,9 @@ class BilevelOptions(Options):
     validation_packs: int | None = Field(
         None, ge=1, description="packs in a validation batch (null: as in a training step)"
     )
+    rows: int | None = Field(
+        None, ge=1, description="training rows of each source that are used (null: all)"
+    )
     storage: Literal["full", "difference", "low_rank", "top"] = Field(
         "full", description="what is kept of the second model"
     )

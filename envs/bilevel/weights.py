@@ -16,6 +16,7 @@ from mixgym.envs.mixture import last_sum
 
 BETAS = (0.9, 0.999)
 TINY = 1e-12
+LARGEST_STEP = 0.5  # logits in an update, where a run has so few that one would decide
 CHECKED = 1e-6  # relative error at which the closed form and autograd disagree
 
 
@@ -134,6 +135,8 @@ class Logits:
         full = gradient + self._decay * self.value
         if self._clip is not None:
             full = np.clip(full, -self._clip, self._clip)
+        if self._update != "gradient":
+            size = np.minimum(size, LARGEST_STEP)
         change = -np.asarray(size)[..., None] * self._direction(full, weights)
         self.value = self.value + change
         self.travelled = self.travelled + np.abs(change).max(-1)

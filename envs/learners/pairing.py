@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mixgym.envs.errors import ConfigError, SourceError
+from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.base import FloatArray, Trainable
 from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
 from mixgym.envs.learners.precision import Matmul, matmul
@@ -23,7 +23,7 @@ from mixgym.envs.options import TrainingOptions
 from mixgym.envs.plan import Pack
 from mixgym.envs.ranks import summed
 from mixgym.envs.sources.source import Source
-from mixgym.envs.sources.splits import VALIDATION, without_validation
+from mixgym.envs.sources.splits import VALIDATION, check_validation, without_validation
 from mixgym.envs.sources.streams import stream
 
 if TYPE_CHECKING:
@@ -267,6 +267,7 @@ class PairedTraining:
 
     def _make_validation(self, packs: int) -> list[str]:
         """Lay out the validation rows of all targets; the names of the batches."""
+        check_validation(self.sources)
         targets = [
             source
             if source.target > 0 and VALIDATION in source.splits
@@ -274,11 +275,6 @@ class PairedTraining:
             for source in self.sources
         ]
         laid = evaluation_packs(targets, VALIDATION, self._max_length)
-        if not laid:
-            raise SourceError(
-                "the validation half of the reward split is empty: give a target source more rows "
-                "to hold out (data.held_out_fraction, or a reward file of two rows or more)"
-            )
         order = stream(self._seed, VALIDATION).permutation(len(laid))
         splits = [source.splits[VALIDATION] for source in targets]
         supervised = [max(int(split.supervised.sum()), 1) for split in splits]

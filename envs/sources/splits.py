@@ -241,6 +241,36 @@ def halve_reward(source: Source, seed: int) -> Source:
     )
 
 
+def check_validation(sources: Sequence[Source]) -> None:
+    """Refuse sources of which no target has a row in its validation half.
+
+    Raises:
+        SourceError: saying what to do.
+    """
+    targets = [source for source in sources if source.target > 0]
+    if not any(len(source.splits.get(VALIDATION, ())) for source in targets):
+        raise SourceError(
+            "the validation half of the reward split is empty "
+            f"({', '.join(source.name for source in targets) or 'no source is a target'}): give a "
+            "target source more rows to hold out (data.held_out_fraction, or a reward file of two "
+            "rows or more)"
+        )
+
+
+def training_subset(source: Source, rows: int, seed: int) -> Source:
+    """The source with at most ``rows`` training rows, drawn by the seed, in their order."""
+    train = source.splits["train"]
+    if len(train) <= rows:
+        return source
+    drawn = stream(seed, "subset", source.name).permutation(len(train))[:rows]
+    kept = np.sort(drawn)
+    return replace(
+        source,
+        splits={**source.splits, "train": train.take(kept)},
+        strata={**source.strata, "train": source.strata["train"][kept]},
+    )
+
+
 def without_validation(source: Source) -> Source:
     """The source with an empty validation half: it is no target, so nothing is learnt from it."""
     return replace(
