@@ -4,7 +4,8 @@ A :class:`DataPlane` owns the sampler and the packer. Learners read the plan and
 that another planner can stand behind the same call.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,9 @@ class Pack:
         lengths: int64[n], tokens of each document.
         capacity: tokens that fit.
         weight: the weight of every label of the pack in the loss of its step.
+        document_weights: float64[n], by which the labels of each document weigh besides; None: 1.
+        normaliser: what the weighted sum of a step's losses is divided by, the same in all packs of
+            a step; None: the sum of all weights of the step.
         sequence_parallel: degree of sequence parallelism that the pack is trained with.
         checkpointed_layers: layers whose activations are recomputed in the backward pass.
     """
@@ -33,6 +37,8 @@ class Pack:
     lengths: IntArray
     capacity: int
     weight: float = 1.0
+    document_weights: NDArray[np.float64] | None = None
+    normaliser: float | None = None
     sequence_parallel: int = 1
     checkpointed_layers: int = 0
 
@@ -55,6 +61,9 @@ class IntervalPlan:
             of mixture are within one row of their share (false only if no such point fits).
         exhausted: whether the interval ended because the mixture's rows are used up, or the next
             row does not fit into the budget of supervised tokens: there is nothing to plan after.
+        packing: how well the steps use the machine, by name; see
+            :class:`mixgym.envs.packing.metrics.PackingMetrics`.
+        step_seconds: what the cost model predicts for each step; empty without one.
     """
 
     mixture: Mixture
@@ -64,6 +73,8 @@ class IntervalPlan:
     supervised: Counts
     balanced: bool = True
     exhausted: bool = False
+    packing: Mapping[str, float] = field(default_factory=dict)
+    step_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

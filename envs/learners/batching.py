@@ -13,6 +13,8 @@ from mixgym.envs.sources.source import EncodedRows, IntArray, Source
 if TYPE_CHECKING:
     import torch
 
+    from mixgym.envs.learners.sequence_parallel import Shard
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,6 +27,7 @@ class Batch:
         labels: int64[n], the supervised tokens.
         weights: float32[n], their weights in the loss.
         cells: int64[n], flat (source, stratum) of each supervised token.
+        sequence: this rank's part, where several share the row; None: all of it.
     """
 
     input_ids: "torch.Tensor"
@@ -34,6 +37,7 @@ class Batch:
     labels: "torch.Tensor"
     weights: "torch.Tensor"
     cells: IntArray
+    sequence: "Shard | None" = None
 
     @property
     def tokens(self) -> int:
@@ -56,13 +60,14 @@ def make_batch(
 
     tokens, labels, weights, cells, lengths = [], [], [], [], []
     for pack in packs:
-        for source, stratum, row in pack.rows.tolist():
+        for place, (source, stratum, row) in enumerate(pack.rows.tolist()):
             row_tokens, row_labels = splits[source].row(row)
             tokens.append(row_tokens)
             labels.append(row_labels)
             lengths.append(len(row_tokens))
             count = int(row_labels.sum())
-            weights.append(np.full(count, pack.weight, np.float32))
+            own = 1.0 if pack.document_weights is None else pack.document_weights[place]
+            weights.append(np.full(count, pack.weight * own, np.float32))
             cells.append(np.full(count, source * groups + stratum, np.int64))
     ids = np.concatenate(tokens).astype(np.int64)
     supervised = np.flatnonzero(np.concatenate(labels))

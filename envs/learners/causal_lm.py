@@ -1,13 +1,12 @@
-"""Fine-tuning of any causal LM of transformers, one process, through accelerate.
+"""Fine-tuning of any causal LM of transformers, in one process or several, through accelerate.
 
 Rows are packed without padding and never see each other; logits are computed only where a
 supervised token is predicted; the loss of a step is sum of w * token loss / sum of w over all its
-packs and micro-steps. Decisions, sampling and records are somebody else's.
+packs, micro-steps and ranks. Decisions, sampling and records are somebody else's.
 """
 
 import copy
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixgym.envs.errors import ConfigError, DivergenceError
+from mixgym.envs.errors import DivergenceError, RunError
 from mixgym.envs.learners.attention import DOCUMENTS, choose_attention, packed_forward
 from mixgym.envs.learners.base import (
     Evaluation,
@@ -24,11 +23,14 @@ from mixgym.envs.learners.base import (
     TrainReport,
 )
 from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
+from mixgym.envs.learners.data_parallel import DataParallel, can_recompute, recompute_layers
 from mixgym.envs.learners.pairing import PairedTraining
 from mixgym.envs.learners.precision import check_onednn, evaluation_mode, matmul
 from mixgym.envs.learners.probing import ProbedModel
+from mixgym.envs.learners.sequence_parallel import WHOLE, shard_batch
 from mixgym.envs.options import ModelOptions, TrainingOptions
 from mixgym.envs.plan import IntervalPlan, Pack
+from mixgym.envs.ranks import sum_gradients, summed
 from mixgym.envs.sources.source import Source
 from mixgym.envs.sources.streams import stream
 
@@ -56,8 +58,8 @@ class CausalLM(PairedTraining, ProbedModel):
         make_reference: gives the learner that holds the reference model.
 
     Raises:
-        ConfigError: if several processes were started (this learner is one process), or if
-            ``fp32_matmul=onednn`` would round on this machine.
+        ConfigError: if ``fp32_matmul=onednn`` would round on this machine.
+        RunError: if ranks start from different weights.
         PackingError: if no attention implementation keeps documents of this model apart.
     """
 
@@ -74,11 +76,6 @@ class CausalLM(PairedTraining, ProbedModel):
         probe_rows: int = 8,
         make_reference: "Callable[[], CausalLM] | None" = None,
     ) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError(
-                f"WORLD_SIZE={os.environ['WORLD_SIZE']}: fine-tuning runs in one process; "
-                "start mixgym without torchrun"
-            )
         import torch
         from accelerate import Accelerator
 
@@ -104,9 +101,12 @@ class CausalLM(PairedTraining, ProbedModel):
         self.attention = choose_attention(
             self.model, model_options.attention, self._accelerator.device.type, max_length
         )
+        self._ranks = DataParallel(self.model.config)
+        self._ranks.check_weights(self.model)
         self._recomputes = model_options.gradient_checkpointing
+        self._recomputed = 0  # layers, where packs say how many
         if self._recomputes:
-            _checkpoint_activations(self.model)
+            can_recompute(self.model)
         self._dropout = any(
             isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules()
         ) or any(rate > 0 for rate in _dropout_rates(self.model.config))
@@ -127,6 +127,7 @@ class CausalLM(PairedTraining, ProbedModel):
         loss_sum = np.zeros(self.shape)
         losses, norms = [], []
         share = self._interval_share(plan)
+        self._ranks.check_plan(plan)
         self.model.train()
         for index, packs in enumerate(plan.steps):
             self._progress = progress + share * index / max(len(plan.steps), 1)
@@ -146,25 +147,58 @@ class CausalLM(PairedTraining, ProbedModel):
 
     def accumulate(self, packs: tuple[Pack, ...]) -> tuple[FloatArray, float]:
         """See :class:`~mixgym.envs.learners.base.Trainable`."""
-        return self._accumulate(self._micro_batches(packs))
+        loss_sum, loss = self._accumulate(self._micro_batches(packs), packs[0].normaliser)
+        return summed(loss_sum), loss
 
-    def _accumulate(self, batches: list[Batch]) -> tuple[FloatArray, float]:
+    def _accumulate(
+        self, batches: list[Batch], normaliser: float | None = None
+    ) -> tuple[FloatArray, float]:
+        """Add the gradient of a global batch, whose part of this rank ``batches`` are.
+
+        Returns:
+            (loss sums [K, G] of this rank, loss of the global batch).
+        """
         import torch
 
-        normaliser = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
+        if normaliser is None:
+            weights = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
+            normaliser = float(summed(np.array([weights]))[0])
         loss_sum, total = np.zeros(self.shape), 0.0
-        for part, batch in enumerate(batches):
-            with self._dropout_stream(part), matmul(self._matmul):
-                losses = self._token_losses(batch)
-                loss = (losses * batch.weights).sum() / normaliser
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    self._optimizer.zero_grad(set_to_none=True)
-                    raise DivergenceError(f"the training loss is {value} at step {self._steps + 1}")
-                self._accelerator.backward(loss)
-            loss_sum += self._by_cell(losses, batch)
-            total += value
+        with self._summed_over_ranks():
+            for part, batch in enumerate(batches):
+                with self._dropout_stream(part), matmul(self._matmul):
+                    losses = self._token_losses(batch)
+                    loss = (losses * batch.weights).sum() / normaliser
+                    value = float(loss.detach())
+                    if not math.isfinite(value) and self._ranks.world == 1:
+                        self._refuse(value)
+                    self._accelerator.backward(loss)
+                loss_sum += self._by_cell(losses, batch)
+                total += value
+        total = float(summed(np.array([total]))[0])
+        if not math.isfinite(total):  # on every rank, so that none waits for another
+            self._refuse(total)
         return loss_sum, total
+
+    def _refuse(self, loss: float) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        raise DivergenceError(f"the training loss is {loss} at step {self._steps + 1}")
+
+    @contextmanager
+    def _summed_over_ranks(self) -> Iterator[None]:
+        """Gradients added inside are summed over the ranks; those from before stay as they are."""
+        if self._ranks.world == 1:
+            yield
+            return
+        parameters = list(self.model.parameters())
+        before = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        yield
+        sum_gradients(parameters)
+        for parameter, old in zip(parameters, before, strict=True):
+            if old is not None:
+                parameter.grad = old if parameter.grad is None else parameter.grad + old
 
     def apply(self) -> float:
         """See :class:`~mixgym.envs.learners.base.Trainable`.
@@ -198,11 +232,13 @@ class CausalLM(PairedTraining, ProbedModel):
         batches = self._evaluation_batches(split)
         loss_sum, supervised = np.zeros(self.shape), np.zeros(self.shape, np.int64)
         with evaluation_mode(self.model), torch.no_grad(), matmul(self._matmul):
-            for batch in batches:
+            for batch in batches[self._ranks.rank :: self._ranks.world]:
                 loss_sum += self._by_cell(self._token_losses(batch), batch)
                 supervised += np.bincount(batch.cells, minlength=supervised.size).reshape(
                     self.shape
                 )
+        loss_sum = summed(loss_sum)
+        supervised = summed(supervised.astype(np.float64)).astype(np.int64)
         bad = np.flatnonzero(~np.isfinite(loss_sum).all(-1))
         if bad.size:
             name = self.sources[bad[0]].name
@@ -230,6 +266,10 @@ class CausalLM(PairedTraining, ProbedModel):
 
     def fork(self) -> "CausalLM":
         """See :class:`~mixgym.envs.learners.base.Learner`."""
+        if self._ranks.world > 1:
+            raise RunError(
+                f"a model that {self._ranks.world} processes train cannot be forked: start one"
+            )
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
         other._optimizer = other._make_optimizer()
@@ -281,14 +321,28 @@ class CausalLM(PairedTraining, ProbedModel):
         return len(plan.steps) / self._training.steps
 
     def _micro_batches(self, packs: tuple[Pack, ...]) -> list[Batch]:
-        """The step's forward passes: as few as accumulation allows, or one a pack under a mask."""
+        """This rank's forward passes: as few as accumulation allows, or one a pack under a mask."""
+        self._recompute(packs[0].checkpointed_layers)
+        packs, shard = self._ranks.mine(packs)
+        if not packs:
+            return []
         splits = [source.splits["train"] for source in self.sources]
         wanted = self._training.accumulation if self._joins else len(packs)
         parts = np.array_split(np.arange(len(packs)), min(wanted, len(packs)))
-        return [
+        batches = [
             make_batch([packs[i] for i in part], splits, self.shape[1], self.device)
             for part in parts
         ]
+        return [shard_batch(batch, shard) for batch in batches]
+
+    def _recompute(self, layers: int) -> None:
+        """Let the first layers recompute their activations, as many as the packs ask for."""
+        if self._recomputes or layers == self._recomputed:
+            return
+        if not self._recomputed:
+            can_recompute(self.model)
+        recompute_layers(self.model, layers)
+        self._recomputed = layers
 
     def _token_losses(self, batch: Batch, model: Any = None) -> "torch.Tensor":
         """float32[n], NLL of every supervised token, under the model or another one."""
@@ -301,8 +355,10 @@ class CausalLM(PairedTraining, ProbedModel):
                 batch.position_ids,
                 batch.document_lengths,
                 logits_to_keep=batch.predictors,
+                sequence=batch.sequence or WHOLE,
             )
-        return torch.nn.functional.cross_entropy(logits[0].float(), batch.labels, reduction="none")
+        wide = logits[0] if logits.dtype == torch.float64 else logits[0].float()
+        return torch.nn.functional.cross_entropy(wide, batch.labels, reduction="none")
 
     def _by_cell(self, losses: "torch.Tensor", batch: Batch) -> FloatArray:
         values = losses.detach().to("cpu").double().numpy()
@@ -360,7 +416,9 @@ class CausalLM(PairedTraining, ProbedModel):
             return
         import torch
 
-        seed = stream(self._seed, "dropout", str(self._steps), str(part)).integers(2**63)
+        mine = () if self._ranks.world == 1 else (f"rank {self._ranks.rank}",)
+        names = ("dropout", str(self._steps), str(part), *mine)
+        seed = stream(self._seed, *names).integers(2**63)
         devices = [] if self.device == "cpu" else [self.device]
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(seed))
@@ -373,10 +431,3 @@ def _dropout_rates(config: Any) -> list[float]:
         for name, value in config.get_text_config().to_dict().items()
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float)
     ]
-
-
-def _checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass (transformers is renaming the method)."""
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    # the other kind of checkpointing would draw dropout twice
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})

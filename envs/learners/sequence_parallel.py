@@ -119,6 +119,7 @@ def shard_batch(batch: Batch, shard: Shard) -> Batch:
         labels=batch.labels[mine],
         weights=batch.weights[mine],
         cells=batch.cells[mine.cpu().numpy()],
+        sequence=shard,
     )
 
 

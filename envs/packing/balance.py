@@ -1,6 +1,7 @@
 """Attention balance: packs of like work are trained together, in full batches for all replicas."""
 
 from dataclasses import dataclass
+from math import lgamma
 
 import numpy as np
 
@@ -56,23 +57,60 @@ def order_packs(
     return order[np.lexsort((-work[order], windows))]
 
 
-def deal(order: IntArray, micro_steps: int, replicas: int) -> IntArray:
+def freedom(packs: int, per_step: int, balance: Balance) -> float:
+    """How much of the randomness of global batches a balance leaves: 1 all, 0 none.
+
+    The logarithm of the number of ways in which packs can be dealt to windows, over that of the
+    ways in which they can be dealt to steps: inside a window, work alone decides.
+
+    Args:
+        packs: in all.
+        per_step: packs in a step.
+        balance: sorted or not, and in which windows.
+
+    >>> freedom(64, 8, Balance(sort=False)), freedom(64, 8, Balance())
+    (1.0, 0.0)
+    >>> 0 < freedom(64, 8, Balance(window=2)) < 1
+    True
+    """
+    ways = _deals(packs, per_step)
+    if not balance.sort or ways <= 0:
+        return 1.0
+    window = packs if balance.window is None else balance.window * per_step
+    return _deals(packs, max(window, 1)) / ways
+
+
+def _deals(packs: int, size: int) -> float:
+    """Logarithm of the ways to deal packs to places of ``size``."""
+    whole, rest = divmod(packs, size)
+    return lgamma(packs + 1) - whole * lgamma(size + 1) - lgamma(rest + 1)
+
+
+def deal(order: IntArray, micro_steps: int, replicas: int, *, spread: bool = False) -> IntArray:
     """Cut an order of packs into steps.
 
     Args:
         order: int64[packs].
         micro_steps: packs that a replica trains one after the other in a step.
         replicas: packs that are trained at the same time.
+        spread: give all steps alike, to one pack, rather than leave the last one short.
 
     Returns:
-        int64[steps, micro_steps, replicas]; :data:`IDLE` where the last step has no pack left.
+        int64[steps, micro_steps, replicas]; :data:`IDLE` at the end of steps that are not full.
         Packs that are trained at the same time are neighbours in the order.
 
     >>> deal(np.arange(5), 1, 4).tolist()
     [[[0, 1, 2, 3]], [[4, -1, -1, -1]]]
+    >>> deal(np.arange(5), 1, 4, spread=True).tolist()
+    [[[0, 1, 2, -1]], [[3, 4, -1, -1]]]
     """
     per_step = micro_steps * replicas
     steps = -(-len(order) // per_step)
-    slots = np.full(steps * per_step, IDLE, np.int64)
-    slots[: len(order)] = order
+    slots = np.full((steps, per_step), IDLE, np.int64)
+    sizes = np.full(steps, per_step)
+    if spread and steps:
+        sizes = len(order) // steps + (np.arange(steps) < len(order) % steps)
+    filled = np.arange(per_step) < np.minimum(sizes, per_step)[:, None]
+    places = np.flatnonzero(filled.ravel())[: len(order)]
+    slots.ravel()[places] = order
     return slots.reshape(steps, micro_steps, replicas)

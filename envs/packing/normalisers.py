@@ -5,7 +5,7 @@ not depend on how documents are packed, split or dealt; the others are kept to r
 runs (HBP, arXiv 2503.07680, section on stable loss; LongAlign, arXiv 2401.18058).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +125,10 @@ NORMALISERS: dict[str, Normaliser] = {
 }
 
 
+TOKEN_MEANS = ("token", "ave_token")
+"""Names of the global token mean, for which no weights have to be computed."""
+
+
 def token_weights(name: str, step: StepTokens) -> FloatArray:
     """float64[n], the weight of one supervised token of each document in the step's loss.
 
@@ -144,3 +148,31 @@ def token_weights(name: str, step: StepTokens) -> FloatArray:
             f"packing.normaliser={name!r} is unknown: choose one of {', '.join(NORMALISERS)}"
         )
     return NORMALISERS[name].weights(step)
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What tokens count for in a step, by the name of a normaliser.
+
+    Args:
+        name: of the normaliser.
+        supervised: int64[n], supervised tokens of each document of the interval.
+    """
+
+    name: str
+    supervised: IntArray
+
+    def step(
+        self, packs: Sequence[IntArray], replicas: int
+    ) -> tuple[Sequence[FloatArray | None], float | None]:
+        """For each pack the weights of its documents, and what the step's sum is divided by.
+
+        The global token mean needs neither: all weights are 1, and their sum divides.
+        """
+        if self.name in TOKEN_MEANS or not packs:
+            return [None] * len(packs), None
+        sizes = [len(documents) for documents in packs]
+        pack = np.repeat(np.arange(len(packs)), sizes)
+        tokens = StepTokens(self.supervised[np.concatenate(packs)], pack, pack % replicas, replicas)
+        weights = token_weights(self.name, tokens)
+        return np.split(weights, np.cumsum(sizes)[:-1]), 1.0

@@ -1,17 +1,19 @@
 """The data plane: sampler and packer behind one call, with nothing lost between intervals."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from mixgym.envs.mixture import BoolArray, FloatArray, Mixture
 from mixgym.envs.options import Unit
-from mixgym.envs.packing.packers import best_fit_decreasing
+from mixgym.envs.packing.normalisers import Weighing
+from mixgym.envs.packing.planner import PackingPlan, Step, make_plan, steps_needed
+from mixgym.envs.packing.setup import PackingSetup
 from mixgym.envs.plan import Budget, IntervalPlan, Pack
 from mixgym.envs.sources.sampler import MixtureSampler, Proposal
 from mixgym.envs.sources.source import IntArray, Source
-from mixgym.envs.sources.streams import stream
 
 _TRIES = 48  # stopping points looked at before a plan may end between balance points
 
@@ -21,7 +23,7 @@ _Stop = Literal["dry", "full", "spent"]
 
 
 class PackedPlane:
-    """Plans an interval: the rows that are due, best-fit packed, dealt to optimiser steps.
+    """Plans an interval: the rows that are due, packed, balanced and dealt to optimiser steps.
 
     The whole interval is one packing pool. An interval ends at the last point where every cell is
     within one row of its share and the rows still fit; later rows are first in line next time.
@@ -29,19 +31,28 @@ class PackedPlane:
     Args:
         sources: the mixture's sources.
         unit: what ratios count.
-        capacity: tokens in a pack.
-        packs: packs in a step, so that a step has ``packs * capacity`` tokens at most.
+        capacity: tokens in the longest pack.
+        packs: such packs in a step, so that a step has ``packs * capacity`` tokens at most.
         seed: of the order of rows and of packs.
+        setup: groups of lengths, packer, balance; packs of one length at random if None.
     """
 
     def __init__(
-        self, sources: Sequence[Source], *, unit: Unit, capacity: int, packs: int, seed: int
+        self,
+        sources: Sequence[Source],
+        *,
+        unit: Unit,
+        capacity: int,
+        packs: int,
+        seed: int,
+        setup: PackingSetup | None = None,
     ) -> None:
         self.sampler = MixtureSampler(sources, unit, seed)
         self.shape = self.sampler.shape
-        self._capacity = capacity
-        self._packs = packs
+        self._setup = setup or PackingSetup.one_length(capacity, packs)
+        self._step_tokens = self._setup.config.cluster.step_tokens
         self._intervals = 0
+        self._steps = 0
 
     def plan(self, mixture: Mixture, budget: Budget) -> IntervalPlan:
         """See :class:`mixgym.envs.plan.DataPlane`.
@@ -50,35 +61,32 @@ class PackedPlane:
             MixgymError: if no source with a weight has rows left.
         """
         drawn = _Drawn()
-        room = budget.steps * self._packs
         stop: _Stop = "dry"
         while self.sampler.available().any():
             self.sampler.set_mixture(mixture)
-            proposal = self.sampler.propose(room * self._capacity - drawn.tokens + 1)
-            count, stop = self._fitting(drawn, proposal, room, budget.supervised)
+            proposal = self.sampler.propose(budget.steps * self._step_tokens - drawn.tokens + 1)
+            count, stop = self._fitting(drawn, proposal, budget)
             self.sampler.take(proposal, count)
             drawn.add(proposal, count)
             # a list that ends early and fits whole means that a capped cell ran dry: go on with
             # the mixture of the others
             if stop != "dry" or not mixture.sources[self.sampler.available().any(-1)].any():
                 break
-        return self._layout(mixture, drawn, budget.steps, exhausted=stop != "full")
+        return self._layout(mixture, drawn, exhausted=stop != "full")
 
-    def _fitting(
-        self, drawn: "_Drawn", proposal: Proposal, room: int, supervised: int | None
-    ) -> tuple[int, _Stop]:
+    def _fitting(self, drawn: "_Drawn", proposal: Proposal, budget: Budget) -> tuple[int, _Stop]:
         """How many rows fit, up to a balance point if there is one, and why no more are added."""
-        space = room * self._capacity - drawn.tokens
+        space = budget.steps * self._step_tokens - drawn.tokens
         most = int(np.searchsorted(np.cumsum(proposal.tokens), space, side="right"))
         affordable = len(proposal)
-        if supervised is not None:
-            left = supervised - drawn.supervised
+        if budget.supervised is not None:
+            left = budget.supervised - drawn.supervised
             affordable = int(np.searchsorted(np.cumsum(proposal.supervised), left, "right"))
         lengths = np.concatenate([drawn.lengths, proposal.tokens])
         have = len(drawn.lengths)
 
         def fits(count: int) -> bool:
-            return len(best_fit_decreasing(lengths[: have + count], self._capacity)) <= room
+            return self._steps_needed(lengths[: have + count]) <= budget.steps
 
         most = min(most, affordable)
         if most == len(proposal) and fits(most):
@@ -94,32 +102,53 @@ class PackedPlane:
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
         return low, stop
 
-    def _layout(
-        self, mixture: Mixture, drawn: "_Drawn", steps: int, exhausted: bool
-    ) -> IntervalPlan:
-        """Pack the rows, shuffle the packs and deal them to steps."""
+    def _steps_needed(self, lengths: IntArray) -> int:
+        return steps_needed(lengths, self._setup.config, self.sampler.seed, self._intervals)
+
+    def _layout(self, mixture: Mixture, drawn: "_Drawn", exhausted: bool) -> IntervalPlan:
+        """Pack the rows, balance the packs and deal them to steps."""
         where = drawn.rows(self.shape[1])
         totals = np.zeros((3, *self.shape), np.int64)
         for total, amount in zip(
             totals, (np.ones_like(drawn.lengths), drawn.lengths, drawn.labels), strict=True
         ):
             np.add.at(total, (where[:, 0], where[:, 1]), amount)
-        groups = best_fit_decreasing(drawn.lengths, self._capacity)
-        generator = stream(self.sampler.seed, "packs", str(self._intervals))
-        packs = [
-            Pack(where[groups[i]], drawn.lengths[groups[i]], self._capacity)
-            for i in generator.permutation(len(groups))
-        ]
+        config = replace(self._setup.config, warm_up=max(0, self._setup.warm_up - self._steps))
+        plan = make_plan(drawn.lengths, config, self.sampler.seed, self._intervals)
+        weigh = Weighing(self._setup.normaliser, drawn.labels)
+        steps = tuple(self._packs(plan, step, where, weigh) for step in plan.steps)
         self._intervals += 1
-        count = min(steps, -(-len(packs) // self._packs))
+        self._steps += len(steps)
         return IntervalPlan(
             mixture,
-            tuple(tuple(packs[step::count]) for step in range(count)),
+            steps,
             rows=totals[0],
             tokens=totals[1],
             supervised=totals[2],
             balanced=self.sampler.balanced(),
             exhausted=exhausted,
+            packing=self._setup.report(plan),
+            step_seconds=self._setup.step_seconds(plan),
+        )
+
+    def _packs(
+        self, plan: PackingPlan, step: Step, where: IntArray, weigh: Weighing
+    ) -> tuple[Pack, ...]:
+        """The packs of a step, micro-step by micro-step; rank r of R replicas trains every R-th."""
+        group = plan.config.groups[step.group]
+        inside = [plan.packing[int(pack)] for pack in step.packs]
+        weights, normaliser = weigh.step(inside, step.slots.shape[1])
+        return tuple(
+            Pack(
+                where[documents],
+                plan.lengths[documents],
+                group.length,
+                document_weights=weight,
+                normaliser=normaliser,
+                sequence_parallel=group.degree,
+                checkpointed_layers=group.checkpointed,
+            )
+            for documents, weight in zip(inside, weights, strict=True)
         )
 
     def available(self) -> BoolArray:
@@ -132,12 +161,17 @@ class PackedPlane:
 
     def snapshot(self) -> dict[str, Any]:
         """See :class:`mixgym.envs.plan.DataPlane`."""
-        return {"sampler": self.sampler.snapshot(), "intervals": self._intervals}
+        return {
+            "sampler": self.sampler.snapshot(),
+            "intervals": self._intervals,
+            "steps": self._steps,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """See :class:`mixgym.envs.plan.DataPlane`."""
         self.sampler.restore(state["sampler"])
         self._intervals = int(state["intervals"])
+        self._steps = int(state["steps"])
 
 
 class _Drawn:

@@ -41,6 +41,8 @@ class PlanConfig:
         fill: share of the tokens of shorter groups that may fill the packs of a longer one, at
             most; 0 fills nothing, 1 lets badly filled long packs swallow the shorter groups.
         warm_up: first steps that are taken from the shortest group alone.
+        spread: whether the packs of a group are dealt to its steps alike, to one pack, or fill all
+            of them but the last (fewer micro-steps in which replicas are idle).
         over_long: what to do with documents longer than the longest group.
 
     Raises:
@@ -54,6 +56,7 @@ class PlanConfig:
     fill: float = 0.25
     warm_up: int = 0
     over_long: OverLong = "error"
+    spread: bool = False
 
     def __post_init__(self) -> None:
         check_groups(self.groups, self.cluster)
@@ -207,7 +210,9 @@ def _deal_group(
     group, cluster = config.groups[index], config.cluster
     generator = stream(seed, "packing", "balance", str(period), str(index))
     order = order_packs(work[packs], cluster.packs(group), config.balance, generator)
-    return deal(packs[order], cluster.micro_steps(group), cluster.replicas(group))
+    return deal(
+        packs[order], cluster.micro_steps(group), cluster.replicas(group), spread=config.spread
+    )
 
 
 def _flat(steps: tuple[Step, ...], micro: IntArray) -> tuple[IntArray, IntArray, IntArray]:

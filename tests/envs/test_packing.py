@@ -119,8 +119,8 @@ def test_every_plan_keeps_its_bounds_and_counts_what_is_in_it(
 ) -> None:
     rng = np.random.default_rng(seed)
     sources = random_sources(rng)
-    data = plane(sources, unit=unit, packs=int(rng.integers(1, 5)), seed=seed)
-    packs = data._packs
+    packs = int(rng.integers(1, 5))
+    data = plane(sources, unit=unit, packs=packs, seed=seed)
     for _ in range(3):
         if not data.available().any():
             break

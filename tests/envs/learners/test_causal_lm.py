@@ -1,5 +1,4 @@
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -586,14 +585,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     ):
         assert all(torch.equal(left[key], right[key]) for key in left)
     assert math.isfinite(train(learner, plan, 0.3).step_loss[-1])
-
-
-def test_several_processes_are_refused(
-    make_learner: LearnerMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"WORLD_SIZE=2.*without torchrun"):
-        make_learner()
 
 
 # precision and memory
