@@ -210,6 +210,22 @@ def compare(
 
 
 @app.command()
+def doctor(
+    run: Annotated[Path, typer.Argument(help="The folder of a training or a fine-tuning run.")],
+    json_output: Json = False,
+) -> None:
+    """Is an agent what it seems: does it move, observe, gain? Exit code 1 where it does not."""
+    with _failures_worded("nothing was written"):
+        from mixgym.trainer.doctor import doctor_command
+
+        with _only_json(json_output):
+            answer = doctor_command(run, json_output=json_output)
+    _answer(answer, json_output)
+    if not answer["healthy"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def merge(
     arguments: Annotated[
         list[str] | None,
