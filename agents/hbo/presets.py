@@ -67,7 +67,8 @@ CLOSED_FORM: dict[str, Any] = {
 
 RECOMMENDED: dict[str, Any] = {
     "global": {
-        "reward": "gradient_alignment",
+        "reward": "gradient_norm_last",
+        "by_target": True,
         "update": "closed_form",
         "learning_rate": 0.2,
         "power": 1.5,
@@ -87,17 +88,20 @@ RECOMMENDED: dict[str, Any] = {
 }
 """Ours.
 
-- Rewards that answer to what is trained: how far a step on a source goes along the targets'
-  gradient (noise has a large one, which points nowhere), and what each stratum's held-out loss fell
-  since the last update, which costs nothing. A perplexity ratio samples most what cannot improve.
+- A cheap global reward: the gradient of the last block, times the target. A norm is as large for
+  noise as for what can be learnt; the target says which of them matters. ``gradient_alignment``,
+  which needs no such word, does a little better in the fast world (0.004 nats, and 0.03 on the
+  worst source) for six times the tokens.
+- A free local reward: what each stratum's held-out loss fell since the last update. A perplexity
+  ratio samples most what cannot improve. Strata move around their natural shares: with equal
+  rewards nothing is preferred.
 - Logits that track log rewards by a fifth at each update, instead of steps of fixed size, which
-  turn noise into equally large moves.
-- Strata around their natural shares: with equal rewards nothing is preferred.
+  turn noise into equally large moves. Faster tracking of higher powers does better where probes
+  are as good as in the fast world; in language models it follows their noise.
 - Rewards that fade with passes over the same rows (the worth of a repeated token decays), a uniform
   start, and guards: a floor of the prior, and a trust region of half a nat.
 
-Chosen on the validation tasks of the fast world, where faster tracking of higher powers does
-better still, because probes are less noisy there than in language models.
+Chosen on the validation tasks of the fast world.
 """
 
 PRESETS = {

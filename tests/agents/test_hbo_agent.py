@@ -121,7 +121,7 @@ def test_ablation_by_one_flag(levels: str) -> None:
     assert (top[-1] != top[0]).any() == (levels in ("both", "global"))
     assert (inner[-1] != inner[0]).any() == (levels in ("both", "local"))
     probes = set(needs(options).probes)
-    expected = {"gradient_alignment"} if levels in ("both", "global") else set()
+    expected = {"gradient_norm_last"} if levels in ("both", "global") else set()
     assert probes == expected
 
 
@@ -301,7 +301,7 @@ def test_options_that_will_not_do(options: dict[str, Any], words: str) -> None:
 
 def test_a_probe_that_is_missing_is_named() -> None:
     env = world({"levels": "none"})
-    with pytest.raises(ConfigError, match=r"set environment\.probes\.gradient_alignment=1"):
+    with pytest.raises(ConfigError, match=r"set environment\.probes\.gradient_norm_last=1"):
         Hbo(env).predict(env.reset())
 
 

@@ -92,11 +92,11 @@ def test_records_and_curves_say_what_moved_the_actors(make_config: Make, remains
 def test_the_environment_is_built_from_what_the_agent_needs(make_config: Make) -> None:
     config = make_config(
         "run",
-        environment={"probes": {"loss": 4, "gradient_norm": 1, "gradient_alignment": 5}},
+        environment={"probes": {"loss": 4, "gradient_norm": 1, "gradient_norm_last": 5}},
         agent={"name": "hbo", "options": {"global": {"period": 3}, "update_at_start": True}},
     )
     environment = suited(config, find_agent(config.agent)).environment
-    assert environment.probes == {"loss": 4, "gradient_norm": 1, "gradient_alignment": 3}
+    assert environment.probes == {"loss": 4, "gradient_norm": 1, "gradient_norm_last": 3}
     assert environment.probe_at_start
     assert (environment.action, environment.observation) == ("weights", "dict")
     assert merged_probes({}, {"loss": 2}) == {"loss": 2}
