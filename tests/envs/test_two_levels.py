@@ -4,7 +4,8 @@ import numpy as np
 
 from mixgym.envs.mixture import FloatArray, Mixture
 from mixgym.envs.sources.sampler import MixtureSampler
-from tests.envs.synthetic import make_source
+
+from .synthetic import make_source
 
 TOP = [0.6, 0.4]
 INNER = [[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]]
