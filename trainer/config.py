@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import Options, WorldOptions
+from mixgym.trainer.train_options import TrainOptions
 
 COMMAND_LINE = "command line"
 VERSIONS = "versions"
@@ -60,68 +61,6 @@ class RunOptions(Options):
     )
 
 
-class TrainOptions(Options):
-    """How a scheduling agent is trained (`mixgym train`)."""
-
-    algo: str = Field(default="ppo", description="a trained algorithm (mixgym list algorithms)")
-    level: Literal["joint", "global", "local", "alternate", "together"] = Field(
-        default="joint",
-        description="what learns: one agent for all; for sources; for strata; both, in turns or in "
-        "one rollout",
-    )
-    period: int = Field(
-        default=1, ge=1, description="decisions that one of the global level holds for"
-    )
-    turns: int = Field(default=8, ge=2, description="alternate: legs in which one level learns")
-    team: float = Field(
-        default=0.0, ge=0, le=1, description="share of the joint reward in a source's own pay"
-    )
-    other: str | None = Field(
-        default=None,
-        description="global, local: run folder of the agent at the level that does not learn; "
-        "null: the prior",
-    )
-    stages: tuple[Literal["curves", "causal_lm"], ...] = Field(
-        default=("curves",), min_length=1, description="worlds to train in, one after the other"
-    )
-    decisions: int = Field(default=200_000, ge=1, description="decisions in the fast world")
-    language_decisions: int = Field(default=200, ge=1, description="decisions on a language model")
-    environments: int = Field(default=64, ge=1, description="fast environments side by side")
-    evaluate_every: int = Field(default=20_000, ge=1, description="decisions between validations")
-    language_evaluate_every: int = Field(
-        default=100, ge=1, description="decisions on a language model between validations"
-    )
-    language_validations: int = Field(
-        default=1,
-        ge=0,
-        description="fine-tuning runs that judge an agent on a language model, by the select "
-        "split; 0: the fast world judges",
-    )
-    save_every: int = Field(default=20_000, ge=1, description="decisions between two checkpoints")
-    options: dict[str, Any] = Field(default={}, description="the algorithm's own options")
-    policy: dict[str, Any] = Field(default={}, description="the policy's own options")
-    local_algo: str | None = Field(
-        default=None, description="alternate, together: of the local level; null: train.algo"
-    )
-    local_options: dict[str, Any] = Field(
-        default={},
-        description="alternate, together: options of the local level's algorithm, after "
-        "train.options where it is the same algorithm",
-    )
-    local_policy: dict[str, Any] = Field(default={}, description="the same for its policy")
-
-    @model_validator(mode="after")
-    def _levels_agree(self) -> "TrainOptions":
-        both = self.level in ("alternate", "together")
-        if self.other is not None and self.level not in ("global", "local"):
-            raise ValueError(f"other is for the levels global and local, not {self.level}")
-        if not both and (self.local_algo or self.local_options or self.local_policy):
-            raise ValueError(f"local_... is for alternate and together, not {self.level}")
-        if self.level == "joint" and self.period > 1:
-            raise ValueError("period: at the level joint, both levels decide every time")
-        return self
-
-
 class OrdersOptions(Options):
     """Runs that differ in data order only (`mixgym orders`)."""
 
@@ -136,9 +75,9 @@ class OrdersOptions(Options):
     batch: int = Field(default=8, ge=1, description="rows in an optimiser step")
     checkpoints: int = Field(default=4, ge=0, description="intermediate checkpoints of each run")
     bins: int = Field(default=20, ge=2, description="positions that losses are averaged over")
-    controls: bool = Field(
-        default=False,
-        description="train a set at a constant learning rate and one of the other kind as well",
+    controls: tuple[Literal["constant-rate", "other-kind"], ...] = Field(
+        default=(),
+        description="further sets of runs: constant-rate (no warm-up either), other-kind",
     )
 
 

@@ -229,7 +229,7 @@ def critic_values(
             return None
     # several critics, or several quantiles, are averaged
     whole = torch.cat(answer, 1) if isinstance(answer, tuple) else answer
-    return whole.reshape(len(seen), -1).double().mean(1).numpy()  # type: ignore[no-any-return]
+    return whole.reshape(len(seen), -1).double().mean(1).numpy()
 
 
 # --- a fine-tuning run ----------------------------------------------------------------------------

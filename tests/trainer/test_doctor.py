@@ -324,7 +324,7 @@ def test_bounds_spread_and_returns_by_hand() -> None:
     seen = observations(2)
     action = np.zeros((2, 9), np.float32)
     action[0, 0], action[:, 2], action[1, 3] = 1, 1, -1  # the third source is absent
-    assert symptoms.at_bound(action, seen, SHAPE) == (0.25, pytest.approx(1 / 6))
+    assert symptoms.at_bound(action, seen, SHAPE) == pytest.approx((0.25, 1 / 6))
     local = np.array([[1.0, 3.0, np.nan], [2.0, np.nan, np.nan], [-1.0, 1.0, np.nan]])
     # deviations 1 and 1; sizes 1 3 1 1
     assert symptoms.spread(local) == pytest.approx(1 / 1.5)
