@@ -60,7 +60,8 @@ def leavings(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_study_from_end_to_end(make_config: Make) -> None:
-    config = make_config("whole", **{**SMALL, "orders": {**SMALL["orders"], "controls": True}})
+    controls = ["constant-rate", "other-kind"]
+    config = make_config("whole", **{**SMALL, "orders": {**SMALL["orders"], "controls": controls}})
     folder = Path(config.run.dir)
     summary = study(config)
     assert json.loads((folder / "summary.json").read_text()) == storage.plain(summary)

@@ -39,6 +39,7 @@ from mixgym.trainer.orders.merges import (
     merge_all,
     rounded_losses,
 )
+from mixgym.trainer.orders.plane import Kind
 from mixgym.trainer.orders.runs import MODEL, RunRecord, train_run
 from mixgym.trainer.runs import CONFIG, FINISHED, SUMMARY
 
@@ -83,17 +84,18 @@ def study(config: RunConfig, tell: Tell = lambda _: None) -> dict[str, Any]:
 
 
 def settings(config: RunConfig) -> list[Setting]:
-    """The main set of runs and, if asked for, the controls.
+    """The main set of runs and the controls that are asked for.
 
     One control trains at a constant rate without warm-up: under a warm-up, what comes first is
     trained on with tiny steps. The other one shuffles what the main set does not.
     """
     kind = config.orders.kind
-    main = Setting("", kind)
-    if not config.orders.controls:
-        return [main]
-    other: Any = "positions" if kind == "samples" else "samples"
-    return [main, Setting("constant-rate", kind, constant=True), Setting(other, other)]
+    other: Kind = "positions" if kind == "samples" else "samples"
+    known = {
+        "constant-rate": Setting("constant-rate", kind, constant=True),
+        "other-kind": Setting(other, other),
+    }
+    return [Setting("", kind), *(known[name] for name in config.orders.controls)]
 
 
 def _check_folder(folder: Path, config: RunConfig) -> None:
