@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mixgym.agents.hbo.agent import Hbo, closed_form, paper, released
 from mixgym.agents.hbo.presets import PRESETS
@@ -47,7 +48,7 @@ def world(
     )
 
 
-def drive(agent: Hbo, env: CurvesVecEnv, decisions: int = 6) -> FloatArray:
+def drive(agent: Hbo, env: CurvesVecEnv, decisions: int = 6) -> NDArray[Any]:
     """Actions of all environments, float[decisions, n, entries]."""
     observation, state = env.reset(), None
     start = np.ones(env.num_envs, np.bool_)
@@ -59,7 +60,7 @@ def drive(agent: Hbo, env: CurvesVecEnv, decisions: int = 6) -> FloatArray:
     return np.array(actions)
 
 
-def normalised(actions: FloatArray, env: CurvesVecEnv) -> tuple[FloatArray, FloatArray]:
+def normalised(actions: NDArray[Any], env: CurvesVecEnv) -> tuple[FloatArray, FloatArray]:
     """Weights of sources and of strata from actions."""
     most, groups = env.core.shape
     top = actions[..., :most]
@@ -70,7 +71,7 @@ def normalised(actions: FloatArray, env: CurvesVecEnv) -> tuple[FloatArray, Floa
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_drives_an_episode(preset: str) -> None:
-    options = {"preset": preset}
+    options: dict[str, Any] = {"preset": preset}
     env = world(options)
     actions = drive(Hbo(env, **options), env)
     assert env.action_space.contains(actions[-1, 0])
@@ -97,7 +98,7 @@ def test_presets_by_name() -> None:
 
 
 def test_closed_form_is_the_share_of_rewards() -> None:
-    options = {"preset": "closed_form"}
+    options: dict[str, Any] = {"preset": "closed_form"}
     env = world(options, decisions=4)
     agent = Hbo(env, **options)
     observation, state = env.reset(), None
@@ -115,7 +116,7 @@ def test_closed_form_is_the_share_of_rewards() -> None:
 
 @pytest.mark.parametrize("levels", ["both", "global", "local", "none"])
 def test_ablation_by_one_flag(levels: str) -> None:
-    options = {"levels": levels}
+    options: dict[str, Any] = {"levels": levels}
     env = world(options)
     top, inner = normalised(drive(Hbo(env, **options), env), env)
     assert (top[-1] != top[0]).any() == (levels in ("both", "global"))
@@ -179,7 +180,7 @@ def test_the_period_is_kept_where_others_probe_more_often() -> None:
     assert moved == [4]
 
 
-ACTORS = {
+ACTORS: dict[str, dict[str, Any]] = {
     "table": {},
     "mlp": {"global": {"actor": "mlp"}, "local": {"actor": "mlp"}},
     "shared": {"local": {"actor": "mlp", "shared": True}},
@@ -196,7 +197,7 @@ ACTORS = {
 
 @pytest.mark.parametrize("name", ACTORS)
 def test_memory_goes_on_to_the_same_bits(name: str) -> None:
-    options: dict[str, Any] = ACTORS[name]
+    options = ACTORS[name]
     whole = drive(Hbo(**options), world(options), 6)
     env = world(options)
     observation, state = env.reset(), None
@@ -215,7 +216,7 @@ def test_memory_goes_on_to_the_same_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ACTORS if name != "sampled"])
 def test_environments_are_independent(name: str) -> None:
-    options: dict[str, Any] = ACTORS[name]
+    options = ACTORS[name]
     env = world(options)
     agent = Hbo(env, **options)
     observation, state = env.reset(), None

@@ -1,6 +1,6 @@
 """The paper's REINFORCE out of stock algorithms of Stable-Baselines3, and where they rest."""
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -83,8 +83,13 @@ def algorithm(kind: str, count: int = 1, rate: float = RATE) -> OnPolicyAlgorith
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.zero_()
-        model.policy.action_net.bias.copy_(torch.tensor(np.log(P)))  # type: ignore[union-attr]
+        table_of(model).copy_(torch.tensor(np.log(P)))
     return model
+
+
+def table_of(model: OnPolicyAlgorithm) -> torch.Tensor:
+    """The logits: the bias of the output."""
+    return cast(torch.nn.Linear, model.policy.action_net).bias
 
 
 def train_on(model: OnPolicyAlgorithm, arms: list[int], rewards: list[float]) -> FloatArray:
@@ -94,7 +99,7 @@ def train_on(model: OnPolicyAlgorithm, arms: list[int], rewards: list[float]) ->
     buffer.reset()
     zeros = np.zeros((count, 1), np.float32)
     with torch.no_grad():
-        log_probs = torch.log_softmax(model.policy.action_net.bias, 0)  # type: ignore[union-attr,arg-type]
+        log_probs = torch.log_softmax(table_of(model), 0)
     for step in range(model.n_steps):
         own = slice(step * count, (step + 1) * count)
         buffer.add(
@@ -107,7 +112,7 @@ def train_on(model: OnPolicyAlgorithm, arms: list[int], rewards: list[float]) ->
         )
     buffer.compute_returns_and_advantage(torch.zeros(count), np.ones(count))
     model.train()
-    logits: FloatArray = model.policy.action_net.bias.detach().numpy()  # type: ignore[union-attr,operator]
+    logits: FloatArray = table_of(model).detach().numpy()
     return logits
 
 
@@ -181,9 +186,9 @@ def divergence(weights: FloatArray) -> float:
 def learner(name: str) -> tuple[Any, int]:
     """Budgets of seconds on one core."""
     env = DummyVecEnv([Utility] * 8)
-    small = {"net_arch": [16]}
+    small: dict[str, Any] = {"net_arch": [16]}
     noise = NormalActionNoise(np.zeros(3), 0.2 * np.ones(3))
-    off = {
+    off: dict[str, Any] = {
         "learning_starts": 64,
         "batch_size": 64,
         "learning_rate": 3e-3,
