@@ -19,11 +19,14 @@ from mixgym.envs.options import (
     Unit,
     WorldOptions,
 )
+from mixgym.envs.plan import Budget, DataPlane
+from mixgym.envs.ranks import world_size
 from mixgym.envs.sources.source import Source
 from mixgym.envs.world import World
 
 if TYPE_CHECKING:
     from mixgym.envs.learners.causal_lm import CausalLM
+    from mixgym.envs.packing.setup import PackingSetup
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,8 @@ def _reference_of(options: WorldOptions, corpus: Corpus) -> "Callable[[], Causal
 
 def row_world(options: WorldOptions, sources: Sequence[Source], learner: Learner) -> World:
     """The world of sources that have rows, around any learner."""
-    from mixgym.envs.packing.plane import PackedPlane
-
     data = options.data
+    make_plane = _planes(options, sources, learner)
     names = [source.name for source in sources]
     sizes = cell_sizes(sources, data.unit)
     return World(
@@ -209,16 +211,77 @@ def row_world(options: WorldOptions, sources: Sequence[Source], learner: Learner
         prior=make_prior(names, sizes, options.environment),
         cell_size=sizes,
         learner=learner,
-        make_plane=lambda seed: PackedPlane(
-            sources,
-            unit=data.unit,
-            capacity=data.max_length,
-            packs=options.training.packs,
-            seed=seed,
-        ),
+        make_plane=make_plane,
         step_rule=make_step_rule(options, tuple(names), sizes),
         fingerprint=_fingerprint(sources),
     )
+
+
+def _planes(
+    options: WorldOptions, sources: Sequence[Source], learner: Learner
+) -> Callable[[int], DataPlane]:
+    """Makes the data plane of an episode, by its seed."""
+    from mixgym.envs.packing.plane import PackedPlane
+    from mixgym.envs.packing.whole_run import WholeRunPlane
+
+    data, training = options.data, options.training
+    setup = packing_setup(options, sources, learner)
+
+    def make(seed: int) -> DataPlane:
+        plane = PackedPlane(
+            sources,
+            unit=data.unit,
+            capacity=data.max_length,
+            packs=training.packs,
+            seed=seed,
+            setup=setup,
+        )
+        if not setup.whole_run:
+            return plane
+        return WholeRunPlane(plane, Budget(training.steps, training.supervised_tokens), sources)
+
+    return make
+
+
+def packing_setup(
+    options: WorldOptions, sources: Sequence[Source], learner: Learner | None = None
+) -> "PackingSetup":
+    """Groups, packer, balance and cost model of a configuration, for the processes there are.
+
+    Args:
+        options: ``data.packing``, ``data.max_length`` and ``training.packs``.
+        sources: whose training rows the groups are chosen for.
+        learner: of rows; the shape of its model is looked up by name if there is none.
+
+    Raises:
+        ConfigError: for groups or a machine that cannot be used.
+    """
+    from mixgym.envs.learners.models import model_config
+    from mixgym.envs.packing.descriptions import model_of
+    from mixgym.envs.packing.setup import Task, make_setup
+
+    model = getattr(learner, "model", None)
+    config = model.config if model is not None else model_config(options.model, options.data)
+    try:
+        shape = model_of(config, element_bytes=2 if options.model.precision == "bf16" else 4)
+    except ConfigError:  # its cost is unknown, which only groups=auto minds
+        shape = None
+    task = Task(
+        np.concatenate([source.splits["train"].lengths for source in sources]),
+        options.data.max_length,
+        options.training.packs,
+        world_size(),
+        shape,
+        options.seed,
+    )
+    setup = make_setup(options.data.packing, task)
+    if options.training.interval < len(setup.config.groups):
+        raise ConfigError(
+            f"training.interval={options.training.interval}: each of the "
+            f"{len(setup.config.groups)} groups of data.packing needs a step in every interval: "
+            "raise it, or use fewer groups"
+        )
+    return setup
 
 
 def make_step_rule(options: WorldOptions, names: tuple[str, ...], sizes: FloatArray) -> StepRule:

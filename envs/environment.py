@@ -27,6 +27,7 @@ from mixgym.envs.observations import (
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
 from mixgym.envs.plan import Budget, DataPlane, IntervalPlan
 from mixgym.envs.probe_book import wanted_probes
+from mixgym.envs.ranks import from_first
 from mixgym.envs.records import decision_record
 from mixgym.envs.rendering import render_rgb, render_text
 from mixgym.envs.rewards import Reward, make_reward, penalised
@@ -124,6 +125,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self.seconds: dict[str, float] = {}  # of the last decision; measured, so never in info
         self.last_tokens = 0  # of the last interval
         self.last_supervised: list[float] = []
+        self.last_seconds = 1.0  # predicted; every decision of curves costs the same
         self._seen = Measurements(options, world.cell_size.shape)
         self._plane: DataPlane | None = None
         self._stale = True  # the learner has to be reset before it trains
@@ -151,6 +153,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self._begin()
         clock = time.perf_counter()
         seen = flat_observation(view_of(self), self.padded)[0].tolist()
+        action = from_first(action)  # of several ranks, one decides
         asked = self._kind.decode(np.asarray(action, np.float64), self.frame)
         mixture = self.world.step_rule.tilt(asked)
         plan = self._plane.plan(mixture, self._budget())
@@ -263,6 +266,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         done = self._progress
         self.last_tokens = round(float(plan.tokens.sum()))
         self.last_supervised = plan.supervised.sum(-1).tolist()
+        self.last_seconds = sum(plan.step_seconds) or 1.0
         done.book(mixture, plan, report)
         done.measured += cost[0]
         done.probed += cost[1]

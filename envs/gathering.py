@@ -70,5 +70,6 @@ def reward_input(env: "MixtureEnv", *, probes: bool, gains: bool = False) -> Rew
         prior_strata=world.prior.strata,
         epochs=(env.plane.epochs() * size).sum(-1) / np.maximum(size.sum(-1), 1e-12),
         probe_cost=seen.probe_tokens / max(BACKWARD * env.last_tokens, 1),
+        seconds=env.last_seconds,
         **given,
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mixgym.envs.bilevel.options import BilevelOptions
+from mixgym.envs.packing.options import PackingOptions
 from mixgym.envs.probes import find_probe
 from mixgym.envs.section import Options as Options  # the base of sections elsewhere too
 
@@ -67,7 +68,9 @@ class DataOptions(Options):
     score_cache: str | None = Field(
         None, description="folder of cached grades; null: the user's cache folder"
     )
-    max_length: int = Field(512, ge=8, description="tokens in a row, at most, and in a pack")
+    max_length: int = Field(
+        512, ge=8, description="tokens in a row, at most, and in the longest pack"
+    )
     labels: Literal["completions", "all"] = Field(
         "completions", description="which tokens are trained on"
     )
@@ -86,6 +89,7 @@ class DataOptions(Options):
     held_out_tokens: int = Field(
         2000, ge=1, description="supervised tokens per source in a held-out split"
     )
+    packing: PackingOptions = PackingOptions()
 
 
 class ModelOptions(Options):
@@ -114,7 +118,7 @@ class TrainingOptions(Options):
         None, ge=1, description="budget in supervised tokens instead"
     )
     interval: int = Field(10, ge=1, description="optimiser steps between two decisions")
-    packs: int = Field(8, ge=1, description="packs of max_length tokens in a step")
+    packs: int = Field(8, ge=1, description="tokens of a step, in packs of max_length")
     accumulation: int = Field(1, ge=1, description="micro-steps that a step is split into")
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

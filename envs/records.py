@@ -10,6 +10,8 @@ Plain data; every name is API:
     reward.global, reward.local {source: nats}, reward.components {name: value}
     epochs {source: passes so far}
     packing.fill, packing.packs, packing.balanced
+    packing.<name>   of :class:`mixgym.envs.packing.metrics.PackingMetrics`; seconds and
+        no_wait_seconds by the cost model, freedom of balancing, steps_of_group_<i>
     bilevel.<name>, bilevel.<name>/<source>   see BilevelStep.health; only with that step rule
     probes {name: {source: value, or one per stratum}}   those measured after this decision
     actor {name: {source: value, or one per stratum}}   what the agent says of its own updates
@@ -125,6 +127,7 @@ def _packing(plan: IntervalPlan) -> dict[str, float]:
     packs = [pack for step in plan.steps for pack in step]
     capacity = sum(pack.capacity for pack in packs)
     return {
+        **{name: float(value) for name, value in plan.packing.items()},
         "packs": float(len(packs)),
         "fill": sum(pack.tokens for pack in packs) / capacity if capacity else 1.0,
         "balanced": float(plan.balanced),

@@ -33,6 +33,8 @@ class RewardInput:
         epochs: float64[K], passes over each source so far.
         probe_cost: float64[], compute of this decision's probes over that of its training.
         gains: float64[K], what step rule bilevel found each source to be worth; NaN if unknown.
+        seconds: float64[], of training, as the cost model predicts them and never measured; 1 where
+            every decision costs the same.
     """
 
     before: FloatArray
@@ -49,6 +51,7 @@ class RewardInput:
     epochs: FloatArray | None = None
     probe_cost: FloatArray | float = 0.0
     gains: FloatArray | None = None
+    seconds: FloatArray | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,13 @@ def progress_normalised(seen: RewardInput) -> Reward:
     return Reward(fall, local, {"progress_normalised": fall})
 
 
+def progress_per_second(seen: RewardInput) -> Reward:
+    """``progress`` over the predicted seconds of training, so that dear rows must be worth it."""
+    found = progress(seen)
+    value = found.value / seen.seconds
+    return Reward(value, found.local, {"progress_per_second": value})
+
+
 def worst(seen: RewardInput) -> Reward:
     """Fall of the highest held-out NLL among the targets; telescopes."""
     local = seen.before - seen.after
@@ -216,6 +226,9 @@ REWARDS = {
     "progress": RewardKind("fall of the target-weighted mean held-out NLL (telescopes)", progress),
     "progress_normalised": RewardKind(
         "the same, every source's fall over its NLL at the start", progress_normalised
+    ),
+    "progress_per_second": RewardKind(
+        "progress over the seconds of training that the cost model predicts", progress_per_second
     ),
     "worst": RewardKind("fall of the highest held-out NLL among the targets (telescopes)", worst),
     "log_utility": RewardKind(

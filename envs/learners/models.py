@@ -6,7 +6,7 @@ from typing import Any
 
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners import presets, smollm2
-from mixgym.envs.options import ModelOptions
+from mixgym.envs.options import DataOptions, ModelOptions
 
 
 def load_tokenizer(options: ModelOptions, texts: Callable[[], Iterable[str]]) -> Any:
@@ -70,6 +70,15 @@ def _pretrained(factory: Any, name: str, **arguments: Any) -> Any:
             f"model.name={name}: {folder}cannot be loaded ({reason}); give a preset ({known}), "
             "a folder written by save_pretrained, or a hub name that is reachable or cached"
         ) from error
+
+
+def model_config(options: ModelOptions, data: DataOptions) -> Any:
+    """The configuration of the model, without its weights."""
+    if options.name in presets.PRESETS:
+        return presets.make_config(presets.PRESETS[options.name], data.max_length)
+    from transformers import AutoConfig
+
+    return _pretrained(AutoConfig, options.name)
 
 
 def describe(options: ModelOptions) -> tuple[int, int]:

@@ -40,12 +40,11 @@ PRESETS = {
 }
 
 
-def build_model(preset: Preset, *, seed: int, max_positions: int) -> Any:
-    """A randomly initialised LlamaForCausalLM; the global random stream is left as it was."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def make_config(preset: Preset, max_positions: int) -> Any:
+    """The LlamaConfig of a preset."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=preset.vocabulary,
         hidden_size=preset.hidden,
         intermediate_size=preset.feed_forward,
@@ -59,6 +58,14 @@ def build_model(preset: Preset, *, seed: int, max_positions: int) -> Any:
         pad_token_id=0,
         use_cache=True,
     )
+
+
+def build_model(preset: Preset, *, seed: int, max_positions: int) -> Any:
+    """A randomly initialised LlamaForCausalLM; the global random stream is left as it was."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    config = make_config(preset, max_positions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)

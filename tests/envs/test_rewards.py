@@ -177,6 +177,13 @@ def test_penalties_by_hand() -> None:
     assert found.local is plain.local
 
 
+def test_progress_per_second_by_hand() -> None:
+    seen = RewardInput(np.array([2.0, 3.0]), np.array([1.5, 3.0]), np.ones(2), seconds=0.5)
+    found = REWARDS["progress_per_second"].compute(seen)
+    assert found.value == pytest.approx(0.5)
+    assert found.local.tolist() == [0.5, 0.0]
+
+
 @settings(deadline=None)
 @given(SEEDS)
 def test_a_batch_is_paid_what_its_members_are(seed: int) -> None:
@@ -197,6 +204,7 @@ def test_a_batch_is_paid_what_its_members_are(seed: int) -> None:
         gains=np.where(rng.random(rows) < 0.2, np.nan, rng.normal(size=rows)),
         epochs=rng.uniform(0, 9, rows),
         probe_cost=rng.random(3),
+        seconds=rng.uniform(0.5, 2, 3),
     )
     penalties = PenaltyOptions(kl_prior=0.5, epochs=0.1, probe_cost=1.0)
     for kind in REWARDS.values():
