@@ -12,7 +12,7 @@ from mixgym.envs.probes import PROBES
 from mixgym.trainer import storage
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.finetune import finetune
-from mixgym.trainer.plan import make_plan
+from mixgym.trainer.plan import make_plan, plan_tables
 
 Make = Callable[..., RunConfig]
 PERIODS = {"gradient_norm_last": 1, "perplexity_ratio": 2, "training_loss_ratio": 1, "ifd_ratio": 2}
@@ -49,7 +49,11 @@ def test_a_run_that_probes_goes_on_bit_equal_and_costs_what_was_planned(
     finally:
         storage.on_failpoint = None
     records = decisions(whole)
-    assert records[-1]["cost"]["probe_tokens"] == make_plan(whole)["cost"]["probe_tokens"] > 0
+    plan = make_plan(whole)
+    assert records[-1]["cost"]["probe_tokens"] == plan["cost"]["probe_tokens"] > 0
+    (line,) = [text for text in plan_tables(plan) if str(text).startswith("probes: ")]
+    assert "perplexity_ratio every 2" in line
+    assert f"{plan['cost']['probe_tokens']:,} tokens" in line
     for number, record in enumerate(records, 1):
         due = {name for name, period in PERIODS.items() if number % period == 0}
         assert set(record["probes"]) == {"gradient_norm", *due}
