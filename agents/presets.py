@@ -26,7 +26,8 @@ class Preset:
         policy_options: keyword arguments of the policy.
         provenance: how the values were found.
         search: where `mixgym tune` looks: ``options.NAME``, ``policy.NAME`` or
-            ``environment.NAME`` -> a list, or ``low`` and ``high`` (``log``: in the logarithm).
+            ``environment.NAME`` -> a list, or ``low`` and ``high`` (``log``: in the logarithm;
+            ``fall``: the value falls to that share of it).
     """
 
     summary: str

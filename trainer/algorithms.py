@@ -20,6 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 
 from mixgym.agents.presets import PRESETS, Preset
 from mixgym.envs.errors import ConfigError
@@ -152,7 +153,14 @@ def _options(config: RunConfig, preset: Preset, env: Any, stage: str) -> dict[st
         )
     if isinstance(options.get("train_freq"), list):
         options["train_freq"] = tuple(options["train_freq"])
-    return options
+    return {name: _scheduled(value) for name, value in options.items()}
+
+
+def _scheduled(value: Any) -> Any:
+    """``{start, end}`` as a value that moves linearly while the training goes on."""
+    if isinstance(value, dict) and value.keys() == {"start", "end"}:
+        return LinearSchedule(float(value["start"]), float(value["end"]), 1.0)
+    return value
 
 
 def log_interval(algorithm: BaseAlgorithm) -> int:

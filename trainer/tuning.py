@@ -78,7 +78,7 @@ def tune(config: RunConfig, *, trials: int, seeds: int = 1) -> dict[str, Any]:
     left = trials - sum(trial.state.is_finished() for trial in study.trials)
     if left > 0:
         study.optimize(lambda trial: _judged(trial, config, space, seeds), n_trials=left)
-    return _answer(study, config, folder)
+    return _answer(study, config, folder, space)
 
 
 def _optuna() -> Any:
@@ -134,7 +134,7 @@ def _judged(trial: "Trial", config: RunConfig, space: Mapping[str, Any], seeds: 
     """The validation NLL of a trial, the mean over its seeds."""
     import optuna
 
-    values = {name: _suggested(trial, name, what) for name, what in space.items()}
+    values = {name: _as_option(_suggested(trial, name, what), what) for name, what in space.items()}
     found = []
     for index in range(seeds):
         found.append(_trained(_with(config, values, config.seed + index)))
@@ -196,10 +196,20 @@ def _default(preset: Preset, name: str) -> Any:
     """The preset's own value, which is the first trial."""
     section, _, key = name.partition(".")
     parts = {"options": preset.options, "policy": preset.policy_options}
-    return (parts.get(section) or preset.environment)[key]
+    value = parts.get(section, preset.environment)[key]
+    return value["start"] if isinstance(value, dict) else value
 
 
-def _answer(study: "Study", config: RunConfig, folder: Path) -> dict[str, Any]:
+def _as_option(value: Any, what: Any) -> Any:
+    """A value of a trial as the option that it stands for; ``fall``: it falls to that share."""
+    if isinstance(what, dict) and "fall" in what:
+        return {"start": value, "end": value * what["fall"]}
+    return value
+
+
+def _answer(
+    study: "Study", config: RunConfig, folder: Path, space: Mapping[str, Any]
+) -> dict[str, Any]:
     # a pruned trial has a value too, of fewer seeds
     complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     rows: list[dict[str, Any]] = [
@@ -212,7 +222,7 @@ def _answer(study: "Study", config: RunConfig, folder: Path) -> dict[str, Any]:
         into = best
         for part in SECTIONS[section].split("."):
             into = into.setdefault(part, {})
-        into[key] = value
+        into[key] = _as_option(value, space[name])
     text = yaml.safe_dump(best, sort_keys=False)
     storage.write_text(folder / BEST, text)
     load_config(folder / BEST)  # what is written can be read

@@ -80,6 +80,10 @@ class PairedARS(ARS):
         weights = torch.nn.utils.parameters_to_vector(self.policy.parameters()).detach()
         self.weights = weights  # type: ignore[assignment]  # declared as None
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # the base class forgets what came before a resume
+        super()._update_current_progress_remaining(num_timesteps, self._total_timesteps)
+
     def _do_one_update(self, callback: BaseCallback, async_eval: AsyncEval | None) -> None:
         callback.on_rollout_start()
         super()._do_one_update(callback, async_eval)

@@ -56,6 +56,9 @@ SMALL: dict[str, Any] = {
 }
 MORE: dict[str, Any] = {
     "ppo": {"batch_size": 8, "n_epochs": 1},
+    "a2c": {"learning_rate": {"start": 0.01, "end": 0.0}},
+    "sac": {"learning_rate": {"start": 0.01, "end": 0.001}},
+    "ars": {"delta_std": {"start": 0.5, "end": 0.01}},
     "trpo": {"batch_size": 8, "n_critic_updates": 1, "cg_max_steps": 2, "sub_sampling_factor": 1},
     "recurrent_ppo": {"batch_size": 8, "n_epochs": 1},
     "dqn": {"target_update_interval": 8},
@@ -261,7 +264,9 @@ def test_presets_name_options_that_exist_and_say_where_they_come_from(algo: str)
     assert preset.provenance
     texts = {"ent_coef", "replay_buffer_class"}
     for name, value in {**preset.options, **preset.policy_options}.items():
-        assert name in texts or not isinstance(value, str), f"{name}: YAML read it as text"
+        parts = value.values() if isinstance(value, dict) and "start" in value else [value]
+        read = not any(isinstance(part, str) for part in parts)
+        assert name in texts or read, f"{name}: YAML read it as text"
     assert needs_environment(algo) == ("nudge" if algo in ("dqn", "qrdqn") else "logits")
 
 
@@ -331,3 +336,12 @@ def test_candidates_of_the_search_meet_the_same_episodes() -> None:
     assert returns.tolist() == [float(returns[0])] * 3
     other = algorithm.evaluate_candidates(same, callback)
     assert float(other[0]) != float(returns[0]), "other updates meet other episodes"
+
+
+def test_an_option_may_move_while_the_training_goes_on() -> None:
+    config = small("a2c")
+    algorithm: Any = make_algorithm(config, FastWorld(config).env)
+    rates = [algorithm.lr_schedule(left) for left in (1.0, 0.5, 0.0)]
+    assert rates == pytest.approx([0.01, 0.005, 0.0])
+    algorithm.learn(32)
+    assert algorithm.policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
