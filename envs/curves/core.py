@@ -25,7 +25,6 @@ from mixgym.envs.curves.task import (
 )
 from mixgym.envs.curves.task_tables import priors, scales
 from mixgym.envs.curves.tilting import BatchTilt
-from mixgym.envs.errors import ConfigError
 from mixgym.envs.mixture import BoolArray, FloatArray, floored, last_sum
 from mixgym.envs.observations import (
     Fixed,
@@ -94,7 +93,6 @@ class CurvesCore:
         self.options = options
         self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
         self.decisions = decisions
-        _check(options)
         self._payer = BatchPay(options, count, decisions, self.shape[0])
         self._probes = BatchProbes(options, count, self.shape, decisions)
         self._tilt: BatchTilt | None = None
@@ -395,8 +393,3 @@ class CurvesCore:
             probes=self._probes.values,
             probe_age=self._probes.age if self._probes.names else None,
         )
-
-
-def _check(options: EnvironmentOptions) -> None:
-    if not isinstance(options.prior, str):
-        raise ConfigError("environment.prior: a batch of tasks takes uniform or proportional")

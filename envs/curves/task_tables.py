@@ -3,12 +3,19 @@
 import numpy as np
 
 from mixgym.envs.curves.task import CurveTask
+from mixgym.envs.errors import ConfigError
 from mixgym.envs.mixture import FloatArray, last_sum, logit_scale, normalise
 from mixgym.envs.options import EnvironmentOptions
 
 
 def priors(tasks: CurveTask, options: EnvironmentOptions) -> tuple[FloatArray, FloatArray]:
-    """Of every task the prior over sources, float64[tasks, K], and strata, [tasks, K, G]."""
+    """Of every task the prior over sources, float64[tasks, K], and strata, [tasks, K, G].
+
+    Raises:
+        ConfigError: for a prior by name: tasks have other sources each.
+    """
+    if not isinstance(options.prior, str):
+        raise ConfigError("environment.prior: a batch of tasks takes uniform or proportional")
     present = tasks.present
     size = last_sum(tasks.size)
     base = np.asarray(present.any(-1), np.float64) if options.prior == "uniform" else size
