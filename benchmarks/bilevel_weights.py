@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SHAPE = {"0.1m": (64, 8, 3e-3), "1m": (64, 4, 2e-3), "5m": (64, 4, 1e-3)}  # tokens, packs, rate
+SHAPE = {"0.1m": (64, 8, 3e-3), "1m": (64, 2, 2e-3), "5m": (64, 2, 1e-3)}  # tokens, packs, rate
 
 
 def rows_of(count: int, shift: int, blank: float, seed: int) -> list[dict[str, str]]:
@@ -183,12 +183,12 @@ def _real(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
         for f in folders
         if f.name != "longcontext"
     }
-    length, packs, rate = 256, 4, {"0.1m": 3e-3, "1m": 1e-3, "5m": 1e-3}[arguments.model]
+    length, packs, rate = 256, 2, {"0.1m": 3e-3, "1m": 1e-3, "5m": 1e-3}[arguments.model]
     return {
         "sources": sources,
         "data": {"max_length": length, "strata": 2, "held_out_tokens": arguments.held_out},
         "model": {"name": arguments.model},
-        "training": {"interval": 10, "packs": packs, "learning_rate": rate},
+        "training": {"interval": 20, "packs": packs, "learning_rate": rate},
         "run": {"tensorboard": False, "save_every": 10_000},
     }
 

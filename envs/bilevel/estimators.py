@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from mixgym.envs.bilevel.copies import Copy, Gradients, Values, lent, take_gradients
 from mixgym.envs.bilevel.options import TRAINED_COPIES, BilevelOptions
@@ -338,7 +339,8 @@ def per_source(task: Task, rise: FloatArray | None) -> tuple[FloatArray | None, 
 def scale_as_optimizer(model: Pairable, own: Tensors, gradients: Gradients) -> None:
     """Divide gradients in place by what the optimiser divides by, if it divides by anything.
 
-    A parameter without a state yet is divided by the root mean square of its gradient.
+    That is the root of its running square or the gradient's own size, whichever is larger: one
+    gradient must not be taken for a thousand. No entry is larger than 1 afterwards, as in a step.
     """
     group = model.optimizer.param_groups[0]
     if "betas" not in group:
@@ -346,11 +348,11 @@ def scale_as_optimizer(model: Pairable, own: Tensors, gradients: Gradients) -> N
     second, tiny = group["betas"][1], group["eps"]
     for name, gradient in gradients.items():
         state = model.optimizer.state.get(own[name], {})
+        scale = gradient.abs()
         if "exp_avg_sq" in state:
             correction = 1.0 - second ** float(state["step"])
-            gradient.div_((state["exp_avg_sq"] / correction).sqrt_().add_(tiny))
-        else:
-            gradient.div_(gradient.square().mean().sqrt_().add_(tiny))
+            scale = torch.maximum(scale, (state["exp_avg_sq"] / correction).sqrt_())
+        gradient.div_(scale.add_(tiny))
 
 
 def _moved(own: Tensors, direction: Gradients, factor: float) -> Gradients:

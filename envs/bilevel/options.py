@@ -41,7 +41,7 @@ class BilevelOptions(Options):
         0.0, ge=0, lt=1, description="alpha grows as (1 + step)^this; 0: constant; theory: 1/7"
     )
     travel: float = Field(
-        4.6, gt=0, allow_inf_nan=False, description="logits that a weight may move over the run"
+        10.0, gt=0, allow_inf_nan=False, description="logits that a weight may move over the run"
     )
     update: Literal["adam", "mirror", "gradient"] = Field(
         "adam",

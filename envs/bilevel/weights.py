@@ -14,7 +14,7 @@ from mixgym.envs.mixture import BoolArray as BoolArray
 from mixgym.envs.mixture import FloatArray as FloatArray
 from mixgym.envs.mixture import last_sum
 
-BETAS = (0.9, 0.999)
+BETAS = (0.9, 0.95)  # of a few dozen updates; gradients shrink as weights do
 TINY = 1e-12
 LARGEST_STEP = 0.5  # logits in an update, where a run has so few that one would decide
 CHECKED = 1e-6  # relative error at which the closed form and autograd disagree
