@@ -8,6 +8,7 @@ answer is one JSON document on the standard output, and everything else goes to 
 import contextlib
 import importlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,14 +119,15 @@ def finetune(
 ) -> None:
     """One fine-tuning run under a schedule; leaves a Hugging Face model and its records."""
     with _failures_worded("nothing was written"):
-        config = _config(arguments or [], agent=agent, out=out, resume=resume)
+        config = _config(arguments or [], agent=agent, out=out, resume=resume, several=True)
     continuation = f"continue with: mixgym finetune {shlex.quote(config.run.dir)} --resume"
     with _failures_worded(continuation):
         from mixgym.trainer.finetune import finetune_command
 
         with _only_json(json_output):
             answer = finetune_command(config, resume=resume, json_output=json_output)
-    _answer(answer, json_output)
+    if answer:  # of several ranks, one answers
+        _answer(answer, json_output)
 
 
 @app.command()
@@ -414,6 +416,7 @@ def _config(
     agent: str | None = None,
     out: Path | None = None,
     resume: bool = False,
+    several: bool = False,
 ) -> "RunConfig":
     """The configuration that the arguments of a command describe.
 
@@ -421,8 +424,15 @@ def _config(
     for somebody else.
 
     Raises:
-        ConfigError: if two files are given, or the configuration is not valid.
+        ConfigError: if two files are given, the configuration is not valid, or several processes
+            were started for a command of one.
     """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and not several:
+        raise ConfigError(
+            f"torchrun started {started} processes, and only mixgym finetune runs in several: "
+            "start this command without torchrun"
+        )
     from mixgym.trainer.config import load_config
 
     path, overrides = _split(arguments)

@@ -1,10 +1,15 @@
-"""``mixgym finetune``: one fine-tuning run under a schedule, killed and resumed at will."""
+"""``mixgym finetune``: one fine-tuning run under a schedule, killed and resumed at will.
+
+Of several processes (torchrun), rank 0 decides and keeps the run's folder; the others follow it
+through the same decisions and write nothing.
+"""
 
 import io
 import json
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +20,14 @@ from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.envs.learners.base import Evaluation
 from mixgym.envs.learners.causal_lm import CausalLM
 from mixgym.envs.learners.exact import exact_match
+from mixgym.envs.ranks import from_first, part, rank
 from mixgym.envs.rendering import render_rgb
 from mixgym.envs.rewards import target_mean
 from mixgym.trainer import storage
-from mixgym.trainer.config import RunConfig
+from mixgym.trainer.config import RunConfig, load_config
 from mixgym.trainer.driving import Seat, seat
-from mixgym.trainer.recorder import AGENT, ENVIRONMENT, SECONDS, Progress, Recorder
-from mixgym.trainer.runs import FINISHED, RunFolder
+from mixgym.trainer.recorder import AGENT, ENVIRONMENT, SECONDS, Follower, Progress, Recorder
+from mixgym.trainer.runs import CONFIG, FINISHED, RunFolder
 from mixgym.trainer.tables import finetune_table, show
 from mixgym.trainer.tensorboard import RunWriter
 
@@ -44,7 +50,12 @@ def finetune_command(
 ) -> dict[str, Any]:
     """Run, and print the table of the outcome unless JSON is wanted."""
     quiet_transformers()
+    if rank() > 0:
+        follow(config, resume=resume)
+        part()
+        return {}
     summary = finetune(config, resume=resume, progress=True)
+    part()
     if not json_output:
         show(finetune_table(summary))
     return summary
@@ -73,12 +84,12 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
             return run.read_summary() or {}
     outcome = _Outcome()
     try:
-        place = seat(run.config, lambda env, info: _finish(env, run, outcome))
+        place = seat(run.config, lambda env, info: _finish(env, outcome, run))
     except Exception:
         if not resume:  # nothing was trained: leave no folder behind that looks like a run
             storage.remove_folder(run.path)
         raise
-    purge = _restore(run, place)
+    purge = _restore(place, run)
     writer = RunWriter(run.tensorboard, *purge) if run.config.run.tensorboard else None
     recorder = Recorder(run, place.env, writer)
     bar = Progress(place.env, disable=not progress)
@@ -95,6 +106,28 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
         if writer is not None:
             writer.close()
     return summary
+
+
+def follow(config: RunConfig, *, resume: bool = False) -> None:
+    """The part of a rank other than 0: the same decisions and training, and no records.
+
+    Args:
+        config: as for :func:`finetune`.
+        resume: as for :func:`finetune`; the folder has to be in reach of every rank.
+
+    Raises:
+        DivergenceError: at a non-finite loss, as on every rank.
+        MixgymError: for anything else that is wrong with the input.
+    """
+    if resume:
+        run = RunFolder(Path(config.run.dir), load_config(Path(config.run.dir) / CONFIG))
+        if run.finished:
+            return
+        config = run.config
+    outcome = _Outcome()
+    place = seat(config, lambda env, info: _finish(env, outcome))
+    _restore(place)
+    place.agent.learn(ENDLESS, callback=[Follower()], reset_num_timesteps=False)
 
 
 def _check_same(config: RunConfig, run: RunFolder) -> None:
@@ -131,20 +164,22 @@ def _last_good(run: RunFolder) -> str:
     return f"{where}; lower training.learning_rate"
 
 
-def _restore(run: RunFolder, place: Seat) -> tuple[int, int]:
+def _restore(place: Seat, run: RunFolder | None = None) -> tuple[int, int]:
     """Go back to the last checkpoint, or to the start; what was recorded later is cut.
 
     Returns:
         The first decision and the first token count that will be recorded (again).
     """
-    latest = run.latest_checkpoint()
+    latest = from_first(run.latest_checkpoint() if run else None)
     if latest is None:
-        run.cut_decisions(0)
+        if run:
+            run.cut_decisions(0)
         place.agent.begin(place.vector.reset())
         return 1, 1
     decision, folder = latest
-    run.cut_decisions(decision)
-    run.prune(newest=decision)  # a kill may have come between saving and pruning
+    if run:
+        run.cut_decisions(decision)
+        run.prune(newest=decision)  # a kill may have come between saving and pruning
     observation = place.env.load(folder / ENVIRONMENT)
     place.agent.set_memory(json.loads((folder / AGENT).read_text())["memory"])
     place.agent.begin(_batched(observation), decision)
@@ -157,16 +192,16 @@ def _batched(observation: Any) -> Any:
     return observation[None]
 
 
-def _finish(env: MixtureEnv, run: RunFolder, outcome: _Outcome) -> None:
+def _finish(env: MixtureEnv, outcome: _Outcome, run: RunFolder | None = None) -> None:
     """Inside the last step: measure the test split, save the model, measure the base model."""
     learner = env.world.learner
     outcome.history = list(env.progress.history or [])
     outcome.test_after = learner.evaluate("test")
     save_model = getattr(learner, "save_model", None)
-    if save_model is not None:
+    if run and save_model is not None:
         with storage.atomic_folder(run.path / MODEL) as temporary:
             save_model(temporary)
-    if run.config.run.exact_match and isinstance(learner, CausalLM):
+    if run and run.config.run.exact_match and isinstance(learner, CausalLM):
         outcome.exact = exact_match(learner, "test", run.config.run.exact_match)
     learner.reset()
     outcome.test_before = learner.evaluate("test")

@@ -73,6 +73,20 @@ class Recorder(BaseCallback):
         storage.write_json(folder / AGENT, {"memory": self.model.memory()})  # type: ignore[attr-defined]
 
 
+class Follower(BaseCallback):
+    """Ends the run of a rank that records nothing with its episode.
+
+    Raises:
+        DivergenceError: when training diverged, as on the rank that records.
+    """
+
+    def _on_step(self) -> bool:
+        info = self.locals["infos"][0]
+        if "failure" in info:
+            raise DivergenceError(info["failure"])
+        return not self.locals["dones"][0]
+
+
 class Progress(BaseCallback):
     """A bar on the terminal: steps, tokens per second, loss, mixture.
 
