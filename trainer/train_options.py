@@ -44,7 +44,11 @@ class TrainOptions(Options):
         description="fine-tuning runs that judge an agent on a language model, by the select "
         "split; 0: the fast world judges",
     )
-    save_every: int = Field(default=20_000, ge=1, description="decisions between two checkpoints")
+    save_every: int = Field(
+        default=20_000,
+        ge=1,
+        description="decisions between two checkpoints, at most those between two validations",
+    )
     options: dict[str, Any] = Field(default={}, description="the algorithm's own options")
     policy: dict[str, Any] = Field(default={}, description="the policy's own options")
     local_algo: str | None = Field(
