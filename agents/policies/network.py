@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from mixgym.agents.policies.rows import Level, Rows, split_action
+from mixgym.agents.policies.rows import Level, Rows, join_action, split_action
 from mixgym.envs.observations import PROGRESS, SOURCES, STRATA
 
 Norm = Callable[[int], nn.Module]
@@ -220,7 +220,9 @@ class CriticNet(nn.Module):
     """The value of a state and an action: rows are scored beside their entries, and pooled.
 
     A mixture does not change when all entries of a level move together, so entries are seen
-    relative to their level's mean.
+    relative to their level's mean. What an entry adds by itself, linear in its row, has a way of
+    its own: returns differ far more between tasks than between actions, and the first thing that
+    an actor needs is the direction in which an entry should go.
 
     Args:
         width: of every code.
@@ -236,14 +238,17 @@ class CriticNet(nn.Module):
         self.level = level
         self.encoder = Encoder(width, actions=True, norm=norm)
         self.value = mlp([width, width, outputs], 1.0)
+        self.direct = LinearActor(level)
 
     def forward(self, rows: Rows, actions: torch.Tensor) -> torch.Tensor:
         """Float[n, outputs] for actions float[n, entries]."""
         top, inner = split_action(actions, rows, self.level)
         pair = (_centred(top, rows.source_mask), _centred(inner, rows.strata_mask))
         _, _, context = self.encoder(rows, pair)
+        entries = join_action(*pair, self.level)
+        added = (self.direct(rows).squeeze(-1) * entries).sum(1, keepdim=True)
         value: torch.Tensor = self.value(context)
-        return value
+        return value + added
 
 
 def _centred(entries: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

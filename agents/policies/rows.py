@@ -100,6 +100,12 @@ def split_action(
     return top, inner
 
 
+def join_action(top: torch.Tensor, inner: torch.Tensor, level: Level = "joint") -> torch.Tensor:
+    """The inverse of :func:`split_action`: float[n, entries]."""
+    parts = {"joint": [top, inner.flatten(1)], "global": [top], "local": [inner.flatten(1)]}
+    return torch.cat(parts[level], 1)
+
+
 def level_sizes(shape: tuple[int, int], level: Level) -> list[int]:
     """Entries of an action, level by level: a deviation or a temperature each."""
     sources, strata = shape
