@@ -199,10 +199,22 @@ def _reference_of(options: WorldOptions, corpus: Corpus) -> "Callable[[], Causal
     )
 
 
-def row_world(options: WorldOptions, sources: Sequence[Source], learner: Learner) -> World:
-    """The world of sources that have rows, around any learner."""
+def row_world(
+    options: WorldOptions,
+    sources: Sequence[Source],
+    learner: Learner,
+    processes: int | None = None,
+) -> World:
+    """The world of sources that have rows, around any learner.
+
+    Args:
+        options: the configuration.
+        sources: K of them.
+        learner: what is trained.
+        processes: that steps are laid out for; those there are if None.
+    """
     data = options.data
-    make_plane = _planes(options, sources, learner)
+    make_plane = _planes(options, sources, packing_setup(options, sources, learner, processes))
     names = [source.name for source in sources]
     sizes = cell_sizes(sources, data.unit)
     return World(
@@ -218,14 +230,13 @@ def row_world(options: WorldOptions, sources: Sequence[Source], learner: Learner
 
 
 def _planes(
-    options: WorldOptions, sources: Sequence[Source], learner: Learner
+    options: WorldOptions, sources: Sequence[Source], setup: "PackingSetup"
 ) -> Callable[[int], DataPlane]:
     """Makes the data plane of an episode, by its seed."""
     from mixgym.envs.packing.plane import PackedPlane
     from mixgym.envs.packing.whole_run import WholeRunPlane
 
     data, training = options.data, options.training
-    setup = packing_setup(options, sources, learner)
 
     def make(seed: int) -> DataPlane:
         plane = PackedPlane(
@@ -244,7 +255,10 @@ def _planes(
 
 
 def packing_setup(
-    options: WorldOptions, sources: Sequence[Source], learner: Learner | None = None
+    options: WorldOptions,
+    sources: Sequence[Source],
+    learner: Learner | None = None,
+    processes: int | None = None,
 ) -> "PackingSetup":
     """Groups, packer, balance and cost model of a configuration, for the processes there are.
 
@@ -252,6 +266,7 @@ def packing_setup(
         options: ``data.packing``, ``data.max_length`` and ``training.packs``.
         sources: whose training rows the groups are chosen for.
         learner: of rows; the shape of its model is looked up by name if there is none.
+        processes: that will train; those there are if None.
 
     Raises:
         ConfigError: for groups or a machine that cannot be used.
@@ -270,7 +285,7 @@ def packing_setup(
         np.concatenate([source.splits["train"].lengths for source in sources]),
         options.data.max_length,
         options.training.packs,
-        world_size(),
+        processes or world_size(),
         shape,
         options.seed,
     )

@@ -91,14 +91,20 @@ def _root(
 
 
 @app.command()
-def plan(arguments: Arguments = None, json_output: Json = False) -> None:
+def plan(
+    arguments: Arguments = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="How many will train (torchrun --nproc_per_node).")
+    ] = 1,
+    json_output: Json = False,
+) -> None:
     """Dry run: tokens, epochs and strata per source, packing, costs. Trains nothing."""
     with _failures_worded("nothing was written"):
         config = _config(arguments or [])
         from mixgym.trainer.plan import plan_command
 
         with _only_json(json_output):
-            answer = plan_command(config, json_output=json_output)
+            answer = plan_command(config, processes=processes, json_output=json_output)
     _answer(answer, json_output)
 
 
@@ -352,47 +358,6 @@ def weights(
     _answer(answer, json_output)
 
 
-@app.command()
-def simulate(
-    arguments: Arguments = None,
-    mix: Annotated[str, typer.Option(help="Lengths to draw where no CONFIG is given.")] = (
-        "paper_like"
-    ),
-    documents: Annotated[int | None, typer.Option(min=1, help="Documents to draw.")] = None,
-    longest: Annotated[int | None, typer.Option(min=1, help="Tokens in the longest pack.")] = None,
-    model: Annotated[str, typer.Option(help="A stated model.")] = "llama-3.1-8b",
-    hardware: Annotated[str, typer.Option(help="A stated machine.")] = "32xh100",
-    link: Annotated[float | None, typer.Option(help="GB/s of all-to-all inside a node.")] = None,
-    step_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in a step.")] = None,
-    groups: Annotated[str, typer.Option(help="auto, or LENGTHxDEGREE,...")] = "auto",
-    methods: Annotated[str, typer.Option(help="Methods, A,B,... (default: all).")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of lengths and orders.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="Folder for a picture of the load.")] = None,
-    json_output: Json = False,
-) -> None:
-    """Replay packers on a stated cluster: time, waiting, balance. Trains nothing."""
-    with _failures_worded("nothing was written"):
-        config = _config(arguments) if arguments else None
-        from mixgym.trainer.simulate.command import SimulationOptions, simulate_command
-
-        options = SimulationOptions(
-            mix=mix,
-            documents=documents,
-            longest=longest,
-            model=model,
-            hardware=hardware,
-            link=link,
-            step_tokens=step_tokens,
-            groups=groups,
-            methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
-            seeds=seeds,
-            out=out,
-        )
-        with _only_json(json_output):
-            answer = simulate_command(options, config, json_output=json_output)
-    _answer(answer, json_output)
-
-
 @app.command("list")
 def list_names(
     what: Annotated[What, typer.Argument(help="Which names to list.", show_default=False)],
@@ -496,3 +461,6 @@ def _answer(answer: Mapping[str, Any], json_output: bool) -> None:
         from mixgym.trainer.storage import json_text
 
         typer.echo(json_text(answer, indent=2))
+
+
+importlib.import_module("mixgym.trainer.cli_packing")  # registers more commands

@@ -17,32 +17,39 @@ from mixgym.envs.plan import IntervalPlan
 from mixgym.envs.probe_book import wanted_probes
 from mixgym.envs.probes import BACKWARD
 from mixgym.envs.signals import probe_shape
-from mixgym.envs.sources.source import Source
+from mixgym.envs.sources.source import IntArray, Source
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.driving import find_agent, suited
+from mixgym.trainer.packing_report import packing_lines, packing_report
 from mixgym.trainer.tables import number, show, table
 
 READ_WARNING = 8.0  # tokens read per supervised token, above which a source is pointed out
 MEASURE_WARNING = 0.1  # share of all compute that measuring should stay below
 
 
-def plan_command(config: RunConfig, *, json_output: bool = False) -> dict[str, Any]:
+def plan_command(
+    config: RunConfig, *, processes: int = 1, json_output: bool = False
+) -> dict[str, Any]:
     """Plan, and print the tables unless JSON is wanted."""
     from mixgym.trainer.finetune import quiet_transformers
 
     quiet_transformers()
-    report = make_plan(config)
+    report = make_plan(config, processes)
     if not json_output:
         show(*plan_tables(report))
     return report
 
 
-def make_plan(config: RunConfig) -> dict[str, Any]:
+def make_plan(config: RunConfig, processes: int = 1) -> dict[str, Any]:
     """The report: sources, the run as the agent would drive it, and what it costs.
 
     The data plane is really run, for the whole budget, under the agent's mixture (a rule) or the
     prior (an agent that has to be trained), with a learner that does nothing: epochs and shares
     are those of the run.
+
+    Args:
+        config: the run.
+        processes: that will train it.
 
     Raises:
         MixgymError: for whatever ``finetune`` would refuse in the sources or the configuration.
@@ -53,7 +60,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
             "environment.learner=curves has no rows: there is nothing to plan; use causal_lm"
         )
     corpus = load_corpus(config, dry=True)
-    rehearsal = _rehearse(config, corpus.sources)
+    rehearsal = _rehearse(config, corpus.sources, processes)
     sources = {
         source.name: _source_report(source, rehearsal.epochs[k], rehearsal.supervised[k])
         for k, source in enumerate(corpus.sources)
@@ -71,7 +78,9 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         "cost": {**_costs(config, corpus.sources, rehearsal), "grading_tokens": corpus.graded},
         "memory": _memory(config),
     }
-    report["warnings"] = _warnings(report)
+    packing = packing_report(config, corpus.sources, rehearsal.pools, processes)
+    report["packing"] = packing
+    report["warnings"] = [*_warnings(report), *packing["warnings"]]
     return report
 
 
@@ -85,6 +94,7 @@ class _Rehearsal:
     epochs: "np.ndarray[Any, np.dtype[np.float64]]"
     supervised: "np.ndarray[Any, np.dtype[np.int64]]"
     probes: dict[str, int]
+    pools: list[IntArray]  # lengths of the rows of every interval
 
 
 class _IdleLearner:
@@ -96,12 +106,15 @@ class _IdleLearner:
     def __init__(self, config: RunConfig, sources: Sequence[Source]) -> None:
         self._shape = (len(sources), sources[0].n_strata)
         self._rows = (sources, config.environment.probe_rows, config.seed)
+        self.pools: list[IntArray] = []
 
     def reset(self) -> None:
         """Nothing to put back."""
 
     def train(self, plan: IntervalPlan, step_rule: StepRule, progress: float) -> TrainReport:
-        """Nothing is trained."""
+        """Nothing is trained; what would have been is noted."""
+        lengths = [pack.lengths for step in plan.steps for pack in step]
+        self.pools.append(np.concatenate([np.zeros(0, np.int64), *lengths]))
         loss = plan.supervised.astype(np.float64)
         return TrainReport(loss, plan.supervised, plan.tokens, plan.rows)
 
@@ -135,11 +148,11 @@ class _IdleLearner:
         """No state."""
 
 
-def _rehearse(config: RunConfig, sources: Sequence[Source]) -> _Rehearsal:
+def _rehearse(config: RunConfig, sources: Sequence[Source], processes: int) -> _Rehearsal:
     kind = find_agent(config.agent)
     suits = suited(config, kind)
     learner = _IdleLearner(suits, sources)
-    world = row_world(config, sources, learner)
+    world = row_world(config, sources, learner, processes)
     names = world.names
     env = MixtureEnv(world, suits.environment, config.training)
     agent = kind.make(env, names)
@@ -161,6 +174,7 @@ def _rehearse(config: RunConfig, sources: Sequence[Source]) -> _Rehearsal:
         epochs,
         supervised,
         wanted_probes(suits.environment),
+        learner.pools,
     )
 
 
@@ -334,6 +348,7 @@ def plan_tables(report: dict[str, Any]) -> list[Any]:
         f"before and once after, {cost['test_evaluation_tokens']:,} tokens each",
         *_probe_lines(cost),
         *_grading_lines(cost),
+        *packing_lines(report["packing"]),
         f"memory: {memory['parameters']:,} parameters, "
         f"{memory['weights_gradients_optimizer_bytes'] / 2**20:,.0f} MiB with gradients and "
         f"AdamW, logits {memory['largest_logits_bytes'] / 2**20:,.0f} MiB at most",

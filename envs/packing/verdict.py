@@ -1,6 +1,9 @@
 """Is the hierarchy worth it? The same documents under it, and at one length, sorted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from mixgym.envs.packing.balance import Balance
 from mixgym.envs.packing.cost import CostModel
@@ -34,11 +37,13 @@ class Verdict:
         hierarchy: the plan as configured.
         one_length: the longest group alone, sorted by attention work.
         unsorted: the longest group alone, packs in random order.
+        groups: of the hierarchy.
     """
 
     hierarchy: Outcome
     one_length: Outcome
     unsorted: Outcome
+    groups: int = 1
 
     @property
     def saved(self) -> float:
@@ -50,6 +55,8 @@ class Verdict:
         """The verdict in words."""
         sorting = 1 - self.one_length.seconds / max(self.unsorted.seconds, 1e-300)
         base = f"sorting by attention work saves {_percent(sorting)} of the predicted time"
+        if self.groups == 1:
+            return f"{base} of packs of one length"
         if self.saved >= WORTH:
             return f"{base}, the hierarchy of lengths another {_percent(self.saved)}"
         return (
@@ -58,24 +65,53 @@ class Verdict:
         )
 
 
-def judge(lengths: IntArray, config: PlanConfig, cost: CostModel, seed: int) -> Verdict:
+def judge(pools: Sequence[IntArray], config: PlanConfig, cost: CostModel, seed: int) -> Verdict:
     """Plan the documents with the hierarchy, and without.
 
     Args:
-        lengths: int64[n], tokens of each document.
+        pools: int64[n] each, tokens of the documents that are packed together.
         config: with the groups of the hierarchy.
         cost: the model on the machine.
         seed: of the plans.
     """
     one = replace(config, groups=config.groups[-1:], balance=Balance())
     unsorted = replace(one, balance=Balance(sort=False))
-    found = [_outcome(lengths, each, cost, seed) for each in (config, one, unsorted)]
-    return Verdict(*found)
+    return Verdict(
+        _outcome(pools, config, cost, seed),
+        _outcome(pools, one, cost, seed),
+        _outcome(pools, unsorted, cost, seed),
+        len(config.groups),
+    )
 
 
-def _outcome(lengths: IntArray, config: PlanConfig, cost: CostModel, seed: int) -> Outcome:
-    layout = make_plan(lengths, config, seed).layout
-    return Outcome(cost.seconds(layout), cost.seconds_without_waiting(layout), measure(layout))
+def _outcome(pools: Sequence[IntArray], config: PlanConfig, cost: CostModel, seed: int) -> Outcome:
+    layouts = [make_plan(pool, config, seed, i).layout for i, pool in enumerate(pools)]
+    return Outcome(
+        sum(cost.seconds(layout) for layout in layouts),
+        sum(cost.seconds_without_waiting(layout) for layout in layouts),
+        _mean([measure(layout) for layout in layouts]),
+    )
+
+
+def _mean(metrics: Sequence[PackingMetrics]) -> PackingMetrics:
+    """Shares are averaged over the steps of all pools; counts are added."""
+    steps = np.array([found.steps for found in metrics], np.float64)
+    weights = steps / max(steps.sum(), 1)
+
+    def mean(name: str) -> float:
+        return float(weights @ np.array([getattr(found, name) for found in metrics]))
+
+    return PackingMetrics(
+        padding=mean("padding"),
+        data_imbalance=mean("data_imbalance"),
+        attention_imbalance=mean("attention_imbalance"),
+        communication=mean("communication"),
+        tokens_per_device=mean("tokens_per_device"),
+        fill=mean("fill"),
+        units=sum(found.units for found in metrics),
+        steps=int(steps.sum()),
+        micro_steps=sum(found.micro_steps for found in metrics),
+    )
 
 
 def _percent(share: float) -> str:

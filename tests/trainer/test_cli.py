@@ -36,7 +36,9 @@ class Commands:
             raise self.error
         return {"status": "finished", "loss": math.nan, "mixture": {"é": 0.1}}
 
-    def plan_command(self, config: RunConfig, *, json_output: bool) -> dict[str, Any]:
+    def plan_command(
+        self, config: RunConfig, *, processes: int, json_output: bool
+    ) -> dict[str, Any]:
         return self.finetune_command(config, resume=False, json_output=json_output)
 
 

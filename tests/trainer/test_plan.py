@@ -145,7 +145,7 @@ def test_json_is_all_of_the_standard_output(make_config: Make, tmp_path: Path) -
     result = CliRunner().invoke(app, ["plan", str(path), "--json"], prog_name="mixgym")
     assert result.exit_code == 0
     report = json.loads(result.stdout)
-    assert set(report) == {"sources", "run", "cost", "memory", "warnings"}
+    assert set(report) == {"sources", "run", "cost", "memory", "packing", "warnings"}
 
 
 def test_what_finetune_refuses_is_refused(make_config: Make, tmp_path: Path) -> None:

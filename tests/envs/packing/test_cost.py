@@ -235,16 +235,19 @@ def test_waiting_only_adds_and_work_is_a_bound(lengths: list[int], seed: int) ->
 def test_the_verdict_says_when_the_hierarchy_is_not_worth_it() -> None:
     lengths = paper_like(30_000, np.random.default_rng(0))
     config = PlanConfig((Group(16 * K, 1, 28), Group(128 * K, 8, 28)), CLUSTER)
-    fast, slow = (judge(lengths, config, COST.with_link_rate(rate), 0) for rate in (1e14, 25e9))
+    fast, slow = (judge([lengths], config, COST.with_link_rate(rate), 0) for rate in (1e14, 25e9))
     assert "not worth it here" in fast.sentence
     assert fast.saved < 0.02
     assert "another" in slow.sentence
     assert slow.saved > 0.1
     assert slow.hierarchy.seconds >= slow.hierarchy.no_wait
     assert slow.unsorted.seconds > slow.one_length.seconds
-    alone = judge(lengths, replace(config, groups=config.groups[-1:]), COST, 0)
+    halves = judge([lengths[:15_000], lengths[15_000:]], config, COST, 0).hierarchy
+    assert halves.metrics.steps >= slow.hierarchy.metrics.steps
+    assert halves.metrics.tokens_per_device == pytest.approx(16 * K, rel=0.05)
+    alone = judge([lengths], replace(config, groups=config.groups[-1:]), COST, 0)
     assert alone.saved == 0
-    assert judge(np.zeros(0, np.int64), config, COST, 0).unsorted.seconds == 0
+    assert judge([np.zeros(0, np.int64)], config, COST, 0).unsorted.seconds == 0
 
 
 def test_sorting_in_windows_gives_part_of_the_gain() -> None:
