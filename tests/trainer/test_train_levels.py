@@ -334,3 +334,39 @@ def test_levels_are_trained_on_other_rewards(reward: str, tiny: Callable[..., Ru
     summary = train(config.model_copy(update={"environment": environment}))
     assert summary["parameters_changed"]
     assert [row["agent"] for row in summary["validation"]][:2] == ["uniform", "agent"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algo", "level"),
+    [
+        ("a2c", "alternate"),
+        ("trpo", "local"),
+        ("recurrent_ppo", "alternate"),
+        ("sac", "local"),
+        ("td3", "together"),
+        ("ddpg", "global"),
+        ("tqc", "together"),
+        ("crossq", "local"),
+        ("ars", "alternate"),
+    ],
+)
+def test_every_algorithm_with_continuous_actions_learns_at_a_level(
+    algo: str, level: str, tiny: Callable[..., RunConfig]
+) -> None:
+    rollout = {"n_steps": 4}
+    small: dict[str, dict[str, Any]] = {
+        "a2c": rollout,
+        "trpo": {**rollout, "batch_size": 8},
+        "recurrent_ppo": {**rollout, "batch_size": 8, "n_epochs": 1},
+        "ars": {"n_delta": 2, "n_top": 1},
+    }
+    options = small.get(algo, {"learning_starts": 4, "batch_size": 8, "buffer_size": 2000})
+    decisions = 600 if algo == "ars" else 100  # an update of ars is four episodes
+    config = tiny(
+        "run", algo=algo, level=level, options=options, policy={}, turns=2, decisions=decisions
+    )
+    assert train(config)["status"] == "finished"
+    last = max((Path(config.run.dir) / "checkpoints").iterdir(), key=lambda p: p.stat().st_mtime)
+    learners = 2 if level in ("alternate", "together") else 1
+    assert len(list((last / "players").iterdir())) == learners
