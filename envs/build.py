@@ -314,14 +314,13 @@ def make_step_rule(options: WorldOptions, names: tuple[str, ...], sizes: FloatAr
         return PlainStep()
     from mixgym.envs.bilevel.rule import BilevelStep
 
-    wanted = options.bilevel
-    if options.environment.learner == "curves":
-        if wanted.estimator not in ("auto", "alignment") or wanted.act != "sampling":
-            raise ConfigError(
-                f"bilevel.estimator={wanted.estimator}, act={wanted.act}: learner curves knows "
-                "the alignment of its sources and has no second model: use alignment and sampling"
-            )
-        wanted = wanted.model_copy(update={"estimator": "alignment"})
+    learner = options.environment.learner
+    wanted = options.bilevel.on(learner)
+    if learner == "curves" and (wanted.estimator, wanted.act) != ("alignment", "sampling"):
+        raise ConfigError(
+            f"bilevel.estimator={wanted.estimator}, act={wanted.act}: learner curves knows the "
+            "alignment of its sources and has no second model: use alignment and sampling"
+        )
     return BilevelStep(wanted, names, sizes.sum(-1), options.seed)
 
 

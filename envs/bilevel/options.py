@@ -41,18 +41,21 @@ class BilevelOptions(Options):
         0.0, ge=0, lt=1, description="alpha grows as (1 + step)^this; 0: constant; theory: 1/7"
     )
     travel: float = Field(
-        10.0, gt=0, allow_inf_nan=False, description="logits that a weight may move over the run"
+        20.0, gt=0, allow_inf_nan=False, description="logits that a weight may move over the run"
     )
-    update: Literal["adam", "mirror", "gradient"] = Field(
-        "adam",
+    update: Literal["auto", "adam", "mirror", "gradient"] = Field(
+        "auto",
         description="adam: each logit by its own running scale; mirror: all by one scale, "
-        "multiplicative on the weights; gradient: as it is",
+        "multiplicative on the weights; gradient: as it is; auto: adam, and gradient on curves",
     )
     clip: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="largest entry of the weights' gradient"
     )
-    decay: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="pull of the logits back to the prior"
+    decay: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="pull of the logits back to the prior (null: 0, and 0.1 on curves)",
     )
     every: int | None = Field(
         None,
@@ -121,3 +124,21 @@ class BilevelOptions(Options):
         if self.every is not None:
             return self.every
         return 1 if self.estimator in EVERY_STEP else 10
+
+    def on(self, learner: Literal["causal_lm", "curves"]) -> "BilevelOptions":
+        """The same with everything that is left to the learner filled in.
+
+        A language model gives noisy gaps on a scale of its own, learning curves exact ones in nats
+        per budget: there the gradient is taken as it is (chosen on the validation tasks).
+
+        >>> BilevelOptions().on("causal_lm").estimator, BilevelOptions().on("curves").update
+        ('lookahead', 'gradient')
+        """
+        curves = learner == "curves"
+        defaults = {
+            "estimator": "alignment" if curves else "lookahead",
+            "update": "gradient" if curves else "adam",
+            "decay": 0.1 if curves else 0.0,
+        }
+        open_ = {n: v for n, v in defaults.items() if getattr(self, n) in ("auto", None)}
+        return self.model_copy(update=open_)

@@ -17,8 +17,9 @@ import numpy as np
 from mixgym.envs.bilevel.blocks import BlockDraws, without_gradients
 from mixgym.envs.bilevel.copies import Copy, Difference, LowRank, Values
 from mixgym.envs.bilevel.estimators import Measured, Task, make_estimator
-from mixgym.envs.bilevel.options import BilevelOptions, EstimatorName
+from mixgym.envs.bilevel.options import BilevelOptions
 from mixgym.envs.bilevel.weights import (
+    BETAS,
     BoolArray,
     FloatArray,
     Logits,
@@ -34,7 +35,6 @@ from mixgym.envs.plan import Pack
 from mixgym.envs.sources.streams import stream
 
 STATE_FILE = "bilevel.pt"
-DEFAULT: EstimatorName = "lookahead"  # of estimator auto, where there is a model
 
 
 class BilevelStep:
@@ -61,8 +61,7 @@ class BilevelStep:
                 f"environment.step_rule=bilevel: {trained} source is trained on "
                 f"({', '.join(names)}), and weights need two: add a source, or use plain"
             )
-        estimator = DEFAULT if options.estimator == "auto" else options.estimator
-        self.options = options.model_copy(update={"estimator": estimator})
+        self.options = options.on("causal_lm")
         self.names = names
         self._natural = natural / natural.sum()
         self._seed = seed
@@ -91,7 +90,9 @@ class BilevelStep:
     def _make_logits(self) -> Logits:
         options = self.options
         start = np.zeros(len(self.names))
-        return Logits(start, options.update, options.clip, options.decay)
+        # the square remembers some 200 steps, but no fewer than 20 updates
+        betas = (BETAS[0], max(BETAS[1], 1.0 - options.period / 200))
+        return Logits(start, options.update, options.clip, options.decay or 0.0, betas)
 
     @property
     def weights(self) -> FloatArray:

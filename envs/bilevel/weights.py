@@ -14,7 +14,7 @@ from mixgym.envs.mixture import BoolArray as BoolArray
 from mixgym.envs.mixture import FloatArray as FloatArray
 from mixgym.envs.mixture import last_sum
 
-BETAS = (0.9, 0.95)  # of a few dozen updates; gradients shrink as weights do
+BETAS = (0.9, 0.95)
 TINY = 1e-12
 LARGEST_STEP = 0.5  # logits in an update, where a run has so few that one would decide
 CHECKED = 1e-6  # relative error at which the closed form and autograd disagree
@@ -103,6 +103,8 @@ class Logits:
         update: see :class:`~mixgym.envs.bilevel.options.BilevelOptions`.
         clip: largest entry of the gradient.
         decay: pull back to the prior.
+        betas: of the running mean and square of the gradient; gradients shrink as weights do, so
+            the square should remember no more than a good part of the run.
 
     Attributes:
         value: float64[..., K], lambda.
@@ -112,10 +114,12 @@ class Logits:
     def __init__(
         self,
         value: FloatArray,
-        update: Literal["adam", "mirror", "gradient"] = "adam",
+        update: Literal["auto", "adam", "mirror", "gradient"] = "adam",
         clip: float | None = None,
         decay: float = 0.0,
+        betas: tuple[float, float] = BETAS,
     ) -> None:
+        self._betas = betas
         self.value = value
         self._update, self._clip, self._decay = update, clip, decay
         self.travelled = np.zeros(value.shape[:-1])
@@ -144,7 +148,7 @@ class Logits:
     def _direction(self, gradient: FloatArray, weights: FloatArray) -> FloatArray:
         if self._update == "gradient":
             return gradient
-        first, second = BETAS
+        first, second = self._betas
         self._steps = self._steps + 1
         if self._update == "mirror":
             gradient = np.where(weights > 0, gradient / np.maximum(weights, TINY), 0.0)

@@ -15,16 +15,15 @@ class BatchTilt:
     """What step rule ``bilevel`` does in single environments, for many at once.
 
     Args:
-        options: of the rule; estimator ``alignment``, whatever they say.
+        options: of the rule; the estimator is ``alignment``, whatever they say.
         count: environments.
         sources: K_max.
         decisions: in an episode, over which the travel is spread.
     """
 
     def __init__(self, options: BilevelOptions, count: int, sources: int, decisions: int) -> None:
-        self._logits = Logits(
-            np.zeros((count, sources)), options.update, options.clip, options.decay
-        )
+        own = options.on("curves")
+        self._logits = Logits(np.zeros((count, sources)), own.update, own.clip, own.decay or 0.0)
         self._size = options.travel / decisions
         self.gains = np.full((count, sources), np.nan)
 
