@@ -34,21 +34,16 @@ def learn_and_tune(config: RunConfig) -> dict[str, Any]:
     """Learn weights and fine-tune by them; what an earlier call finished is kept.
 
     Args:
-        config: of the fine-tuning run; ``weights`` and ``bilevel`` say how weights are learnt.
+        config: of the fine-tuning run; ``weights`` and ``bilevel`` say how weights are learnt. Its
+            agent is not used: ``scalebio`` learns, and ``fixed`` samples by what it learnt.
 
     Returns:
         ``weights``, ``learn`` and ``finetune`` (the summaries of the two runs). The folder of the
         configuration holds both run folders and ``weights.json``.
 
     Raises:
-        ConfigError: if the configuration names an agent of its own, or the folder holds the runs of
-            another configuration.
+        ConfigError: for learner ``curves``, or if the folder holds runs of another configuration.
     """
-    if config.agent != AgentOptions():
-        raise ConfigError(
-            f"agent.name={config.agent.name}: `mixgym weights` has agents of its own, scalebio "
-            "and then fixed; leave `agent` out"
-        )
     if config.environment.learner == "curves":
         raise ConfigError("environment.learner=curves: `mixgym weights` fine-tunes a causal_lm")
     root = Path(config.run.dir)

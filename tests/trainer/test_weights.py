@@ -146,16 +146,12 @@ def test_bad_input_is_one_line(make_config: Make, changes: dict[str, Any], messa
         finetune(make_config("run", **SCALEBIO, **changes))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"agent": {"name": "uniform", "options": {}}, "environment": {"learner": "curves"}},
-            "curves",
-        ),
-        ({"agent": {"name": "proportional"}}, "agents of its own"),
-    ],
-)
-def test_what_the_pipeline_refuses(make_config: Make, changes: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        learn_and_tune(make_config("run", **changes))
+def test_the_pipeline_is_for_language_models(make_config: Make) -> None:
+    with pytest.raises(ConfigError, match="fine-tunes a causal_lm"):
+        learn_and_tune(make_config("run", environment={"learner": "curves"}))
+
+
+def test_the_pipeline_goes_on_only_as_it_was_started(make_config: Make) -> None:
+    learn_and_tune(make_config("run", weights={"rows": 20, "steps": 2}))
+    with pytest.raises(ConfigError, match=r"bilevel\.rows"):
+        learn_and_tune(make_config("run", weights={"rows": 30, "steps": 2}))
