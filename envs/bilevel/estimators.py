@@ -128,7 +128,7 @@ class Nearby:
         if is_due(task.step, self.options.period) and rise is None:
             rise = task.alpha * (pulled - sums)
         gap, present = per_source(task, rise)
-        return Measured(StepResult(sums, loss, model.apply()), present, gap)
+        return Measured(StepResult(summed(sums), loss, model.apply()), present, gap)
 
     def _direction(self, task: Task, own: Tensors) -> Gradients:
         """d, in the memory of the gradient."""
@@ -209,7 +209,7 @@ class Paired:
         rate, norm = model.rate(), model.apply()
         for copy, gradients in zip(self._copies, gathered, strict=True):
             copy.step(gradients, rate, model.clip_factor(norm))
-        return Measured(StepResult(sums, loss, norm), present, gap)
+        return Measured(StepResult(summed(sums), loss, norm), present, gap)
 
     def begin(self, model: Pairable) -> None:
         """Make the copies, unless they are there; put them back where a snapshot had them."""
@@ -267,7 +267,7 @@ class LazyPair:
         if task.step % period < period - self.options.pair_steps:
             sums, loss = task.model.accumulate_weighted(task.packs, task.weights)
             _, present = per_source(task, None)
-            return Measured(StepResult(sums, loss, task.model.apply()), present)
+            return Measured(StepResult(summed(sums), loss, task.model.apply()), present)
         measured = self.pair.step(task)
         if not is_due(task.step, period):
             return Measured(measured.result, measured.present)

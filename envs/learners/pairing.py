@@ -17,6 +17,7 @@ import numpy as np
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.base import FloatArray, Trainable
 from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
+from mixgym.envs.learners.data_parallel import DataParallel
 from mixgym.envs.learners.precision import Matmul, matmul
 from mixgym.envs.learners.schedule import learning_rate_factor
 from mixgym.envs.options import TrainingOptions
@@ -123,6 +124,7 @@ class PairedTraining:
         _max_length: int
         _progress: float
         _evaluations: dict[str, list[Batch]]
+        _ranks: DataParallel
         _micro_batches: Callable[[tuple[Pack, ...]], list[Batch]]
         _accumulate: Callable[[list[Batch]], tuple[FloatArray, float]]
         _token_losses: Callable[..., torch.Tensor]
@@ -184,10 +186,11 @@ class PairedTraining:
     def source_counts(self, packs: tuple[Pack, ...]) -> FloatArray:
         """See :class:`Pairable`."""
         counts = np.zeros(self.shape[0])
-        for pack in packs:
+        mine, shard = self._ranks.mine(packs)
+        for pack in mine:
             for source, _, row in pack.rows.tolist():
                 counts[source] += self.sources[source].splits["train"].row(row)[1].sum()
-        return counts
+        return counts / shard.degree  # ranks that share a pack count it together
 
     def accumulate_weighted(
         self, packs: tuple[Pack, ...], weights: FloatArray | None
