@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-SIZES = {"0.1m": (256, 4), "1m": (256, 4), "5m": (256, 4), "smollm2": (128, 2)}  # tokens, packs
+SIZES = {"0.1m": (256, 4), "1m": (256, 4), "5m": (256, 2), "smollm2": (128, 2)}  # tokens, packs
 LAYERS = {"0.1m": 2, "1m": 4, "5m": 5, "smollm2": 30}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "plain": None,

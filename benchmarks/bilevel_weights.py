@@ -4,6 +4,7 @@
     python benchmarks/bilevel_weights.py small     [--models 0.1m,1m,5m]
     python benchmarks/bilevel_weights.py multitask [--model 0.1m]      # needs $MIXGYM_DATA
     python benchmarks/bilevel_weights.py multilingual [--model 0.1m]   # needs $MIXGYM_DATA
+    python benchmarks/bilevel_weights.py curves [--agent runs/agent]   # the fast world's test tasks
 
 ``denoise``: three sources of one task (the next letter of each of four) with 0, 50 and 100 % of the
 answers blanked, and a clean validation set. ``small``: a tenth of the rows has the answers of the
@@ -11,6 +12,8 @@ validation set, nine tenths answer otherwise (the letter before); the start is t
 ``multitask``: all sources, of which noise is no target; ``multilingual``: English is the only
 target. The last two compare ``scalebio``, ``uniform``, ``proportional`` and ``hbo`` at equal
 training tokens and, for those that cost less than ``scalebio``, at its total compute (more steps).
+``curves`` scores the prior alone, ScaleBiO alone, and an agent's folder with and without ScaleBiO
+under it; differences are paired by task.
 
 Compute is counted in passes forward over a training step, as estimators declare it; what rewards
 and reports measure is the same for all. Every row is a mean over seeds with its spread.
@@ -29,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+KINDS = ("denoise", "small", "multitask", "multilingual", "curves")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHAPE = {"0.1m": (64, 8, 3e-3), "1m": (64, 2, 2e-3), "5m": (64, 2, 1e-3)}  # tokens, packs, rate
 
@@ -227,18 +231,48 @@ def _run(base: dict[str, Any], agent: str, seed: int, steps: int, folder: Path) 
     }
 
 
+def curves(arguments: argparse.Namespace) -> None:
+    """Final NLL on the test tasks of the fast world."""
+    from mixgym.agents.policies.composed import load_agent
+    from mixgym.envs.mixture import action_size
+    from mixgym.envs.options import EnvironmentOptions
+    from mixgym.trainer.validation import score
+
+    def prior(observation: Any, state: Any, start: Any, deterministic: bool) -> Any:
+        shape = (12, 4)  # K_max, G_max
+        return np.zeros((len(observation), action_size(shape)), np.float32), state
+
+    plain = EnvironmentOptions(learner="curves")
+    rule = plain.model_copy(update={"step_rule": "bilevel"})
+    wanted = {"the prior (uniform)": (prior, plain), "scalebio": (prior, rule)}
+    if arguments.agent:
+        agent = load_agent(Path(arguments.agent) / "agent").predict
+        wanted["the agent alone"] = (agent, plain)
+        wanted["the agent on top of scalebio"] = (agent, rule)
+    found = {name: score(*case, tasks="test") for name, case in wanted.items()}
+    print(f"{'':<30}{'mean NLL':>9}{'worst':>8}   minus prior        minus scalebio")
+    for name, own in found.items():
+        gaps = [own.mean - found[other].mean for other in ("the prior (uniform)", "scalebio")]
+        cells = [f"{g.mean():+.4f} ({g.std(ddof=1) / len(g) ** 0.5:.4f})" for g in gaps]
+        print(f"{name:<30}{own.mean.mean():>9.4f}{own.worst.mean():>8.4f}   {'   '.join(cells)}")
+
+
 def main() -> None:
-    """Run one of the four."""
+    """Run one of the five."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("denoise", "small", "multitask", "multilingual"))
+    parser.add_argument("what", choices=KINDS)
     parser.add_argument("--model", default="1m", choices=tuple(SHAPE))
     parser.add_argument("--models", default="0.1m,1m,5m")
     parser.add_argument("--estimators", default="lookahead")
     parser.add_argument("--agents", default="scalebio,uniform,proportional,hbo")
+    parser.add_argument("--agent", help="curves: folder of `mixgym train`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--held-out", type=int, default=600, help="supervised tokens per source")
     arguments = parser.parse_args()
+    if arguments.what == "curves":
+        curves(arguments)
+        return
     with tempfile.TemporaryDirectory() as name:
         if arguments.what in ("denoise", "small"):
             {"denoise": denoise, "small": small}[arguments.what](arguments, Path(name))
