@@ -44,6 +44,7 @@ from mixgym.trainer.orders.runs import MODEL, RunRecord, train_run
 from mixgym.trainer.runs import CONFIG, FINISHED, SUMMARY
 
 ANALYSIS, POSITIONS, ROWS = "analysis.json", "position_loss.csv", "rows.json"
+MATTERS = {"seed", "sources", "data", "model", "training", "orders"}  # parts of a configuration
 GROWS = ("runs", "controls")  # keys of `orders` that may change when a study is gone on with
 
 Tell = Callable[[str], None]
@@ -132,10 +133,9 @@ def _prepare(folder: Path, config: RunConfig, lab: Lab) -> None:
 
 
 def _check_same(config: RunConfig, had: RunConfig, folder: Path) -> None:
-    asked, before = config.model_dump(), had.model_dump()
+    asked, before = config.model_dump(include=MATTERS), had.model_dump(include=MATTERS)
     for key in GROWS:
         before["orders"][key] = asked["orders"][key]
-    before["run"] = asked["run"]
     for section, value in asked.items():
         if value == before[section]:
             continue
