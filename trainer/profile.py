@@ -10,7 +10,7 @@ from mixgym.envs.learners.attention import choose_attention
 from mixgym.envs.learners.models import load_model
 from mixgym.envs.learners.profiling import profile_model
 from mixgym.envs.packing.descriptions import model_of
-from mixgym.envs.packing.fitting import fit_hardware
+from mixgym.envs.packing.fitting import HUGE, fit_hardware
 from mixgym.envs.packing.setup import find_hardware, hardware_text
 from mixgym.trainer import storage
 from mixgym.trainer.config import RunConfig
@@ -58,10 +58,15 @@ def profile_command(
     return {**report, **found, "file": str(out)}
 
 
+def _rate(flops: float) -> str:
+    """A rate in words; packs that are short enough do not show the time that one takes."""
+    return "too little to measure for" if flops >= HUGE else f"{flops / 1e9:.1f} GFLOP/s"
+
+
 def _lines(report: dict[str, Any], out: Path) -> list[str]:
     return [
-        f"{report['model']} on {report['device']}: {report['dense_flops'] / 1e9:.1f} GFLOP/s "
-        f"dense, {report['attention_flops'] / 1e9:.1f} GFLOP/s attention, "
+        f"{report['model']} on {report['device']}: {_rate(report['dense_flops'])} "
+        f"dense, {_rate(report['attention_flops'])} attention, "
         f"{1e3 * report['fixed_seconds']:.2f} ms per micro-step",
         f"{report['points']} packs timed; the fit is off by {100 * report['mean_error']:.0f}% on "
         f"average, {100 * report['largest_error']:.0f}% at most",
