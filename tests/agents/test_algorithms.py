@@ -118,7 +118,7 @@ def test_saved_and_loaded_training_goes_on_bit_equal(algo: str, tmp_path: Path) 
     whole = trained(algo, tmp_path, decisions)
     config = small(algo)
     world = FastWorld(config)
-    resumed = load_algorithm(tmp_path, world.env, config)
+    resumed: Any = load_algorithm(tmp_path, world.env, config)
     world.load(tmp_path / "world")
     set_global_streams(json.loads((tmp_path / "streams.all").read_text()))
     assert 0 < resumed.num_timesteps < decisions
@@ -141,7 +141,7 @@ def test_training_moves_the_actor_and_its_export_drives_another_number_of_source
 ) -> None:
     config = small(algo)
     world = FastWorld(config)
-    algorithm = make_algorithm(config, world.env)
+    algorithm: Any = make_algorithm(config, world.env)
     export_policy(algorithm.policy, tmp_path / "twin", {})
     algorithm.learn(600 if algo == "ars" else 48)
     export_policy(algorithm.policy, tmp_path / "agent", {"action": config.environment.action})
@@ -189,7 +189,7 @@ def test_a_part_leaves_the_other_level_at_the_prior(algo: str, level: Any, tmp_p
     joint = CurvesVecEnv(2, tasks, options, seed=1)
     sources, strata = 5, 3
     env: Any = local_rows(joint) if level == "local" else GlobalLevel(joint)
-    algorithm = make_algorithm(small(algo), env, level=level)
+    algorithm: Any = make_algorithm(small(algo), env, level=level)
     with torch.no_grad():
         for value in algorithm.policy.parameters():
             value.add_(0.05 * torch.randn(value.shape))
@@ -220,7 +220,7 @@ def test_a_dirichlet_head_acts_by_weights_and_is_moved(tmp_path: Path) -> None:
     config = small("ppo", policy={"width": 8, "head": "dirichlet"})
     assert config.environment.action == "weights"
     world = FastWorld(config)
-    algorithm = make_algorithm(config, world.env)
+    algorithm: Any = make_algorithm(config, world.env)
     algorithm.learn(32)
     export_policy(algorithm.policy, tmp_path, {})
     agent = ExportedPolicy(tmp_path, shape=(3, 2))
@@ -232,7 +232,7 @@ def test_a_dirichlet_head_acts_by_weights_and_is_moved(tmp_path: Path) -> None:
         assert action[0, :3].sum() == pytest.approx(1.0, abs=1e-5)
         assert action[0, 3:].reshape(3, 2).sum(-1) == pytest.approx(np.ones(3), abs=1e-5)
     save_algorithm(algorithm, tmp_path)
-    again = load_algorithm(tmp_path, world.env, config)
+    again: Any = load_algorithm(tmp_path, world.env, config)
     assert torch.equal(
         again.policy.actor_net.log_concentration, algorithm.policy.actor_net.log_concentration
     )
@@ -240,7 +240,7 @@ def test_a_dirichlet_head_acts_by_weights_and_is_moved(tmp_path: Path) -> None:
 
 def test_trpo_takes_the_dirichlet_head(tmp_path: Path) -> None:
     config = small("trpo", policy={"width": 8, "head": "dirichlet"})
-    algorithm = make_algorithm(config, FastWorld(config).env)
+    algorithm: Any = make_algorithm(config, FastWorld(config).env)
     before = algorithm.policy.actor_net.log_concentration.detach().clone()
     algorithm.learn(32)
     assert not torch.equal(before, algorithm.policy.actor_net.log_concentration)

@@ -32,7 +32,7 @@ def algorithm(env: Any, **options: Any) -> PPO:
     return PPO(HierarchicalPolicy, env, device="cpu", **{**settings, **options})
 
 
-def loud(policy: HierarchicalPolicy) -> HierarchicalPolicy:
+def loud(policy: Any) -> Any:
     """Last layers as large as the others, so that actions differ by more than rounding."""
     with torch.no_grad():
         for head in (policy.actor_net.rows.top, policy.actor_net.rows.inner):
@@ -44,7 +44,8 @@ def observations(env: CurvesVecEnv, decisions: int = 3) -> np.ndarray:
     observation = env.reset()
     rng = np.random.default_rng(0)
     for _ in range(decisions):
-        action = rng.uniform(-1, 1, (env.num_envs, *env.action_space.shape)).astype(np.float32)
+        entries = (env.action_space.shape or ())[0]
+        action = rng.uniform(-1, 1, (env.num_envs, entries)).astype(np.float32)
         observation = env.step(action)[0]
     return np.asarray(observation)
 
@@ -65,7 +66,7 @@ def permuted(flat: np.ndarray, order: Any, shape: tuple[int, int]) -> np.ndarray
 def test_permuting_sources_permutes_the_action_and_leaves_the_value() -> None:
     """Strata are not exchangeable: their difficulty rank is a feature, on purpose."""
     env = vector(shape=(5, 4))
-    policy = loud(algorithm(env).policy)  # type: ignore[arg-type]
+    policy = loud(algorithm(env).policy)
     flat = observations(env)
     order = np.random.default_rng(1).permutation(5)
     moved = permuted(flat, order, (5, 4))
@@ -83,7 +84,7 @@ def test_permuting_sources_permutes_the_action_and_leaves_the_value() -> None:
 @pytest.mark.parametrize("sources", [3, 4, 9])
 @pytest.mark.parametrize("strata", [1, 2, 3, 4])
 def test_the_same_weights_act_on_any_size(sources: int, strata: int, tmp_path: Path) -> None:
-    policy = loud(algorithm(vector(4, 3)).policy)  # type: ignore[arg-type]
+    policy = loud(algorithm(vector(4, 3)).policy)
     export_policy(policy, tmp_path, {})
     env, padded = vector(sources, strata), vector(sources, strata, shape=(11, 5))
     agent, other = ExportedPolicy(tmp_path, env), ExportedPolicy(tmp_path, shape=(11, 5))
@@ -107,14 +108,14 @@ def test_the_same_weights_act_on_any_size(sources: int, strata: int, tmp_path: P
     assert (cells[:, :, strata:] == 0).all()
     # the same as the policy of the algorithm for those spaces
     rebuilt = algorithm(env).policy
-    load_weights(rebuilt, tmp_path)  # type: ignore[arg-type]
+    load_weights(rebuilt, tmp_path)
     again, _ = rebuilt.predict(env.reset(), deterministic=True)
     assert again.shape == mine.shape
 
 
 def test_a_trained_action_gives_absent_cells_exactly_nothing() -> None:
     env = vector(3, 2, shape=(6, 4))
-    policy = loud(algorithm(env).policy)  # type: ignore[arg-type]
+    policy = loud(algorithm(env).policy)
     action, _ = policy.predict(env.reset(), deterministic=False)
     cells = action[:, 6:].reshape(-1, 6, 4)
     assert (action[:, 3:6] == 0).all()
@@ -145,7 +146,7 @@ def test_training_moves_parameters_and_actions_of_both_levels() -> None:
 
 def test_gradients_reach_both_levels() -> None:
     env = vector()
-    policy = loud(algorithm(env).policy)  # type: ignore[arg-type]
+    policy = loud(algorithm(env).policy)
     observation = torch.from_numpy(observations(env))
     actions, _, _ = policy(observation)
     actions = actions.detach()
@@ -176,7 +177,7 @@ def gradients(policy: torch.nn.Module) -> dict[str, float]:
 
 def test_probabilities_of_masked_entries_do_not_count() -> None:
     env = vector(3, 2, shape=(5, 4))
-    policy = loud(algorithm(env).policy)  # type: ignore[arg-type]
+    policy = loud(algorithm(env).policy)
     with torch.no_grad():
         policy.log_std.copy_(torch.tensor([-0.7, -1.3]))
         observation = torch.from_numpy(observations(env))
@@ -206,14 +207,14 @@ def test_stable_baselines_saves_and_loads(tmp_path: Path) -> None:
     model = algorithm(env, policy_kwargs={"width": 16, "log_std_init": -0.5}).learn(32)
     model.save(tmp_path / "model.zip")
     again = PPO.load(tmp_path / "model.zip", env=env, device="cpu")
-    assert again.policy.width == 16  # type: ignore[union-attr]
+    assert again.policy.width == 16
     observation = observations(env)
     assert (
         model.predict(observation, deterministic=True)[0].tolist()
         == again.predict(observation, deterministic=True)[0].tolist()
     )
     policy = HierarchicalPolicy.load(_saved_policy(model.policy, tmp_path / "policy.pth"))
-    assert policy.width == 16  # type: ignore[attr-defined]
+    assert policy.width == 16
 
 
 def _saved_policy(policy: Any, path: Path) -> str:
@@ -225,7 +226,7 @@ def test_an_export_is_safe_to_share_and_checked(tmp_path: Path) -> None:
     model = algorithm(vector())
     folder = tmp_path / "agent"
     folder.mkdir()
-    export_policy(model.policy, folder, {"algorithm": "ppo"})  # type: ignore[arg-type]
+    export_policy(model.policy, folder, {"algorithm": "ppo"})
     assert sorted(path.name for path in folder.iterdir()) == [CARD, WEIGHTS]
     card = json.loads((folder / CARD).read_text())
     assert card["width"] == 64
@@ -257,7 +258,7 @@ def test_a_folder_without_a_policy_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["card", "weights", "missing"])
 def test_a_damaged_export_is_one_clear_line(damage: str, tmp_path: Path) -> None:
-    export_policy(algorithm(vector()).policy, tmp_path, {})  # type: ignore[arg-type]
+    export_policy(algorithm(vector()).policy, tmp_path, {})
     if damage == "card":
         (tmp_path / CARD).write_text("{")
     elif damage == "weights":
@@ -270,6 +271,6 @@ def test_a_damaged_export_is_one_clear_line(damage: str, tmp_path: Path) -> None
 
 def test_sampled_actions_of_an_export_leave_masked_entries_at_zero(tmp_path: Path) -> None:
     env = vector(3, 2, shape=(5, 4))
-    export_policy(algorithm(env).policy, tmp_path, {})  # type: ignore[arg-type]
+    export_policy(algorithm(env).policy, tmp_path, {})
     action, _ = ExportedPolicy(tmp_path, env).predict(env.reset(), deterministic=False)
     assert (action[:, 3:5] == 0).all()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -34,7 +35,9 @@ def random_frame(rng: np.random.Generator, sources: int, strata: int) -> Mixture
     mask = rng.random((sources, strata)) < 0.7
     mask[rng.integers(sources), rng.integers(strata)] = True
     prior = Mixture.of(rng.dirichlet(np.ones(sources)), rng.dirichlet(np.ones(strata), sources))
-    frame = MixtureFrame(prior, mask, (sources + rng.integers(3), strata + rng.integers(3)))
+    frame = MixtureFrame(
+        prior, mask, (sources + int(rng.integers(3)), strata + int(rng.integers(3)))
+    )
     action = rng.uniform(-1, 1, action_size(frame.shape))
     return replace(frame, current=Logits(floor=0.05).decode(action, frame))
 
@@ -70,11 +73,11 @@ def test_moved_mixtures_are_mixtures_above_the_floor_and_inside_the_mask(
     entries = action_size(frame.shape)
     for mixture in (
         kind.decode(rng.uniform(-3, 3, entries), frame),
-        nudge.decode(rng.integers(1 + entries), frame),
+        nudge.decode(np.array(rng.integers(1 + entries), float), frame),
     ):
         assert (mixture.cells[~frame.mask] == 0.0).all()
         assert math.fsum(mixture.cells.ravel()) == pytest.approx(1.0, abs=1e-9)
-        open_ = frame.mask.any(-1)
+        open_ = np.asarray(frame.mask.any(-1))
         least = floor * floored(frame.prior.sources, open_, floor)
         assert (mixture.sources >= least - 1e-12).all()
 
@@ -216,13 +219,14 @@ def test_environments_take_them(action: str) -> None:
     env = make_mixture_env(environment={"action": action}, training={"steps": 12, "interval": 3})
     check_env(env, skip_render_check=True)
     env.reset(seed=0)
-    stay = np.array(0) if action == "nudge" else np.zeros(env.action_space.shape, np.float32)
+    size = 1 if action == "nudge" else (env.action_space.shape or ())[0]
+    stay: Any = np.array(0) if action == "nudge" else np.zeros(size, np.float32)
     before = env.mixture
     for _ in range(2):
         _, _, _, _, info = env.step(stay)
     record = info["decision"]
     assert [*record["mixture"].values()] == pytest.approx(before.sources.tolist(), abs=1e-9)
-    up = 1 if action == "nudge" else np.eye(1, env.action_space.shape[0], dtype=np.float32)[0]
+    up: Any = 1 if action == "nudge" else np.eye(1, size, dtype=np.float32)[0]
     weights = []
     for _ in range(2):
         *_, info = env.step(up)
@@ -238,4 +242,3 @@ def test_a_batch_of_nudges_is_checked() -> None:
     assert isinstance(core.action_space, gym.spaces.Discrete)
     with pytest.raises(MixgymError, match="from 0 to 9"):
         core.step(np.array([10]))
-

@@ -40,7 +40,9 @@ def random_frame(rng: np.random.Generator, sources: int, strata: int) -> Mixture
     mask = rng.random((sources, strata)) < 0.7
     mask[rng.integers(sources), rng.integers(strata)] = True
     prior = Mixture.of(rng.dirichlet(np.ones(sources)), rng.dirichlet(np.ones(strata), sources))
-    return MixtureFrame(prior, mask, (sources + rng.integers(3), strata + rng.integers(3)))
+    return MixtureFrame(
+        prior, mask, (sources + int(rng.integers(3)), strata + int(rng.integers(3)))
+    )
 
 
 @pytest.mark.parametrize(
