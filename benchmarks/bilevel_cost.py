@@ -30,7 +30,7 @@ LAYERS = {"0.1m": 2, "1m": 4, "5m": 5, "smollm2": 30}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "alignment": {"estimator": "alignment"},
-    "alignment, difference": {"estimator": "alignment", "derivative": "difference"},
+    "alignment, forward mode": {"estimator": "alignment", "derivative": "forward"},
     "lookahead": {"estimator": "lookahead"},
     "lazy_pair": {"estimator": "lazy_pair"},
     "paired": {"estimator": "paired"},
@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "central": {"estimator": "central"},
 }  # fmt: skip
 AIMS = {"alignment": (1.2, 1.1), "lookahead": (1.2, 1.25), "paired": (3.2, None)}
-AIMS |= {"alignment, difference": (1.2, 1.25), "paired, blocks": (2.4, None)}
+AIMS |= {"alignment, forward mode": (1.2, 1.1), "paired, blocks": (2.4, None)}
 
 
 def sources_of() -> Any:

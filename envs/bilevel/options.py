@@ -73,8 +73,10 @@ class BilevelOptions(Options):
     precondition: bool = Field(
         True, description="alignment, lookahead: scale the pull as the optimiser scales its steps"
     )
-    derivative: Literal["auto", "forward", "difference"] = Field(
-        "auto", description="alignment: forward mode, or a central difference"
+    derivative: Literal["difference", "forward"] = Field(
+        "difference",
+        description="alignment: a central difference, or forward mode, which takes more memory but "
+        "does not round where precision is bf16",
     )
     validation_packs: int | None = Field(
         None, ge=1, description="packs in a validation batch (null: as in a training step)"

@@ -303,6 +303,7 @@ def test_a_single_reward_row_stays_in_the_reward_split(sources: tuple[Source, ..
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
     found: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ESTIMATORS]
+    found += [("alignment", {"derivative": "forward"})]
     found += [("paired", {"storage": name}) for name in STORAGES[1:]]
     found += [
         ("paired", {"act": "loss", "blocks": 1, "block_period": 2, "keep_states": False}),
