@@ -1,10 +1,12 @@
 """What a sample's place in the first epoch does to its loss after the last: pure functions.
 
-Hard samples have high losses in every run, which would drown the effect of the place. Each loss is
-therefore compared with the same sample's loss in the other runs, where the place was another one:
-``D[r, i] = L[r, i] - mean over s != r of L[s, i]``. If ``L[r, i] = a[i] + f(pos[r, i]) + noise``,
-the mean of D at a place is ``f(place) - mean f``, without bias: the difference to the mean over all
-runs, its own included, would shrink every effect by ``(R - 1) / R``.
+Hard samples have high losses in every run, which would drown the effect of the place, and one run
+ends lower than another. Each loss is therefore compared with the same sample's loss in the other
+runs, where the place was another one, and with its run's own level:
+``D[r, i] = L[r, i] - mean over s != r of L[s, i]``, less its mean over i. If
+``L[r, i] = a[i] + c[r] + f(pos[r, i]) + noise``, the mean of D at a place is
+``f(place) - mean f``, without bias: the difference to the mean over all runs, its own included,
+would shrink every effect by ``(R - 1) / R``.
 """
 
 from collections.abc import Callable
@@ -58,7 +60,7 @@ class PositionEffect:
 
 
 def beside_other_runs(losses: FloatArray) -> FloatArray:
-    """D: each loss less the mean of the same sample's losses in the other runs.
+    """D: each loss less the mean of the same sample's losses in other runs, at the run's level.
 
     Args:
         losses: float64[R, n], R at least 2.
@@ -66,7 +68,8 @@ def beside_other_runs(losses: FloatArray) -> FloatArray:
     runs = len(losses)
     if runs < 2:
         raise ValueError(f"losses of {runs} run(s): at least two orders are needed")
-    return (losses - losses.mean(0)) * (runs / (runs - 1))
+    own: FloatArray = (losses - losses.mean(0)) * (runs / (runs - 1))
+    return own - own.mean(1, keepdims=True)
 
 
 def position_effect(
