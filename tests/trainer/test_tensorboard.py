@@ -51,7 +51,7 @@ def record(decision: int) -> dict[str, Any]:
         "epochs": {"maths": 0.5, "a-b": 2.0},
         "optimizer": {"learning_rate": 1e-3},
         "packing": {"fill": 0.9},
-        "bilevel": {"alpha": 1.0},
+        "bilevel": {"alpha": 1.0, "weight/maths": 0.6},
         "cost": {"tokens": 12.0},
         "time": {"seconds": 1.0},
         "observation": [0.0],
