@@ -11,8 +11,9 @@ survivors.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ from mixgym.trainer.merging.statistics import Tally
 from mixgym.trainer.merging.words import Draw, RepeatedDraw, Words, WordStream, thresholds
 
 _WORD = 2.0**32
+
+Picks = NDArray[Any]
+"""Which model each element is drawn from: the narrowest signed integers that count them."""
 
 
 @dataclass(frozen=True)
@@ -176,37 +180,32 @@ class SelectKernel:
         """
         kinds = len(candidates)
         where = where_equal(out, base)
-        first = np.full(where.shape, kinds - 1)
+        first = np.full(where.shape, kinds - 1, np.min_scalar_type(-kinds))
         for below in earlier:
-            first -= below[where]
+            first -= below[where].view(np.int8)
+        lost = _counts(first, kinds)
         if not self._is_thinned:
-            self._count_equal(first, drawn)
+            self._count_equal(lost, drawn)
         here = base[where]
         found = [candidate[where] for candidate in candidates]
         differs = [~equal_values(values, here) for values in found]
-        some = np.flatnonzero(np.logical_or.reduce(differs))
-        where, first = where[some], first[some]
-        picked = redraw(
-            partial(draw.again_at, places=where),
-            first,
-            [differ[some] for differ in differs],
-            self._shares[self._live],
-            self._rounds,
-        )
-        chosen = found[0][some]
+        again = partial(draw.again_at, places=where)
+        picked = redraw(again, first, differs, self._shares[self._live], self._rounds)
+        np.copyto(picked, first, where=~reduce(np.logical_or, differs))  # nobody moved it
+        chosen = found[0]
         for k, values in enumerate(found[1:], 1):
-            blend(chosen, values[some], picked == k)
+            blend(chosen, values, picked == k)
         out[where] = chosen
-        return _counts(picked, kinds) - _counts(first, kinds)
+        return _counts(picked, kinds) - lost
 
-    def _count_equal(self, lost: NDArray[np.intp], drawn: NDArray[np.int64]) -> None:
+    def _count_equal(self, lost: NDArray[np.int64], drawn: NDArray[np.int64]) -> None:
         """Count zero deltas among the elements that were first drawn from each model."""
         counts = np.zeros((2, len(self._shares)), np.int64)
-        counts[:, self._live] = _counts(lost, drawn.size), drawn
+        counts[:, self._live] = lost, drawn
         self.tally.count_equal([int(c) for c in counts[0]], [int(c) for c in counts[1]])
 
 
-def _counts(picked: NDArray[np.intp], kinds: int) -> NDArray[np.int64]:
+def _counts(picked: Picks, kinds: int) -> NDArray[np.int64]:
     """Return int64[kinds]; for few kinds this takes a third of a bincount's time."""
     return np.array([np.count_nonzero(picked == k) for k in range(kinds)])
 
@@ -238,42 +237,46 @@ def blend(
 
 def redraw(
     words: Callable[[int], Words],
-    first: NDArray[np.intp],
+    first: Picks,
     differs: list[Array],
     shares: NDArray[np.float64],
     rounds: int | None,
-) -> NDArray[np.intp]:
-    """Return intp[m]: the models drawn in place of ``first``, none of which differed from base.
+) -> Picks:
+    """Return int[m]: the models drawn in place of ``first``, none of which differed from base.
 
     Args:
         words: Turn -> fresh random words of the elements, uint32[m].
-        first: The models that were drawn at first, intp[m].
+        first: The models that were drawn at first, int[m].
         differs: For each model, which elements differ from the base, bool[m].
         shares: Probabilities, float64[K], all positive.
         rounds: Further draws at most, without replacement; None: one draw among the survivors.
     """
     if rounds is None:
-        return _draw(words(1), differs, shares)
+        return _draw(words(1), differs, shares, first.dtype)
     picked = first.copy()
     untried = [first != k for k in range(len(shares))]
     undecided = np.ones(first.shape, np.bool_)
     for turn in range(1, 1 + min(rounds, len(shares) - 1)):
-        picked = np.where(undecided, _draw(words(turn), untried, shares), picked)
+        drawn = _draw(words(turn), untried, shares, first.dtype)
+        picked = np.where(undecided, drawn, picked)
         for k, differ in enumerate(differs):
             untried[k] &= picked != k
             undecided &= ~(differ & (picked == k))
     return picked
 
 
-def _draw(words: Words, is_open: list[Array], shares: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return intp[m]: one draw for each element among the models open to it."""
+def _draw(
+    words: Words, is_open: list[Array], shares: NDArray[np.float64], kind: np.dtype[Any]
+) -> Picks:
+    """Return int[m]: one draw for each element among the models open to it; the last if none is."""
     edges = [is_open[0] * shares[0]]
     for allowed, share in zip(is_open[1:], shares[1:], strict=True):
         edges.append(edges[-1] + allowed * share)
-    target = words / _WORD * edges[-1]
-    picked = np.zeros(words.shape, np.intp)
+    target = words / _WORD
+    target *= edges[-1]
+    picked = np.zeros(words.shape, kind)
     for edge in edges[:-1]:
-        picked += target >= edge
+        picked += (target >= edge).view(np.int8)
     return picked
 
 
