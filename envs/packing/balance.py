@@ -93,11 +93,12 @@ def deal(order: IntArray, micro_steps: int, replicas: int, *, spread: bool = Fal
         order: int64[packs].
         micro_steps: packs that a replica trains one after the other in a step.
         replicas: packs that are trained at the same time.
-        spread: give all steps alike, to one pack, rather than leave the last one short.
+        spread: give all steps alike, to one micro-step, rather than leave the last one short.
 
     Returns:
         int64[steps, micro_steps, replicas]; :data:`IDLE` at the end of steps that are not full.
-        Packs that are trained at the same time are neighbours in the order.
+        Packs that are trained at the same time are neighbours in the order. Either way there are
+        as few micro-steps as can be, so fewer places are idle in them than there are replicas.
 
     >>> deal(np.arange(5), 1, 4).tolist()
     [[[0, 1, 2, 3]], [[4, -1, -1, -1]]]
@@ -109,8 +110,51 @@ def deal(order: IntArray, micro_steps: int, replicas: int, *, spread: bool = Fal
     slots = np.full((steps, per_step), IDLE, np.int64)
     sizes = np.full(steps, per_step)
     if spread and steps:
-        sizes = len(order) // steps + (np.arange(steps) < len(order) % steps)
-    filled = np.arange(per_step) < np.minimum(sizes, per_step)[:, None]
+        sizes = _even_sizes(len(order), steps, replicas)
+    filled = np.arange(per_step) < sizes[:, None]
     places = np.flatnonzero(filled.ravel())[: len(order)]
     slots.ravel()[places] = order
     return slots.reshape(steps, micro_steps, replicas)
+
+
+def _even_sizes(packs: int, steps: int, replicas: int) -> IntArray:
+    """int64[steps], packs of each step: like numbers of micro-steps, and few idle places."""
+    rows = -(-packs // replicas)
+    each = rows // steps + (np.arange(steps) < rows % steps)
+    idle = rows * replicas - packs
+    missing = np.zeros(steps, np.int64)
+    # first where there is most, and last in the order, where packs are light
+    longest_first = np.lexsort((-np.arange(steps), -each))
+    missing[longest_first] = idle // steps + (np.arange(steps) < idle % steps)
+    return each * replicas - missing
+
+
+def even_out(slots: IntArray, work: IntArray) -> IntArray:
+    """Exchange packs that are trained at the same time, so that replicas do alike in a step.
+
+    The most work of a micro-step goes to the replica that has had least in the step so far. Nothing
+    changes for replicas that meet after every micro-step; those that meet after the step wait less.
+
+    Args:
+        slots: int64[steps, micro_steps, replicas], as of :func:`deal`.
+        work: int64[packs], attention work.
+
+    Returns:
+        The like of ``slots``; a micro-step with idle replicas stays as it is.
+
+    >>> even_out(np.array([[[0, 1], [2, 3]]]), np.array([9, 7, 5, 2])).tolist()
+    [[[0, 1], [3, 2]]]
+    """
+    evened, loads = slots.copy(), np.where(slots == IDLE, 0, work[slots])
+    whole = (slots != IDLE).all(-1)
+    done = np.where(whole[..., None], 0, loads).sum(1)
+    for index in range(slots.shape[1]):
+        heaviest = np.argsort(-loads[:, index], axis=-1, kind="stable")
+        idlest = np.argsort(done, axis=-1, kind="stable")
+        for values in (evened, loads):
+            moved = np.empty_like(values[:, index])
+            found = np.take_along_axis(values[:, index], heaviest, -1)
+            np.put_along_axis(moved, idlest, found, -1)
+            values[:, index] = np.where(whole[:, index, None], moved, values[:, index])
+        done += np.where(whole[:, index, None], loads[:, index], 0)
+    return evened

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.packing.balance import IDLE, Balance, attention_work, deal, order_packs
+from mixgym.envs.packing.balance import (
+    IDLE,
+    Balance,
+    attention_work,
+    deal,
+    even_out,
+    order_packs,
+)
 from mixgym.envs.packing.filling import greedy_fill
 from mixgym.envs.packing.groups import (
     Cluster,
@@ -41,8 +48,8 @@ class PlanConfig:
         fill: share of the tokens of shorter groups that may fill the packs of a longer one, at
             most; 0 fills nothing, 1 lets badly filled long packs swallow the shorter groups.
         warm_up: first steps that are taken from the shortest group alone.
-        spread: whether the packs of a group are dealt to its steps alike, to one pack, or fill all
-            of them but the last (fewer micro-steps in which replicas are idle).
+        spread: whether the packs of a group are dealt to its steps alike, to one micro-step, or
+            fill all of them but the last.
         over_long: what to do with documents longer than the longest group.
 
     Raises:
@@ -210,9 +217,10 @@ def _deal_group(
     group, cluster = config.groups[index], config.cluster
     generator = stream(seed, "packing", "balance", str(period), str(index))
     order = order_packs(work[packs], cluster.packs(group), config.balance, generator)
-    return deal(
+    slots = deal(
         packs[order], cluster.micro_steps(group), cluster.replicas(group), spread=config.spread
     )
+    return even_out(slots, work) if config.balance.sort else slots
 
 
 def _flat(steps: tuple[Step, ...], micro: IntArray) -> tuple[IntArray, IntArray, IntArray]:

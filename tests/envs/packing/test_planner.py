@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixgym.envs.errors import ConfigError, PackingError
-from mixgym.envs.packing.balance import IDLE, Balance, attention_work, deal, order_packs
+from mixgym.envs.packing.balance import (
+    IDLE,
+    Balance,
+    attention_work,
+    deal,
+    even_out,
+    order_packs,
+)
 from mixgym.envs.packing.filling import greedy_fill
 from mixgym.envs.packing.groups import Cluster, Group, fit_lengths, group_of
 from mixgym.envs.packing.packed import Packing
@@ -131,6 +138,48 @@ def test_the_last_step_with_idle_replicas_is_the_lightest() -> None:
     work = np.array([5, 1, 9, 7, 3])
     slots = deal(order_packs(work, 2, Balance(), np.random.default_rng(0)), 1, 2)
     assert [work[s[s != IDLE]].tolist() for s in slots] == [[9, 7], [5, 3], [1]]
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 60), st.integers(1, 5), st.integers(1, 4))
+def test_steps_dealt_alike_have_as_few_micro_steps_as_can_be(
+    packs: int, micro_steps: int, replicas: int
+) -> None:
+    slots = deal(np.arange(packs), micro_steps, replicas, spread=True)
+    assert slots[slots != IDLE].tolist() == list(range(packs))
+    busy = (slots != IDLE).any(-1)
+    assert busy.sum() == -(-packs // replicas)
+    assert len(slots) == -(-packs // (micro_steps * replicas))
+    assert np.ptp(busy.sum(-1)) <= 1 if packs else not len(slots)
+    for step in slots:  # idle places come last: the data plane leaves them out
+        assert (step.ravel()[: (step != IDLE).sum()] != IDLE).all()
+
+
+def test_packs_change_places_so_that_replicas_do_alike() -> None:
+    slots = np.array(
+        [[[0, 1, 2], [3, 4, 5], [6, 7, IDLE]], [[8, IDLE, IDLE], [IDLE] * 3, [IDLE] * 3]]
+    )
+    work = np.array([9, 8, 7, 6, 4, 1, 5, 3, 2])
+    # replicas begin with 5, 3 and 0 of the last micro-step: 9 goes to the third, 8 to the second,
+    # 7 to the first, who have 12, 11 and 9 then; 6 goes to the third, 4 to the second
+    assert even_out(slots, work)[0].tolist() == [[2, 1, 0], [5, 4, 3], [6, 7, IDLE]]
+    assert even_out(slots, work)[1].tolist() == slots[1].tolist()
+    assert even_out(np.zeros((0, 2, 3), np.int64), work).shape == (0, 2, 3)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 4), st.integers(1, 4), SEEDS)
+def test_evening_out_keeps_micro_steps_and_never_adds_waiting(
+    work: list[int], micro_steps: int, replicas: int, seed: int
+) -> None:
+    amounts = np.array(work, np.int64)
+    order = order_packs(amounts, micro_steps * replicas, Balance(), np.random.default_rng(seed))
+    slots = deal(order, micro_steps, replicas, spread=True)
+    evened = even_out(slots, amounts)
+    assert (np.sort(evened, -1) == np.sort(slots, -1)).all()
+    assert ((evened == IDLE) == (slots == IDLE)).all()
+    loads = [np.where(s == IDLE, 0, np.append(amounts, 0)[s]).sum(1) for s in (slots, evened)]
+    assert (loads[1].max(-1, initial=0) <= loads[0].max(-1, initial=0)).all()
 
 
 def test_attention_work_is_inside_documents() -> None:
