@@ -213,8 +213,11 @@ def row_world(
         learner: what is trained.
         processes: that steps are laid out for; those there are if None.
     """
+    from mixgym.envs.packing.token_cost import token_seconds
+
     data = options.data
-    make_plane = _planes(options, sources, packing_setup(options, sources, learner, processes))
+    setup = packing_setup(options, sources, learner, processes)
+    make_plane = _planes(options, sources, setup)
     names = [source.name for source in sources]
     sizes = cell_sizes(sources, data.unit)
     return World(
@@ -226,6 +229,7 @@ def row_world(
         make_plane=make_plane,
         step_rule=make_step_rule(options, tuple(names), sizes),
         fingerprint=_fingerprint(sources),
+        constants=token_seconds(sources, setup),
     )
 
 
@@ -351,7 +355,9 @@ def _check_vocabulary(corpus: Corpus, model: Any, name: str) -> None:
 
 def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
     from mixgym.envs.curves.learner import CurveLearner, TokenPlane
+    from mixgym.envs.curves.probes import constant_probe
     from mixgym.envs.curves.task import sample_task, task_set
+    from mixgym.envs.probes import PROBES
 
     if options.sources != "embedded":
         raise ConfigError(
@@ -373,6 +379,7 @@ def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
             step_rule=make_step_rule(options, task.names, task.size),
             draw=draw,
             reference=None if options.environment.reference is None else learner.reference,
+            constants={n: constant_probe(n, task) for n, kind in PROBES.items() if kind.constant},
         )
 
     return draw(0), options.training

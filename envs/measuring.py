@@ -47,6 +47,8 @@ class Measurements:
         self.reference = None if world.reference is None else world.reference()
         early = [name for name in names if self._early and PROBES[name].passes]
         self._at_start = {name: world.learner.probe(name) for name in early}
+        constant = [name for name in names if PROBES[name].constant]
+        self._at_start |= {name: ProbeResult(world.constants[name], 0) for name in constant}
         self.known = True
 
     def begin(self) -> tuple[int, int]:

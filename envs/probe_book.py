@@ -95,7 +95,7 @@ class ProbeBook:
 def measured(
     names: list[str], world: World, report: TrainReport, start: Evaluation
 ) -> dict[str, ProbeResult]:
-    """Take the probes ``names``; free ones come from the interval's training, or its step rule."""
+    """Take the probes ``names``; free ones come from training, its step rule, or the rows."""
     return {
         name: world.learner.probe(name)
         if find_probe(name).passes
@@ -105,6 +105,8 @@ def measured(
 
 
 def _free(name: str, world: World, report: TrainReport, start: Evaluation) -> FloatArray:
+    if find_probe(name).constant:
+        return world.constants[name]
     if name != BILEVEL_GAIN:
         return training_loss_ratio(report.nll, start.nll)
     gains = world.step_rule.gains()

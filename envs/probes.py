@@ -15,6 +15,8 @@ from typing import Literal
 Level = Literal["source", "stratum"]
 
 BILEVEL_GAIN = "bilevel_gain"
+TOKEN_SECONDS = "seconds_per_token"
+TOKEN_SECONDS_STRATA = "seconds_per_token_strata"
 BACKWARD = 3  # passes forward that a pass forward and backward is worth
 
 
@@ -31,6 +33,7 @@ class ProbeKind:
             compared with.
         needs_reference: whether it compares with ``environment.reference``.
         logarithm: whether values are logarithms; rewards take their exponential.
+        constant: whether it is known before the first decision and stays for the episode.
     """
 
     summary: str
@@ -40,6 +43,7 @@ class ProbeKind:
     baseline: int = 0
     needs_reference: bool = False
     logarithm: bool = False
+    constant: bool = False
 
 
 PROBES = {
@@ -123,6 +127,20 @@ PROBES = {
         "what a source is worth to validation, as step rule bilevel found last; free",
         "source",
         passes=0,
+    ),
+    TOKEN_SECONDS: ProbeKind(
+        "log of the predicted seconds per supervised token, over the mean of the sources; free",
+        "source",
+        passes=0,
+        logarithm=True,
+        constant=True,
+    ),
+    TOKEN_SECONDS_STRATA: ProbeKind(
+        "the same of every stratum, over the same mean; free",
+        "stratum",
+        passes=0,
+        logarithm=True,
+        constant=True,
     ),
 }
 

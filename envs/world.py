@@ -1,7 +1,7 @@
 """The parts that an environment is made of, and what an episode has used of its budget."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class World:
         draw: the world of an episode, by its seed, where every episode has its own.
         fingerprint: of the rows, so that a saved state is not continued on others.
         reference: measures the reward split by the reference model, where there is one.
+        constants: what constant probes find, by their name: float64[K] or [K, G].
     """
 
     names: tuple[str, ...]
@@ -38,6 +39,7 @@ class World:
     draw: Callable[[int], "World"] | None = None
     fingerprint: str = ""
     reference: Callable[[], Evaluation] | None = None
+    constants: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixgym.envs.curves.probes import Seen, probe, probe_noise, probe_tokens
+from mixgym.envs.curves.probes import Seen, constant_probe, probe, probe_noise, probe_tokens
 from mixgym.envs.mixture import BoolArray, FloatArray
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.probe_book import NEVER, training_loss_ratio, wanted_probes
@@ -62,11 +62,12 @@ class BatchProbes:
         for name, values in self.values.items():
             mask = fresh.reshape(-1, *[1] * (values.ndim - 1))
             self.values[name] = np.where(mask, np.nan, values)
-        if self._early:
-            first = np.zeros(self._count, np.int64)
-            for column, name in enumerate(self.names):
-                if PROBES[name].passes:
-                    self._enter(column, fresh, probe(name, seen, self._noise_at(name, first)))
+        first = np.zeros(self._count, np.int64)
+        for column, name in enumerate(self.names):
+            if PROBES[name].constant:
+                self._enter(column, fresh, constant_probe(name, seen.task))
+            elif self._early and PROBES[name].passes:
+                self._enter(column, fresh, probe(name, seen, self._noise_at(name, first)))
 
     def take(
         self,
@@ -92,7 +93,9 @@ class BatchProbes:
             due: BoolArray = np.asarray(decision % period == 0)
             if not due.any():
                 continue
-            if PROBES[name].passes:
+            if PROBES[name].constant:
+                found = constant_probe(name, seen.task)
+            elif PROBES[name].passes:
                 found = probe(name, seen, self._noise_at(name, decision))
             else:
                 known = gains if name == BILEVEL_GAIN else training_loss_ratio(trained, start)

@@ -75,6 +75,15 @@ class Seen:
         return 0.5 * (self.task.transfer + np.swapaxes(self.task.transfer, -1, -2))
 
 
+def constant_probe(name: str, task: CurveTask) -> FloatArray:
+    """float64[..., K] or [..., K, G], what is known of the rows: here every token costs the same.
+
+    NaN where there are none.
+    """
+    present = task.present if find_probe(name).level == "stratum" else task.present.any(-1)
+    return np.where(present, 0.0, np.nan)
+
+
 def train_nll(task: CurveTask, known: FloatArray) -> FloatArray:
     """float64[..., K, G], NLL of training rows: without the cost of over-fitting."""
     return task.floor + task.amplitude * (1.0 - known)
