@@ -22,6 +22,7 @@ from mixgym.envs.sources.source import IntArray
 from mixgym.envs.sources.streams import stream
 
 PROFILE_STEPS = 20
+PROFILE_DOCUMENTS = 100_000  # a few documents are repeated up to so many
 EPSILON = 1e-9
 
 
@@ -87,8 +88,11 @@ def select_groups(
         rules: how to time.
 
     Raises:
-        ConfigError: if no degree makes the longest length fit into memory and into a step.
+        ConfigError: if no degree makes the longest length fit into memory and into a step, or there
+            is no document.
     """
+    if not len(lengths):
+        raise ConfigError("packing: there is no document to choose groups of lengths for")
     rules = rules or ProfileRules()
     ordered = sorted(set(candidates))
     found = [
@@ -191,8 +195,13 @@ def _suits(group: Group, cluster: Cluster) -> bool:
 
 
 def _sample(documents: IntArray, tokens: int, seed: int) -> IntArray:
-    """Documents at random that hold about so many tokens."""
+    """Documents at random that hold about so many tokens; few of them are repeated.
+
+    Otherwise most replicas would be idle, and high degrees would seem fast.
+    """
     order = stream(seed, "packing", "profile").permutation(len(documents))
+    often = min(-(-tokens // max(int(documents.sum()), 1)), PROFILE_DOCUMENTS // len(documents))
+    order = np.tile(order, max(often, 1))
     count = int(np.searchsorted(np.cumsum(documents[order]), tokens)) + 1
     return documents[order[:count]]
 

@@ -48,12 +48,14 @@ class Verdict:
     @property
     def saved(self) -> float:
         """Share of the time of one sorted length that the hierarchy saves; may be negative."""
-        return 1 - self.hierarchy.seconds / max(self.one_length.seconds, 1e-300)
+        return _saved(self.hierarchy.seconds, self.one_length.seconds)
 
     @property
     def sentence(self) -> str:
         """The verdict in words."""
-        sorting = 1 - self.one_length.seconds / max(self.unsorted.seconds, 1e-300)
+        if not self.unsorted.metrics.units:
+            return "there is nothing to pack"
+        sorting = _saved(self.one_length.seconds, self.unsorted.seconds)
         base = f"sorting by attention work saves {_percent(sorting)} of the predicted time"
         if self.groups == 1:
             return f"{base} of packs of one length"
@@ -115,4 +117,8 @@ def _mean(metrics: Sequence[PackingMetrics]) -> PackingMetrics:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+    return f"{100 * share:z.1f}%"
+
+
+def _saved(seconds: float, beside: float) -> float:
+    return 1 - seconds / beside if beside > 0 else 0.0

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixgym.envs.errors import ConfigError
+from mixgym.envs.errors import ConfigError, PackingError
 from mixgym.envs.packing.balance import Balance
 from mixgym.envs.packing.cost import CostModel, cost_terms, exchanged_bytes
 from mixgym.envs.packing.descriptions import (
@@ -201,6 +201,19 @@ def test_documents_that_are_all_long_can_be_profiled() -> None:
     assert groups[-1].length == 128 * K
 
 
+@pytest.mark.parametrize("documents", [[128 * K], [600] * 50, [600] * 5000, [90, 128 * K]])
+def test_few_or_equal_documents_are_repeated_for_the_profile(documents: list[int]) -> None:
+    """Else replicas would be idle, and high degrees would seem fast."""
+    assert select(np.array(documents)) == [(16, 1), (128, 8)]
+
+
+def test_no_document_and_an_empty_one_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no document to choose groups of lengths for"):
+        select(np.zeros(0, np.int64))
+    with pytest.raises(PackingError, match="has 0 tokens: skip rows without tokens"):
+        select(np.array([0]))
+
+
 @settings(max_examples=50)
 @given(
     st.integers(1, 2**17),
@@ -247,7 +260,11 @@ def test_the_verdict_says_when_the_hierarchy_is_not_worth_it() -> None:
     assert halves.metrics.tokens_per_device == pytest.approx(16 * K, rel=0.05)
     alone = judge([lengths], replace(config, groups=config.groups[-1:]), COST, 0)
     assert alone.saved == 0
-    assert judge([np.zeros(0, np.int64)], config, COST, 0).unsorted.seconds == 0
+    nothing = judge([np.zeros(0, np.int64)], config, COST, 0)
+    assert (nothing.unsorted.seconds, nothing.saved) == (0, 0)
+    assert nothing.sentence == "there is nothing to pack"
+    single = judge([np.array([128 * K])], config, COST, 0)
+    assert "the hierarchy of lengths saves 0.0% beside" in single.sentence
 
 
 def test_sorting_in_windows_gives_part_of_the_gain() -> None:
