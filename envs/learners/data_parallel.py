@@ -89,6 +89,8 @@ def _digest(plan: IntervalPlan) -> str:
     for step in plan.steps:
         for pack in step:
             digest.update(pack.rows.tobytes())
+            digest.update(f"{pack.sequence_parallel} {pack.checkpointed_layers}".encode())
+            digest.update(f"{pack.weight} {pack.normaliser}".encode())
         digest.update(b"step")
     return digest.hexdigest()[:16]
 

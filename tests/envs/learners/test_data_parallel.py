@@ -40,6 +40,14 @@ def with_degree(plan: IntervalPlan, degrees: Sequence[int]) -> IntervalPlan:
     return replace(plan, steps=steps)
 
 
+def with_layers(plan: IntervalPlan, layers: Sequence[int]) -> IntervalPlan:
+    steps = tuple(
+        tuple(replace(pack, checkpointed_layers=count) for pack in step)
+        for step, count in zip(plan.steps, layers, strict=True)
+    )
+    return replace(plan, steps=steps)
+
+
 def trained(make: Learners, plan: IntervalPlan, **options: Any) -> dict[str, Any]:
     """What training the plan and measuring afterwards gives, in float64."""
     learner = make(change=lambda model: model.double(), **options)
@@ -128,11 +136,7 @@ def test_layers_are_recomputed_as_packs_ask(
         recompute_layers(model, count)
 
     monkeypatch.setattr("mixgym.envs.learners.causal_lm.recompute_layers", spy)
-    steps = tuple(
-        tuple(replace(pack, checkpointed_layers=layers) for pack in step)
-        for step, layers in zip(plan.steps, (0, 2, 1), strict=True)
-    )
-    check_same(trained(make_learner, replace(plan, steps=steps)), wanted)
+    check_same(trained(make_learner, with_layers(plan, (0, 2, 1))), wanted)
     assert seen == [2, 1]
     many = replace(plan, steps=((replace(plan.steps[0][0], checkpointed_layers=3),),))
     with pytest.raises(ConfigError, match="3 layers are to be recomputed, and Llama"):
@@ -170,17 +174,23 @@ def test_what_a_rank_cannot_do_is_refused(
             check_agreement("the digest", f"rank {rank()}")
         except RunError as error:
             found.append(str(error))
-        other = replace(plan, steps=plan.steps[rank() :])
-        try:
-            learner.train(other, PlainStep(), 0.0)
-        except RunError as error:
-            found.append(str(error))
+        others = (
+            replace(plan, steps=plan.steps[rank() :]),
+            with_degree(plan, (1, 1 + rank(), 1)),  # else one rank would wait for the other
+            with_layers(plan, (rank(), 0, 0)),
+        )
+        for other in others:
+            try:
+                learner.train(other, PlainStep(), 0.0)
+            except RunError as error:
+                found.append(str(error))
         return found
 
     for answers in run_ranks(2, refusals):
         assert "2 processes train cannot be forked" in answers[0]
         assert "the digest of rank 1 is not that of rank 0" in answers[1]
-        assert "the plan of an interval of rank 1" in answers[2]
+        assert len(answers) == 5
+        assert all("the plan of an interval of rank 1" in answer for answer in answers[2:])
 
 
 def test_different_weights_are_refused_on_every_rank(
