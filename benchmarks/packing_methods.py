@@ -1,0 +1,300 @@
+"""The methods that ``benchmarks/packing.py`` compares; each runs in a process of its own.
+
+    python benchmarks/packing_methods.py JOB
+
+JOB is JSON: a method, what is asked of it (``speed`` or ``passes``), the folder that the other
+script has prepared, and its sizes. The answer is the last line of the standard output.
+"""
+
+import json
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PLANNED = ("packing", "balanced", "hbp")
+SHORT = 8  # the short group's packs, as a part of the longest
+
+
+class Job:
+    """What a worker was asked to do.
+
+    Args:
+        asked: ``method``, ``asked``, ``folder``, ``length`` and ``packs`` (tokens of a step, in
+            packs of the longest length), ``batch`` (documents in a padded batch).
+    """
+
+    def __init__(self, asked: dict[str, Any]) -> None:
+        folder = Path(asked["folder"])
+        self.model = folder / "model"
+        # written by the other script a moment ago
+        self.sources, self.rows = pickle.loads((folder / "data.pkl").read_bytes())
+        self.length, self.packs, self.batch = asked["length"], asked["packs"], asked["batch"]
+        self.lengths = np.array([len(self.row(i)[0]) for i in range(len(self.rows))], np.int64)
+        self.steps = -(-int(self.lengths.sum()) // (self.length * self.packs))
+
+    def row(self, index: int) -> Any:
+        """Tokens and labels."""
+        source, _, row = self.rows[index]
+        return self.sources[source].splits["train"].row(int(row))
+
+    @property
+    def supervised(self) -> int:
+        """Supervised tokens of all rows."""
+        return sum(int(self.row(i)[1].sum()) for i in range(len(self.rows)))
+
+    def learner(self, passes: int) -> Any:
+        """The learner with the starting weights."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from mixgym.envs.learners.causal_lm import CausalLM
+        from mixgym.envs.options import ModelOptions, TrainingOptions
+
+        return CausalLM(
+            lambda: AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32),
+            AutoTokenizer.from_pretrained(self.model),
+            self.sources,
+            max_length=self.length,
+            model_options=ModelOptions(),
+            training=TrainingOptions(
+                steps=self.steps, accumulation=passes, schedule="constant", warmup=0.0
+            ),
+            seed=0,
+        )
+
+    def plan(self, method: str, processes: int) -> Any:
+        """The rows as an interval plan, laid out as the data plane does."""
+        from mixgym.envs.mixture import Mixture
+        from mixgym.envs.packing.balance import Balance
+        from mixgym.envs.packing.groups import Cluster, Group
+        from mixgym.envs.packing.planner import PlanConfig, make_plan
+        from mixgym.envs.plan import IntervalPlan, Pack
+
+        one = (Group(self.length),)
+        groups = (Group(self.length // SHORT), *one) if method == "hbp" else one
+        config = PlanConfig(
+            groups,
+            Cluster(processes, self.length * self.packs),
+            balance=Balance(sort=method != "packing"),
+            spread=True,
+        )
+        found = make_plan(self.lengths, config, 0)
+        steps = tuple(
+            tuple(
+                Pack(self.rows[documents], self.lengths[documents], groups[step.group].length)
+                for documents in (found.packing[int(pack)] for pack in step.packs)
+            )
+            for step in found.steps
+        )
+        totals = np.zeros((3, len(self.sources), 1), np.int64)
+        count = len(self.sources)
+        return IntervalPlan(Mixture(np.full(count, 1 / count), np.ones((count, 1))), steps, *totals)
+
+
+def run_planned(job: Job, method: str) -> float:
+    """CPU seconds of planning and training with this project's loop."""
+    from mixgym.envs.learners.base import PlainStep
+
+    learner = job.learner(job.packs)
+    _warm_up(learner.model)
+    begin = time.process_time()
+    learner.train(job.plan(method, 1), PlainStep(), 0.0)
+    return time.process_time() - begin
+
+
+def run_padded(job: Job, in_order: bool) -> float:
+    """CPU seconds of a plain loop over padded batches."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).train()
+    _warm_up(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+    begin = time.process_time()
+    generator = np.random.default_rng(0)
+    order = np.argsort(job.lengths) if in_order else generator.permutation(len(job.lengths))
+    batches = [order[i : i + job.batch] for i in range(0, len(order), job.batch)]
+    shuffled = generator.permutation(len(batches))
+    for step in np.array_split(shuffled, min(job.steps, len(batches))):
+        documents = [job.row(int(i)) for batch in step for i in batches[batch]]
+        count = sum(int(labels[1:].sum()) for _, labels in documents)
+        for batch in step:
+            ids, mask, labels = _padded([job.row(int(i)) for i in batches[batch]])
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits[:, :-1].reshape(-1, logits.shape[-1]),
+                labels[:, 1:].reshape(-1),
+                reduction="sum",
+            )
+            (loss / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return time.process_time() - begin
+
+
+def _padded(rows: Sequence[Any]) -> Any:
+    import torch
+
+    longest = max(len(tokens) for tokens, _ in rows)
+    ids, mask = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), np.int64)
+    labels = np.full((len(rows), longest), -100, np.int64)
+    for i, (tokens, supervised) in enumerate(rows):
+        ids[i, : len(tokens)], mask[i, : len(tokens)] = tokens, 1
+        labels[i, : len(tokens)] = np.where(supervised, tokens, -100)
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels)
+
+
+def run_trl(job: Job) -> float:
+    """CPU seconds of SFTTrainer's loop; its packing was done before."""
+    import transformers
+    from datasets import Dataset, disable_progress_bars
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    disable_progress_bars()
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """CPU time of the training loop."""
+
+        cpu = 0.0
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            """Start."""
+            self.cpu = time.process_time()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            """Stop."""
+            self.cpu = time.process_time() - self.cpu
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as output:
+        trainer = SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(job.model, dtype="float32"),
+            processing_class=AutoTokenizer.from_pretrained(job.model),
+            train_dataset=Dataset.from_list(list(_listed(job))),
+            callbacks=[clock],
+            args=SFTConfig(
+                output_dir=output,
+                num_train_epochs=1,
+                max_length=job.length,
+                packing=True,
+                packing_strategy="bfd",
+                gradient_checkpointing=False,
+                per_device_train_batch_size=1,
+                gradient_accumulation_steps=job.packs,
+                learning_rate=1e-3,
+                lr_scheduler_type="constant",
+                weight_decay=0.01,
+                optim="adamw_torch_fused",
+                bf16=False,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+                logging_steps=1000,
+                disable_tqdm=True,
+                seed=0,
+            ),
+        )
+        _warm_up(trainer.model)
+        out, sys.stdout = sys.stdout, sys.stderr
+        try:
+            trainer.train()
+        finally:
+            sys.stdout = out
+    return clock.cpu
+
+
+def _listed(job: Job) -> Iterator[dict[str, list[int]]]:
+    for index in range(len(job.rows)):
+        tokens, supervised = job.row(index)
+        labels = np.where(supervised, tokens, -100)
+        yield {"input_ids": tokens.tolist(), "labels": labels.tolist()}
+
+
+def run_rank(job: Job, method: str) -> list[list[float]]:
+    """CPU seconds of every forward and backward pass of this rank, step by step.
+
+    Each pack is a pass of its own, as where weights are sharded.
+    """
+    import torch
+
+    from mixgym.envs.learners.base import PlainStep
+    from mixgym.envs.ranks import part
+
+    learner = job.learner(10**6)  # one pack in every pass
+    _warm_up(learner.model)
+    torch.distributed.barrier()
+    seconds: list[list[float]] = []
+    losses, backward, lay_out = (
+        learner._token_losses,
+        learner._accelerator.backward,
+        learner._micro_batches,
+    )
+    begin = [0.0]
+
+    def micro_batches(packs: Any) -> Any:
+        seconds.append([])
+        return lay_out(packs)
+
+    def forward(*given: Any, **named: Any) -> Any:
+        begin[0] = time.process_time()
+        return losses(*given, **named)
+
+    def back(loss: Any, **named: Any) -> None:
+        backward(loss, **named)
+        seconds[-1].append(time.process_time() - begin[0])
+
+    learner._micro_batches, learner._token_losses = micro_batches, forward
+    learner._accelerator.backward = back
+    learner.train(job.plan(method, 2), PlainStep(), 0.0)
+    part()
+    return seconds
+
+
+def _warm_up(model: Any) -> None:
+    """A forward and backward pass, so that no run pays for first calls."""
+    import torch
+
+    model.train()
+    ids = torch.arange(64)[None]
+    model(input_ids=ids, use_cache=False, **_told(model)).logits.mean().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _told(model: Any) -> dict[str, Any]:
+    from mixgym.envs.learners.attention import DOCUMENTS
+
+    documents = model.config._attn_implementation == DOCUMENTS
+    return {"document_lengths": (64,)} if documents else {}
+
+
+def main() -> None:
+    """Do what the first argument asks for."""
+    import torch
+
+    torch.set_num_threads(1)
+    asked = json.loads(sys.argv[1])
+    job, method = Job(asked), asked["method"]
+    answer: Any
+    if asked["asked"] == "passes":
+        answer = run_rank(job, method)
+    elif method == "trl":
+        answer = run_trl(job)
+    elif method in PLANNED:
+        answer = run_planned(job, method)
+    else:
+        answer = run_padded(job, method == "sorted")
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
