@@ -118,9 +118,9 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self._reward = make_reward(options.reward)
         self.action_space = self._kind.space(self.padded)
         self.observation_space = (
-            flat_space(self.padded)
+            flat_space(self.padded, options.costs)
             if options.observation == "flat"
-            else dict_space(self.padded, tuple(wanted_probes(options)))
+            else dict_space(self.padded, tuple(wanted_probes(options)), options.costs)
         )
         self.seconds: dict[str, float] = {}  # of the last decision; measured, so never in info
         self.last_tokens = 0  # of the last interval

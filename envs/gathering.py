@@ -7,7 +7,7 @@ import numpy as np
 from mixgym.envs.mixture import FloatArray
 from mixgym.envs.observations import View
 from mixgym.envs.payment import arm_draws
-from mixgym.envs.probes import BACKWARD, BILEVEL_GAIN
+from mixgym.envs.probes import BACKWARD, BILEVEL_GAIN, TOKEN_SECONDS, TOKEN_SECONDS_STRATA
 from mixgym.envs.rewards import RewardInput, as_reward, target_mean
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def view_of(env: "MixtureEnv") -> View:
         cell_epochs=env.plane.epochs(),
         cell_nll_train=cells,
         available=env.plane.available(),
+        costs=world.constants[TOKEN_SECONDS] if env.options.costs else None,
+        cell_costs=world.constants[TOKEN_SECONDS_STRATA] if env.options.costs else None,
         **seen,
     )
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mixgym.envs.errors import MixgymError
 from mixgym.envs.levels import Predictor
-from mixgym.envs.observations import shape_of
+from mixgym.envs.observations import observes_costs, shape_of
 from mixgym.envs.one_object import OneObjectVecEnv
 
 
@@ -115,7 +115,7 @@ def level_shape(joint: VecEnv) -> tuple[int, int]:
     observation, action = joint.observation_space, joint.action_space
     if not isinstance(observation, spaces.Box) or not isinstance(action, spaces.Box):
         raise ValueError("a level needs an environment with the flat observation and logits")
-    return shape_of(observation.shape[0], action.shape[0])
+    return shape_of(observation.shape[0], action.shape[0], observes_costs(observation))
 
 
 def level_actions(joint: VecEnv, entries: int) -> spaces.Box:

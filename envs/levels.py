@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mixgym.envs.environment import MixtureEnv, make_mixture_env
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.observations import BOUND, local_observation, local_size
+from mixgym.envs.observations import local_observation, local_space
 
 Action = NDArray[np.float32]
 
@@ -194,8 +194,8 @@ class LocalEnv(_Level):
             raise ConfigError(f"source={source!r}: not one of {', '.join(names)}")
         self.source = str(source)
         self._index = names.index(self.source)
-        size = local_size(joint.padded[1])
-        self.observation_space = gym.spaces.Box(-BOUND, BOUND, (size,), np.float32)
+        space: Any = local_space(joint.padded[1], joint.options.costs)
+        self.observation_space = space
         self.action_space = gym.spaces.Box(-1.0, 1.0, (joint.padded[1],), np.float32)
 
     def _completed(self, action: Action) -> Action:

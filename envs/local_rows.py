@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from mixgym.envs.global_level import level_actions, level_shape
 from mixgym.envs.levels import Predictor
-from mixgym.envs.observations import BOUND, local_observation, local_size
+from mixgym.envs.observations import local_observation, local_size, local_space, observes_costs
 from mixgym.envs.one_object import OneObjectVecEnv
 
 
@@ -34,7 +33,7 @@ class LocalRows(OneObjectVecEnv):
         sources, strata = self.shape
         super().__init__(
             joint.num_envs * sources,
-            spaces.Box(-BOUND, BOUND, (local_size(strata),), np.float32),
+            local_space(strata, observes_costs(joint.observation_space)),
             level_actions(joint, strata),
         )
         self._flat: NDArray[np.float32] = np.zeros((0,), np.float32)
@@ -92,12 +91,14 @@ def local_rows(joint: VecEnv, top: Predictor | None = None, *, team: float = 0.0
 
 def rows_of(flat: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
     """Flat joint observations [n, size] as rows [n * K_max, local size]."""
-    return local_observation(flat, shape).reshape(-1, local_size(shape[1]))
+    rows = local_observation(flat, shape)
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def present_rows(rows: NDArray[np.float32], strata: int) -> NDArray[np.bool_]:
     """Which rows [n, local size] may set a stratum at all: bool[n], from their masks."""
-    return np.asarray(rows[..., -strata:].max(-1) > 0.5)
+    end = local_size(strata)  # costs may follow
+    return np.asarray(rows[..., end - strata : end].max(-1) > 0.5)
 
 
 def row_rewards(

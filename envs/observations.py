@@ -2,13 +2,17 @@
 
 The default observation is one flat float32 vector, the concatenation of ``progress`` (P,),
 ``sources`` (K_max, S), ``strata`` (K_max, G_max, D) and ``masks`` (K_max + K_max * G_max,), clipped
-to [-10, 10]. The Dict observation has the same parts, and the raw numbers of
+to [-10, 10]. With ``environment.costs`` a part ``costs`` (K_max + K_max * G_max,) follows: what a
+supervised token of each source and stratum costs (see :mod:`mixgym.envs.packing.token_cost`), the
+log of predicted seconds over the mean of the sources, clipped to [-5, 5], its bounds in the space.
+The Dict observation has the same parts, and the raw numbers of
 :mod:`mixgym.envs.signals`. Every part of the Dict is flattened, as Stable-Baselines3 wants it;
 :func:`parts_of` gives the shapes back. Absent sources and strata are all zero.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -26,6 +30,7 @@ from mixgym.envs.signals import (
 )
 
 BOUND = 10.0
+COST_BOUND = 5.0
 
 PROGRESS = (
     "remaining",  # share of the budget that is left
@@ -74,6 +79,7 @@ class View:
         cell_nll_train: float64[K, G], NLL of each cell when it was last trained on.
         probes: by name float64[K] or [K, G], NaN where unknown; None without probes.
         probe_age: float64[probes], by sorted name: decisions since measured, -1 for never.
+        costs, cell_costs: float64[K] and [K, G], NaN where there are no rows; None if not observed.
         fixed: what :func:`fixed_parts` gives, if somebody keeps it from decision to decision.
     """
 
@@ -104,6 +110,8 @@ class View:
     cell_nll_train: FloatArray | None = None
     probes: dict[str, FloatArray] | None = None
     probe_age: FloatArray | None = None
+    costs: FloatArray | None = None
+    cell_costs: FloatArray | None = None
 
     @property
     def sources(self) -> BoolArray:
@@ -117,8 +125,10 @@ class View:
         return last_sum(self.cell_epochs * self.cell_size) / np.maximum(size, 1e-12)
 
 
-def layout(shape: tuple[int, int]) -> dict[str, tuple[slice, tuple[int, ...]]]:
+def layout(shape: tuple[int, int], costs: bool = False) -> dict[str, tuple[slice, tuple[int, ...]]]:
     """Name -> (slice of the flat observation, shape of that part).
+
+    Costs come last, so that the other parts are the same without them.
 
     >>> layout((2, 1))["sources"]
     (slice(3, 21, None), (2, 9))
@@ -130,6 +140,8 @@ def layout(shape: tuple[int, int]) -> dict[str, tuple[slice, tuple[int, ...]]]:
         "strata": (sources, strata, len(STRATA)),
         "masks": (sources + sources * strata,),
     }
+    if costs:
+        shapes["costs"] = shapes["masks"]
     parts, start = {}, 0
     for name, part in shapes.items():
         size = int(np.prod(part))
@@ -138,17 +150,41 @@ def layout(shape: tuple[int, int]) -> dict[str, tuple[slice, tuple[int, ...]]]:
     return parts
 
 
-def flat_space(shape: tuple[int, int]) -> gym.spaces.Box:
+def flat_space(shape: tuple[int, int], costs: bool = False) -> gym.spaces.Box:
     """The space of the flat observation."""
-    size = max(part.stop for part, _ in layout(shape).values())
-    return gym.spaces.Box(-BOUND, BOUND, (size,), np.float32)
+    size = max(part.stop for part, _ in layout(shape, costs).values())
+    return _bounded(size, shape[0] * (1 + shape[1]) if costs else 0)
 
 
-def dict_space(shape: tuple[int, int], probes: Sequence[str] = ()) -> gym.spaces.Dict:
+def local_space(strata: int, costs: bool = False) -> gym.spaces.Box:
+    """The space of a row of :func:`local_observation`."""
+    return _bounded(local_size(strata, costs), 1 + strata if costs else 0)
+
+
+def _bounded(size: int, costs: int) -> gym.spaces.Box:
+    """Features, the last ``costs`` of which have bounds of their own."""
+    bounds = np.full(size, BOUND, np.float32)
+    bounds[size - costs :] = COST_BOUND
+    return gym.spaces.Box(-bounds, bounds, dtype=np.float32)
+
+
+def observes_costs(space: gym.Space[Any]) -> bool:
+    """Whether a flat space, of the joint environment or of a level, ends with costs."""
+    return isinstance(space, gym.spaces.Box) and bool(space.high.ravel()[-1] == COST_BOUND)
+
+
+def dict_space(
+    shape: tuple[int, int], probes: Sequence[str] = (), costs: bool = False
+) -> gym.spaces.Dict:
     """The space of the Dict observation, with a part for each of the ``probes``."""
     parts: dict[str, gym.Space[NDArray[np.float32]]] = {
-        name: gym.spaces.Box(-BOUND, BOUND, (part.stop - part.start,), np.float32)
-        for name, (part, _) in layout(shape).items()
+        name: gym.spaces.Box(
+            -(bound := COST_BOUND if name == "costs" else BOUND),
+            bound,
+            (part.stop - part.start,),
+            np.float32,
+        )
+        for name, (part, _) in layout(shape, costs).items()
     }
     return gym.spaces.Dict({**parts, **signal_spaces(shape, probes)})
 
@@ -213,6 +249,8 @@ def features(view: View, shape: tuple[int, int]) -> FloatArray:
     strata = padded(_stratum_rows(view, fixed), shape)
     lead = view.targets.shape[:-1]
     parts = [_progress(view), sources, strata, fixed.masks]
+    if view.costs is not None and view.cell_costs is not None:
+        parts += [_costs(view.costs, shape[:1]), _costs(view.cell_costs, shape)]
     return np.concatenate([part.reshape(*lead, -1) for part in parts], axis=-1)
 
 
@@ -226,11 +264,13 @@ def dict_observation(
 ) -> tuple[dict[str, NDArray[np.float32]], FloatArray]:
     """The Dict observation, and the share of its feature entries that were clipped."""
     flat, clipped = flat_observation(view, shape)
-    parts = {name: flat[..., part] for name, (part, _) in layout(shape).items()}
+    parts = {
+        name: flat[..., part] for name, (part, _) in layout(shape, view.costs is not None).items()
+    }
     return {**parts, **signal_parts(view, shape)}, clipped
 
 
-def shape_of(observation_size: int, actions: int) -> tuple[int, int]:
+def shape_of(observation_size: int, actions: int, costs: bool = False) -> tuple[int, int]:
     """(K_max, G_max) from the sizes of the flat observation and of the joint action.
 
     Raises:
@@ -238,7 +278,8 @@ def shape_of(observation_size: int, actions: int) -> tuple[int, int]:
     """
     for sources in range(1, actions):
         strata = actions // sources - 1
-        size = len(PROGRESS) + sources * (len(SOURCES) + 1) + sources * strata * (len(STRATA) + 1)
+        top, inner = len(SOURCES) + 1 + costs, len(STRATA) + 1 + costs
+        size = len(PROGRESS) + sources * top + sources * strata * inner
         if sources * (strata + 1) == actions and size == observation_size:
             return sources, strata
     raise ValueError(
@@ -247,26 +288,34 @@ def shape_of(observation_size: int, actions: int) -> tuple[int, int]:
     )
 
 
-def local_size(strata: int) -> int:
+def local_size(strata: int, costs: bool = False) -> int:
     """Entries of a source's own rows: see :func:`local_observation`."""
-    return len(PROGRESS) + len(SOURCES) + strata * len(STRATA) + strata
+    plain = len(PROGRESS) + len(SOURCES) + strata * len(STRATA) + strata
+    return plain + (1 + strata if costs else 0)
 
 
 def local_observation(flat: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
     """What each source sees of flat observations: [..., size] -> [..., K_max, local size].
 
     A row is ``progress`` (P,), the source's row of ``sources`` (S,), its rows of ``strata``
-    (G_max * D,), and the mask of its strata (G_max,).
+    (G_max * D,), the mask of its strata (G_max,), and where costs are observed, its own and those
+    of its strata (1 + G_max,).
     """
     sources, strata = shape
     lead = flat.shape[:-1]
+    costs = flat.shape[-1] > max(part.stop for part, _ in layout(shape).values())
     parts = {
-        name: flat[..., part].reshape(*lead, *size) for name, (part, size) in layout(shape).items()
+        name: flat[..., part].reshape(*lead, *size)
+        for name, (part, size) in layout(shape, costs).items()
     }
     progress = np.broadcast_to(parts["progress"][..., None, :], (*lead, sources, len(PROGRESS)))
     cells = parts["masks"][..., sources:].reshape(*lead, sources, strata)
     inner = parts["strata"].reshape(*lead, sources, strata * len(STRATA))
-    return np.concatenate([progress, parts["sources"], inner, cells], axis=-1)
+    rows = [progress, parts["sources"], inner, cells]
+    if costs:
+        own, below = np.split(parts["costs"], [sources], axis=-1)
+        rows += [own[..., None], below.reshape(*lead, sources, strata)]
+    return np.concatenate(rows, axis=-1)
 
 
 def parts_of(
@@ -335,6 +384,13 @@ def _masks(view: View, shape: tuple[int, int]) -> FloatArray:
     top = padded(np.asarray(view.available.any(-1))[..., None], shape[:1]).reshape(*lead, -1)
     inner = padded(view.available[..., None], shape).reshape(*lead, -1)
     return np.concatenate([top, inner], -1)
+
+
+def _costs(values: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """float64[..., entries]; 0 where there are no rows."""
+    known = np.clip(np.nan_to_num(values, nan=0.0), -COST_BOUND, COST_BOUND)
+    lead = known.shape[: known.ndim - len(shape)]
+    return padded(known[..., None], shape).reshape(*lead, -1)
 
 
 def _log_ratio(value: FloatArray, reference: FloatArray) -> FloatArray:

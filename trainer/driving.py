@@ -101,7 +101,7 @@ def find_agent(options: AgentOptions) -> AgentKind:
 
 
 def _exported(folder: Path, options: AgentOptions) -> AgentKind:
-    from mixgym.agents.policies.composed import load_agent
+    from mixgym.agents.policies.composed import load_agent, policy_folders
     from mixgym.agents.policies.export import CARD, read_card
 
     inner = folder / "agent"
@@ -114,6 +114,8 @@ def _exported(folder: Path, options: AgentOptions) -> AgentKind:
         )
     acted_in = ("floor", "reach", "action", "step")
     kept: dict[str, Any] = {name: card[name] for name in acted_in if name in card}
+    if any(read_card(part).get("costs") for part in policy_folders(where).values()):
+        kept["costs"] = True
     return AgentKind(TRAINED, lambda env, names: load_agent(where, env), kept)
 
 

@@ -19,7 +19,7 @@ from mixgym.agents.policies.heads import ActorSpec, act
 from mixgym.agents.policies.rows import Rows, as_local, rows_shape, split_rows
 from mixgym.agents.policies.table import plain_spec
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.observations import PROGRESS, SOURCES, STRATA
+from mixgym.envs.observations import PROGRESS, SOURCES, STRATA, observes_costs
 
 WEIGHTS, CARD = "policy.safetensors", "policy.json"
 FEATURES = {"progress": list(PROGRESS), "sources": list(SOURCES), "strata": list(STRATA)}
@@ -67,7 +67,9 @@ def read_spec(card: dict[str, Any]) -> ActorSpec:
     """The acting network that a card describes."""
     if "kind" in card:
         return plain_spec(card)
-    return ActorSpec(**{name: card[name] for name in ActorSpec.__dataclass_fields__})
+    return ActorSpec(
+        **{name: card[name] for name in ActorSpec.__dataclass_fields__ if name in card}
+    )
 
 
 def load_weights(policy: Any, folder: Path) -> None:
@@ -131,6 +133,11 @@ class ExportedPolicy(Actor):
         self._shape = shape or rows_shape(env.observation_space, env.action_space, "joint")
         self.card = read_card(folder)
         self.spec = read_spec(self.card)
+        if self.spec.costs and env is not None and not observes_costs(env.observation_space):
+            raise ConfigError(
+                f"{folder}: was trained on what sources cost, which this environment does not "
+                "observe; set environment.costs=true"
+            )
         if self.spec.head == "greedy" and self.spec.level == "local":
             raise ConfigError(
                 f"{folder}: a nudge moves one entry of the joint mixture, and cannot be decided "
@@ -151,7 +158,7 @@ class ExportedPolicy(Actor):
         """See :class:`Actor`; nudges are int64."""
         batch = torch.from_numpy(np.atleast_2d(observation))
         with torch.no_grad():
-            rows = split_rows(batch, *self._shape)
+            rows = split_rows(batch, *self._shape, costs=self.spec.costs)
             rows = as_local(rows) if self.spec.level == "local" else rows
             found, state = self._found(rows, state, episode_start)
             own = act(self._net, found, deterministic, self._generator)

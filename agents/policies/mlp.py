@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from mixgym.agents.policies.network import ValueNet, mlp
-from mixgym.agents.policies.rows import Level, Rows
+from mixgym.agents.policies.rows import Level, Rows, row_sizes
 from mixgym.agents.policies.table import PlainPolicy
-from mixgym.envs.observations import SOURCES, STRATA
 
 
 class PerceptronActor(nn.Module):
@@ -19,12 +18,14 @@ class PerceptronActor(nn.Module):
     Args:
         width: of the hidden layer.
         level: whose entries are scored.
+        costs: whether rows end with what they cost.
     """
 
-    def __init__(self, width: int, level: Level = "joint") -> None:
+    def __init__(self, width: int, level: Level = "joint", costs: bool = False) -> None:
         super().__init__()
-        self.top = mlp([len(SOURCES), width, 1], 0.01) if level != "local" else None
-        self.inner = mlp([len(STRATA), width, 1], 0.01) if level != "global" else None
+        top, inner = row_sizes(costs)
+        self.top = mlp([top, width, 1], 0.01) if level != "local" else None
+        self.inner = mlp([inner, width, 1], 0.01) if level != "global" else None
 
     def forward(self, rows: Rows) -> torch.Tensor:
         """Float[n, entries, 1]."""
@@ -40,4 +41,4 @@ class MlpPolicy(PlainPolicy):
     kind = "mlp"
 
     def _critic(self) -> nn.Module:
-        return ValueNet(self.spec.width)
+        return ValueNet(self.spec.width, self.spec.costs)

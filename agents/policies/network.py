@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from mixgym.agents.policies.rows import Level, Rows, join_action, split_action
-from mixgym.envs.observations import PROGRESS, SOURCES, STRATA
+from mixgym.agents.policies.rows import Level, Rows, join_action, row_sizes, split_action
+from mixgym.envs.observations import PROGRESS
 
 Norm = Callable[[int], nn.Module]
 """A layer over [rows, features] that is made for a number of features."""
@@ -45,13 +45,22 @@ class Encoder(nn.Module):
         width: of every code.
         actions: whether each row has its own entry of an action beside it.
         norm: makes a layer that normalises codes over the rows of a batch, or None.
+        costs: whether rows end with what they cost.
     """
 
-    def __init__(self, width: int, *, actions: bool = False, norm: Norm | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        actions: bool = False,
+        norm: Norm | None = None,
+        costs: bool = False,
+    ) -> None:
         super().__init__()
         more = int(actions)
-        self.stratum = mlp([len(STRATA) + len(SOURCES) + more, width, width], 1.0)
-        self.source = mlp([len(SOURCES) + 2 + width + more, width, width], 1.0)
+        top, inner = row_sizes(costs)
+        self.stratum = mlp([inner + top + more, width, width], 1.0)
+        self.source = mlp([top + 2 + width + more, width, width], 1.0)
         self.context = mlp([len(PROGRESS) + 2 * width, width, width], 1.0)
         self.norms = nn.ModuleList([norm(width) for _ in range(2)] if norm else [])
 
@@ -100,20 +109,27 @@ class HierarchicalActor(nn.Module):
         outputs: numbers per entry.
         stay: whether there is one more entry in front, for leaving the mixture as it is; the
             others are then relative to it.
+        costs: whether rows end with what they cost.
     """
 
     def __init__(
-        self, width: int, level: Level = "joint", outputs: int = 1, *, stay: bool = False
+        self,
+        width: int,
+        level: Level = "joint",
+        outputs: int = 1,
+        *,
+        stay: bool = False,
+        costs: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(width)
+        self.encoder = Encoder(width, costs=costs)
         self.level = level
         if level != "local":
             self.top = mlp([2 * width, width, outputs], 0.01)
         if level != "global":
             self.inner = mlp([3 * width, width, outputs], 0.01)
         self.stay = mlp([width, width, outputs], 0.01) if stay else None
-        self.direct = LinearActor(level)
+        self.direct = LinearActor(level, costs)
 
     def forward(self, rows: Rows) -> torch.Tensor:
         """Float[n, entries, outputs], unbounded; those of masked entries mean nothing."""
@@ -146,12 +162,13 @@ class LinearActor(nn.Module):
 
     Args:
         level: whose entries are scored.
+        costs: whether rows end with what they cost.
     """
 
-    def __init__(self, level: Level = "joint") -> None:
+    def __init__(self, level: Level = "joint", costs: bool = False) -> None:
         super().__init__()
         self.level = level
-        size = 2 * (len(SOURCES) + len(STRATA))
+        size = 2 * sum(row_sizes(costs))
         if level != "local":
             self.top = nn.Linear(size, 1, bias=False)
         if level != "global":
@@ -202,11 +219,12 @@ class ValueNet(nn.Module):
 
     Args:
         width: of every code.
+        costs: whether rows end with what they cost.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, costs: bool = False) -> None:
         super().__init__()
-        self.encoder = Encoder(width)
+        self.encoder = Encoder(width, costs=costs)
         self.value = mlp([width, width, 1], 1.0)
 
     def forward(self, rows: Rows) -> torch.Tensor:
@@ -229,16 +247,22 @@ class CriticNet(nn.Module):
         level: whose entries the action has.
         outputs: numbers that are predicted.
         norm: see :class:`Encoder`.
+        costs: whether rows end with what they cost.
     """
 
     def __init__(
-        self, width: int, level: Level = "joint", outputs: int = 1, norm: Norm | None = None
+        self,
+        width: int,
+        level: Level = "joint",
+        outputs: int = 1,
+        norm: Norm | None = None,
+        costs: bool = False,
     ) -> None:
         super().__init__()
         self.level = level
-        self.encoder = Encoder(width, actions=True, norm=norm)
+        self.encoder = Encoder(width, actions=True, norm=norm, costs=costs)
         self.value = mlp([width, width, outputs], 1.0)
-        self.direct = LinearActor(level)
+        self.direct = LinearActor(level, costs)
 
     def forward(self, rows: Rows, actions: torch.Tensor) -> torch.Tensor:
         """Float[n, outputs] for actions float[n, entries]."""

@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from mixgym.agents.policies.heads import ActorSpec, act
 from mixgym.agents.policies.options import known_only
 from mixgym.agents.policies.rows import Level, rows_shape, split_rows
+from mixgym.envs.observations import observes_costs
 
 SEEDS = 2**31
 
@@ -45,13 +46,15 @@ class HierarchicalARSPolicy(BasePolicy):
     ) -> None:
         known_only(kwargs, (), also=("width",))
         super().__init__(observation_space, action_space, squash_output=True)
-        self.spec = ActorSpec("deterministic", level, width)
+        costs = observes_costs(observation_space)
+        self.spec = ActorSpec("deterministic", level, width, costs=costs)
         self.shape = rows_shape(observation_space, action_space, level)
         self.actor_net = self.spec.build()
 
     def forward(self, obs: PyTorchObs) -> torch.Tensor:
         """Actions float[n, entries]."""
-        rows = split_rows(cast(torch.Tensor, obs), *self.shape, self.spec.level)
+        asked = (self.spec.level, self.spec.costs)
+        rows = split_rows(cast(torch.Tensor, obs), *self.shape, *asked)
         return act(self.actor_net, self.actor_net(rows), True)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> torch.Tensor:

@@ -17,6 +17,7 @@ from mixgym.agents.policies.network import Encoder, mlp
 from mixgym.agents.policies.on_policy import POLICY_OPTIONS
 from mixgym.agents.policies.options import known_only
 from mixgym.agents.policies.rows import Level, Rows, rows_shape, split_rows
+from mixgym.envs.observations import observes_costs
 
 
 class MemoryValueNet(nn.Module):
@@ -25,11 +26,12 @@ class MemoryValueNet(nn.Module):
     Args:
         width: of every code.
         memory: size of the LSTM on the pooled context.
+        costs: whether rows end with what they cost.
     """
 
-    def __init__(self, width: int, memory: int) -> None:
+    def __init__(self, width: int, memory: int, costs: bool = False) -> None:
         super().__init__()
-        self.encoder = Encoder(width)
+        self.encoder = Encoder(width, costs=costs)
         self.memory = Memory(width, memory)
         self.value = mlp([width, width, 1], 1.0)
 
@@ -74,7 +76,8 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
         self.rows_shape = rows_shape(observation_space, action_space, level)
         if not isinstance(action_space, spaces.Box) or action_space.low.min() >= 0:
             raise ValueError(f"{action_space}: the policy needs logits or deltas")
-        self.spec = ActorSpec("gaussian", level, width, memory)
+        costs = observes_costs(observation_space)
+        self.spec = ActorSpec("gaussian", level, width, memory, costs=costs)
         kwargs = {**kwargs, "features_extractor_class": FlattenExtractor, "net_arch": []}
         super().__init__(
             observation_space,
@@ -108,7 +111,8 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self._build_mlp_extractor()
         self.actor_net = ActingNet(self.spec, log_std=self.log_std_init)
-        self.value_net = cast(nn.Linear, MemoryValueNet(self.spec.width, self.spec.memory))
+        critic = MemoryValueNet(self.spec.width, self.spec.memory, self.spec.costs)
+        self.value_net = cast(nn.Linear, critic)
         self.action_dist = RowDistribution()
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -169,7 +173,7 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
         return net(self._rows(obs), state, starts)
 
     def _rows(self, obs: torch.Tensor) -> Rows:
-        return split_rows(obs, *self.rows_shape, self.spec.level)
+        return split_rows(obs, *self.rows_shape, self.spec.level, self.spec.costs)
 
 
 def _pair(state: tuple[torch.Tensor, ...]) -> LstmState:

@@ -75,7 +75,7 @@ class PlainSpec(ActorSpec):
             return net
         from mixgym.agents.policies.mlp import PerceptronActor
 
-        net.rows = PerceptronActor(self.width, self.level)
+        net.rows = PerceptronActor(self.width, self.level, self.costs)
         return net
 
 
@@ -104,5 +104,5 @@ class TablePolicy(PlainPolicy):
 
 def plain_spec(card: dict[str, Any]) -> PlainSpec:
     """The spec that a card describes."""
-    values = {name: card[name] for name in PlainSpec.__dataclass_fields__}
+    values = {name: card[name] for name in PlainSpec.__dataclass_fields__ if name in card}
     return PlainSpec(**{**values, "shape": tuple(values["shape"])})

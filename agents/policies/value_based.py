@@ -16,6 +16,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from mixgym.agents.policies.heads import ActorSpec, act
 from mixgym.agents.policies.options import known_only
 from mixgym.agents.policies.rows import Level, rows_shape, split_rows
+from mixgym.envs.observations import observes_costs
 
 POLICY_OPTIONS = ("optimizer_class", "optimizer_kwargs")
 
@@ -46,7 +47,8 @@ class RowValues(BasePolicy):
 
     def _values(self, obs: PyTorchObs) -> torch.Tensor:
         """Float[n, nudges, outputs]."""
-        rows = split_rows(cast(torch.Tensor, obs), *self.shape, self.spec.level)
+        asked = (self.spec.level, self.spec.costs)
+        rows = split_rows(cast(torch.Tensor, obs), *self.shape, *asked)
         return cast(torch.Tensor, self.net(rows))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> torch.Tensor:
@@ -86,7 +88,7 @@ class HierarchicalDQNPolicy(DQNPolicy):
     ) -> None:
         known_only(kwargs, POLICY_OPTIONS, also=("width",))
         self._own = {"width": width, "level": level, **kwargs}
-        self.spec = ActorSpec("greedy", level, width)
+        self.spec = ActorSpec("greedy", level, width, costs=observes_costs(observation_space))
         super().__init__(observation_space, action_space, lr_schedule, net_arch=[], **kwargs)
 
     def make_q_net(self) -> Any:
@@ -124,7 +126,8 @@ class HierarchicalQRDQNPolicy(QRDQNPolicy):
     ) -> None:
         known_only(kwargs, POLICY_OPTIONS, also=("width", "n_quantiles"))
         self._own = {"width": width, "level": level, "n_quantiles": n_quantiles, **kwargs}
-        self.spec = ActorSpec("greedy", level, width, outputs=n_quantiles)
+        costs = observes_costs(observation_space)
+        self.spec = ActorSpec("greedy", level, width, outputs=n_quantiles, costs=costs)
         super().__init__(
             observation_space,
             action_space,

@@ -123,7 +123,8 @@ class CurvesCore:
     def observation_space(self) -> gym.Space[Any]:
         """Of one environment."""
         flat = self.options.observation == "flat"
-        return flat_space(self.shape) if flat else dict_space(self.shape, self._probes.names)
+        costs, probes = self.options.costs, self._probes.names
+        return flat_space(self.shape, costs) if flat else dict_space(self.shape, probes, costs)
 
     @property
     def action_space(self) -> gym.Space[Any]:
@@ -392,4 +393,7 @@ class CurvesCore:
             cell_nll_train=self._cell_train,
             probes=self._probes.values,
             probe_age=self._probes.age if self._probes.names else None,
+            # here every token costs the same
+            costs=np.zeros_like(self._weight) if self.options.costs else None,
+            cell_costs=np.zeros_like(self._inner) if self.options.costs else None,
         )
