@@ -15,9 +15,9 @@ updated weights: on a machine that is shared, wall time says nothing.
     balanced     the same, packs sorted by attention work
     hbp          the same with a second group of packs, an eighth as long, and greedy fill
 
-Waiting: two processes train the same plans over gloo, one pack in every pass, and each notes the
-CPU seconds of every forward and backward pass. The replica that is done first would wait: the
-share of the two replicas' time that is spent so, if they meet after every pass (sharded weights),
+Waiting: two processes train the same plans over gloo, and each notes the CPU seconds of every
+forward and backward pass. The process that is done first would wait: the share of their time that
+is spent so, and the seconds until both are done, if they meet after every pass (sharded weights),
 and if they meet after every optimiser step (as this project's ranks do). Repeats train the same
 passes; the median of each pass leaves out most of what other programs do to one of them.
 
@@ -136,20 +136,20 @@ def lined_up(seconds: Sequence[list[float]]) -> Any:
     return np.array([[*rank, *[0.0] * (most - len(rank))] for rank in seconds])
 
 
-def waiting(steps: Sequence[Any]) -> dict[str, float]:
-    """Shares of the ranks' time: if they meet after every pass, and after every step.
+def waiting(steps: Sequence[Any]) -> dict[str, tuple[float, float]]:
+    """(share of waiting, seconds), if ranks meet after every pass, and after every step.
 
     Args:
         steps: float64[ranks, passes] of every step.
 
     >>> waiting([np.array([[1.0, 3.0], [3.0, 1.0]])])
-    {'passes': 0.3333333333333333, 'steps': 0.0}
+    {'pass': (0.33333333333333337, 6.0), 'step': (0.0, 4.0)}
     """
     by_pass = np.concatenate(steps, axis=1)
     by_step = np.stack([step.sum(1) for step in steps], axis=1)
     return {
-        name: float(1 - found.mean(0).sum() / found.max(0).sum())
-        for name, found in (("passes", by_pass), ("steps", by_step))
+        name: (float(1 - found.mean(0).sum() / found.max(0).sum()), float(found.max(0).sum()))
+        for name, found in (("pass", by_pass), ("step", by_step))
     }
 
 
@@ -211,12 +211,12 @@ def show(report: dict[str, Any]) -> None:
         print(line)
     for method, found in report["waiting"].items():
         parts = [
-            f"{100 * found['median'][key]:.1f}% ({_range(found['repeats'][key])}) meeting after "
-            f"every {key.rstrip('s') if key == 'steps' else 'pass'}"
-            for key in ("passes", "steps")
+            f"{100 * share:.1f}% ({_range([one for one, _ in found['repeats'][key]])}), done after "
+            f"{seconds:.2f} s, meeting after every {key}"
+            for key, (share, seconds) in found["median"].items()
         ]
         print(
-            f"waiting of two processes, {method:<9} {', '.join(parts)}; {found['passes']} passes "
+            f"waiting of two processes, {method:<9} {'; '.join(parts)}; {found['passes']} passes "
             f"in {found['steps']} steps"
         )
 

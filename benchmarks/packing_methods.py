@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 PLANNED = ("packing", "balanced", "hbp")
+RANKS = 2
 SHORT = 8  # the short group's packs, as a part of the longest
 
 
@@ -223,14 +224,15 @@ def _listed(job: Job) -> Iterator[dict[str, list[int]]]:
 def run_rank(job: Job, method: str) -> list[list[float]]:
     """CPU seconds of every forward and backward pass of this rank, step by step.
 
-    Each pack is a pass of its own, as where weights are sharded.
+    A full step takes as many passes as the rank has packs of the longest length, whatever the
+    length of its packs.
     """
     import torch
 
     from mixgym.envs.learners.base import PlainStep
     from mixgym.envs.ranks import part
 
-    learner = job.learner(10**6)  # one pack in every pass
+    learner = job.learner(max(1, job.packs // RANKS))
     _warm_up(learner.model)
     torch.distributed.barrier()
     seconds: list[list[float]] = []
@@ -255,7 +257,7 @@ def run_rank(job: Job, method: str) -> list[list[float]]:
 
     learner._micro_batches, learner._token_losses = micro_batches, forward
     learner._accelerator.backward = back
-    learner.train(job.plan(method, 2), PlainStep(), 0.0)
+    learner.train(job.plan(method, RANKS), PlainStep(), 0.0)
     part()
     return seconds
 
