@@ -216,8 +216,10 @@ class _Run:
 def _chunk_elements(wanted: int, job: TensorJob, kernel: Kernel | None) -> int:
     """Return a multiple of the block length, or of the row length where rows must be whole."""
     unit = BLOCK_ELEMENTS
-    if kernel is not None and kernel.whole_rows and job.settings is not None:
-        unit = max(1, job.settings.row)
+    if kernel is not None:
+        wanted *= kernel.stretch
+        if kernel.whole_rows and job.settings is not None:
+            unit = max(1, job.settings.row)
     return max(1, wanted // unit) * unit
 
 

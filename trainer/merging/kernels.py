@@ -30,6 +30,8 @@ class Kernel(Protocol):
     """Whether chunks must hold whole rows (along the last axis)."""
     measures_deltas: bool
     """Whether the tally has the deltas' lengths and zeros anyway."""
+    stretch: int
+    """How many times the usual number of elements a chunk holds."""
     checks: Checks
     """Where NaN and infinities are looked for: a sum shows them, a copy cannot bring new ones."""
     tally: Tally
@@ -112,6 +114,7 @@ class LinearKernel:
     passes = 0
     whole_rows = False
     measures_deltas = False
+    stretch = 1
     checks: Checks = "output"
 
     def __init__(self, combination: Combination) -> None:
@@ -140,6 +143,7 @@ class GramKernel:
 
     passes = 1
     whole_rows = False
+    stretch = 1
     checks: Checks = "both"
 
     def __init__(self, method: str, settings: StageSettings, relative: bool) -> None:
@@ -196,6 +200,7 @@ class RowSlerpKernel:
     passes = 0
     whole_rows = True
     measures_deltas = False
+    stretch = 1
     checks: Checks = "both"
 
     def __init__(self, settings: StageSettings, relative: bool) -> None:
@@ -229,6 +234,7 @@ class StagedKernel:
     """Base plus the deltas, first thinned by a sparsifier and then merged by a combiner."""
 
     measures_deltas = True
+    stretch = 1
     checks: Checks = "both"
 
     def __init__(self, sparsify: str, combine: str, settings: StageSettings) -> None:
@@ -292,6 +298,7 @@ class NearswapKernel:
     passes = 0
     whole_rows = False
     measures_deltas = True
+    stretch = 1
     checks: Checks = "both"
 
     def __init__(self, settings: StageSettings) -> None:

@@ -9,26 +9,36 @@ keeping a draw that survived, and otherwise drawing again among the survivors, i
 survivors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial, reduce
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.trainer.merging.chunk import BASE, Chunk
 from mixgym.trainer.merging.kernels import Checks
-from mixgym.trainer.merging.numerics import Array, bits_of, equal_values
+from mixgym.trainer.merging.numerics import Array, bits_of
+from mixgym.trainer.merging.picking import (
+    Lots,
+    choose,
+    counts_of,
+    picks_of,
+    places_of,
+    redraw,
+    unequal,
+    zero_places,
+)
 from mixgym.trainer.merging.sparsify import SPARSIFY, StageSettings
 from mixgym.trainer.merging.statistics import Tally
-from mixgym.trainer.merging.words import Draw, RepeatedDraw, Words, WordStream, thresholds
-
-_WORD = 2.0**32
-
-Picks = NDArray[Any]
-"""Which model each element is drawn from: the narrowest signed integers that count them."""
+from mixgym.trainer.merging.words import (
+    Draw,
+    Flags,
+    Indices,
+    RepeatedDraw,
+    WordStream,
+    thresholds,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Draws:
     def of(self, start: int, stop: int) -> Draw:
         """Return the words of elements ``start`` to ``stop``."""
         if self.run == 1:
-            return Draw(self.stream, start, self.stream.halves(start, stop))
+            return Draw(self.stream, start, self.stream.heads(start, stop))
         return RepeatedDraw(self.stream, start, stop, self.run)
 
 
@@ -67,10 +77,12 @@ class SelectKernel:
         self._shares: NDArray[np.float64] = weights / weights.sum()
         self._live = [int(k) for k in np.flatnonzero(self._shares)]
         self._edges = thresholds(weights)
+        self._lots = Lots(self._shares[self._live])
         self._draws = draws
         self._rounds = resample
         self._is_thinned = sparsify != "none"
         self.measures_deltas = self._is_thinned
+        self.stretch = 1 if self._is_thinned else 2  # many short passes over narrow elements
         self.checks: Checks = "both"
         self._sparsifier = SPARSIFY[sparsify](settings)
         self.passes = self._sparsifier.passes
@@ -91,19 +103,16 @@ class SelectKernel:
 
     def apply(self, chunk: Chunk) -> Array:
         """Draw each element."""
-        draw = self._draws.of(chunk.start, chunk.stop)
         if self._copies_bits(chunk):
             self.checks = "inputs"
             base = bits_of(chunk.raw(BASE)) if self._rounds != 0 else None
             place = chunk.place()
-            bits = [bits_of(chunk.raw(k)) for k in self._live]
-            self._select(chunk, draw, bits, base, bits_of(place))
+            self._select(chunk, lambda k: bits_of(chunk.raw(k)), base, bits_of(place))
             return place
         values, base_values = self._values(chunk)
         base = bits_of(base_values) if base_values is not None else None
         picked = chunk.scratch("picked")
-        bits = [bits_of(values[k]) for k in self._live]
-        self._select(chunk, draw, bits, base, bits_of(picked))
+        self._select(chunk, lambda k: bits_of(values[k]), base, bits_of(picked))
         return chunk.encode(picked)
 
     def _copies_bits(self, chunk: Chunk) -> bool:
@@ -140,149 +149,106 @@ class SelectKernel:
         return np.where(delta != 0, chunk.value(index), base)
 
     def _select(
-        self, chunk: Chunk, draw: Draw, candidates: list[Array], base: Array | None, out: Array
+        self, chunk: Chunk, bits: Callable[[int], Array], base: Array | None, out: Array
     ) -> None:
-        """Fill ``out`` with the bits of the model that each element is drawn from."""
-        flags = np.dtype(np.bool_)
-        spare = (chunk.scratch("mask", out.dtype), chunk.scratch("crossed", out.dtype))
-        out[...] = candidates[-1]
-        earlier = [
-            draw.below(self._edges[k], chunk.scratch(("below", k), flags)) for k in self._live[:-1]
-        ]
-        for candidate, below in zip(candidates[-2::-1], earlier[::-1], strict=True):
-            blend(out, candidate, below, *spare)
-        reached = [0, *(int(np.count_nonzero(below)) for below in earlier), draw.size]
-        counts = np.array([b - a for a, b in pairwise(reached)])
-        if base is not None:
-            counts += self._resample(draw, candidates, base, out, earlier, counts)
-        selected = np.zeros(len(self._shares), np.int64)
-        selected[self._live] = counts
-        self.tally.count_selected(draw.size, [int(c) for c in selected])
+        """Fill ``out`` with the bits of the model that each element is drawn from.
+
+        Models are asked for one by one, and each is done with while it lies in the cache.
+        """
+        draw = self._draws.of(chunk.start, chunk.stop)
+        firsts = self._live[:-1]
+        earlier = draw.below_each(
+            [self._edges[k] for k in firsts], [_flags(chunk, ("below", k)) for k in firsts]
+        )
+        counts = counts_of(earlier, draw.size)
+        make = partial(chunk.scratch, dtype=out.dtype)
+        if base is None:
+            choose(map(bits, self._live[::-1]), earlier, out, make)
+        else:
+            compared = _Compared(chunk, bits, base)
+            choose(map(compared.bits, self._live[::-1]), earlier, out, make)
+            counts += self._resample(draw, compared, out, earlier)
+        self.tally.count_selected(draw.size, self._by_model(counts))
 
     def _resample(
-        self,
-        draw: Draw,
-        candidates: list[Array],
-        base: Array,
-        out: Array,
-        earlier: list[Array],
-        drawn: NDArray[np.int64],
+        self, draw: Draw, compared: "_Compared", out: Array, earlier: list[Flags]
     ) -> NDArray[np.int64]:
         """Draw again where ``out`` equals the base, in place; return the change of the counts.
 
         Args:
             draw: The chunk's random words.
-            candidates: Bits of the models that can be drawn.
-            base: Bits of the base.
+            compared: The models.
             out: Bits of what was drawn at first.
             earlier: For each model but the last, where it or one before it was drawn.
-            drawn: How many elements were drawn from each.
         """
-        kinds = len(candidates)
-        where = where_equal(out, base)
-        first = np.full(where.shape, kinds - 1, np.min_scalar_type(-kinds))
-        for below in earlier:
-            first -= below[where].view(np.int8)
-        lost = _counts(first, kinds)
+        differs = [compared.differs[k] for k in self._live]
         if not self._is_thinned:
-            self._count_equal(lost, drawn)
-        here = base[where]
-        found = [candidate[where] for candidate in candidates]
-        differs = [~equal_values(values, here) for values in found]
-        again = partial(draw.again_at, places=where)
-        picked = redraw(again, first, differs, self._shares[self._live], self._rounds)
-        np.copyto(picked, first, where=~reduce(np.logical_or, differs))  # nobody moved it
-        chosen = found[0]
-        for k, values in enumerate(found[1:], 1):
-            blend(chosen, values, picked == k)
+            self._count_equal(differs)
+        where = compared.hopeful(out)
+        first = [below[where] for below in earlier]
+        picked = redraw(
+            partial(draw.again_at, places=where),
+            picks_of(first, where.size),
+            [differ[where] for differ in differs],
+            self._lots,
+            self._rounds,
+        )
+        last = [picked <= k for k in range(len(first))]
+        chosen = np.empty(where.size, out.dtype)
+        choose((compared.bits(k)[where] for k in self._live[::-1]), last, chosen)
         out[where] = chosen
-        return _counts(picked, kinds) - lost
+        return counts_of(last, where.size) - counts_of(first, where.size)
 
-    def _count_equal(self, lost: NDArray[np.int64], drawn: NDArray[np.int64]) -> None:
-        """Count zero deltas among the elements that were first drawn from each model."""
-        counts = np.zeros((2, len(self._shares)), np.int64)
-        counts[:, self._live] = lost, drawn
-        self.tally.count_equal([int(c) for c in counts[0]], [int(c) for c in counts[1]])
+    def _count_equal(self, differs: list[Flags]) -> None:
+        """Count each model's elements that equal the base."""
+        size = differs[0].size
+        equal = np.array([size - np.count_nonzero(differ) for differ in differs])
+        self.tally.count_equal(self._by_model(equal), self._by_model(np.full(equal.shape, size)))
+
+    def _by_model(self, counts: NDArray[np.int64]) -> list[int]:
+        """Return one count for each model, from those of the models that can be drawn."""
+        spread = np.zeros(len(self._shares), np.int64)
+        spread[self._live] = counts
+        return [int(count) for count in spread]
 
 
-def _counts(picked: Picks, kinds: int) -> NDArray[np.int64]:
-    """Return int64[kinds]; for few kinds this takes a third of a bincount's time."""
-    return np.array([np.count_nonzero(picked == k) for k in range(kinds)])
-
-
-def blend(
-    out: Array,
-    other: Array,
-    where: Array,
-    mask: Array | None = None,
-    crossed: Array | None = None,
-) -> None:
-    """Replace ``out`` by ``other`` where bool ``where`` is set, in place, without branches.
-
-    Both are unsigned integers; a mask of all ones or all zeros chooses between them.
+class _Compared:
+    """The models' bits, each compared with the base as soon as it is there.
 
     Args:
-        out: Unsigned integers, changed.
-        other: What replaces them.
-        where: bool[n].
-        mask: Like ``out``; overwritten.
-        crossed: Like ``out``; overwritten.
+        chunk: Where buffers come from.
+        bits: Index of a model -> its bits.
+        base: The base's bits.
+
+    Attributes:
+        differs: Index of a model -> where it differs from the base.
     """
-    mask = np.empty_like(out) if mask is None else mask
-    np.copyto(mask, where.view(np.uint8))
-    np.negative(mask, out=mask)
-    mask &= np.bitwise_xor(out, other, out=crossed)
-    out ^= mask
+
+    def __init__(self, chunk: Chunk, bits: Callable[[int], Array], base: Array) -> None:
+        self._chunk = chunk
+        self._bits = bits
+        self._base = base
+        self._zeros = zero_places(base)
+        self.differs: dict[int, Flags] = {}
+
+    def bits(self, index: int) -> Array:
+        """Return a model's bits."""
+        found = self._bits(index)
+        if index not in self.differs:
+            self.differs[index] = self._unequal(found, ("differs", index))
+        return found
+
+    def hopeful(self, out: Array) -> Indices:
+        """Return the places where ``out`` equals the base and some model does not."""
+        some = reduce(
+            partial(np.logical_or, out=_flags(self._chunk, "some")), self.differs.values()
+        )
+        moved = self._unequal(out, "moved")
+        return places_of(np.greater(some, moved, out=moved))
+
+    def _unequal(self, bits: Array, role: Hashable) -> Flags:
+        return unequal(bits, self._base, self._zeros, _flags(self._chunk, role))
 
 
-def redraw(
-    words: Callable[[int], Words],
-    first: Picks,
-    differs: list[Array],
-    shares: NDArray[np.float64],
-    rounds: int | None,
-) -> Picks:
-    """Return int[m]: the models drawn in place of ``first``, none of which differed from base.
-
-    Args:
-        words: Turn -> fresh random words of the elements, uint32[m].
-        first: The models that were drawn at first, int[m].
-        differs: For each model, which elements differ from the base, bool[m].
-        shares: Probabilities, float64[K], all positive.
-        rounds: Further draws at most, without replacement; None: one draw among the survivors.
-    """
-    if rounds is None:
-        return _draw(words(1), differs, shares, first.dtype)
-    picked = first.copy()
-    untried = [first != k for k in range(len(shares))]
-    undecided = np.ones(first.shape, np.bool_)
-    for turn in range(1, 1 + min(rounds, len(shares) - 1)):
-        drawn = _draw(words(turn), untried, shares, first.dtype)
-        picked = np.where(undecided, drawn, picked)
-        for k, differ in enumerate(differs):
-            untried[k] &= picked != k
-            undecided &= ~(differ & (picked == k))
-    return picked
-
-
-def _draw(
-    words: Words, is_open: list[Array], shares: NDArray[np.float64], kind: np.dtype[Any]
-) -> Picks:
-    """Return int[m]: one draw for each element among the models open to it; the last if none is."""
-    edges = [is_open[0] * shares[0]]
-    for allowed, share in zip(is_open[1:], shares[1:], strict=True):
-        edges.append(edges[-1] + allowed * share)
-    target = words / _WORD
-    target *= edges[-1]
-    picked = np.zeros(words.shape, kind)
-    for edge in edges[:-1]:
-        picked += (target >= edge).view(np.int8)
-    return picked
-
-
-def where_equal(one: Array, two: Array) -> NDArray[np.intp]:
-    """Return the indices at which bit patterns of finite floats are equal values."""
-    differing = one ^ two
-    np.left_shift(differing, differing.dtype.type(1), out=differing)
-    alike = np.flatnonzero(differing == 0)  # equal, or opposite
-    return alike[equal_values(one[alike], two[alike])]
+def _flags(chunk: Chunk, role: Hashable) -> Flags:
+    return chunk.scratch(role, np.dtype(np.bool_))

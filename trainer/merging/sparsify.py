@@ -201,7 +201,7 @@ class Bernoulli(KeepAll):
         """Drop by the words of this chunk."""
         for stream, density, delta in zip(self._streams, self._densities, deltas, strict=True):
             if density < 1.0:
-                draw = Draw(stream, start, stream.halves(start, start + delta.size))
+                draw = Draw(stream, start, stream.heads(start, start + delta.size))
                 delta *= draw.below(int(density * 2**32))
 
 

@@ -16,13 +16,19 @@ from mixgym.trainer.merging.numerics import (
     bits_of,
     decode,
     encode,
-    equal_values,
     first_nonfinite,
     round_to_odd,
 )
 from mixgym.trainer.merging.parameters import depth_of, layer_of, value_at
+from mixgym.trainer.merging.picking import (
+    Lots,
+    choose,
+    places_of,
+    redraw,
+    unequal,
+    zero_places,
+)
 from mixgym.trainer.merging.radix import RankSelector
-from mixgym.trainer.merging.selection import blend, redraw, where_equal
 from mixgym.trainer.merging.sums import GramSum
 from mixgym.trainer.merging.words import Draw, RepeatedDraw, WordStream, thresholds
 
@@ -37,7 +43,7 @@ FLOATS32 = hnp.arrays(
 def test_words_are_golden():
     words = WordStream(0, "select", "model.layers.0.mlp.up_proj.weight").words(0, 1000)
     digest = hashlib.sha256(words.astype("<u4").tobytes()).hexdigest()
-    assert digest == "ca99a71c582e8dd6dce174729e75bb340981ab1837d6f1e570dd0a96b303f43c"
+    assert digest == "7c9fcc08a6798391ea3f9c20d02b82cb093225578dead850bdd72bf8e417b0ff"
 
 
 @given(st.integers(0, 500), st.integers(1, 300))
@@ -53,15 +59,26 @@ def test_words_have_random_access(start, size):
 @example(2**31, 5)
 def test_below_compares_whole_words(threshold, start):
     stream = WordStream(1, "select", "w")
-    draw = Draw(stream, start, stream.halves(start, start + 200))
+    draw = Draw(stream, start, stream.heads(start, start + 200))
     assert np.array_equal(draw.below(threshold), stream.words(start, start + 200) < threshold)
+
+
+@given(st.lists(st.integers(0, 2**32), min_size=1, max_size=6), st.integers(0, 10_000))
+@example([2**24, 2**24 + 5, 0, 2**32 - 1, 2**32], 3)
+def test_below_each_compares_with_every_threshold(edges, start):
+    stream = WordStream(1, "select", "w")
+    draw = Draw(stream, start, stream.heads(start, start + 3000))
+    words = stream.words(start, start + 3000)
+    found = draw.below_each(edges, [np.empty(3000, np.bool_) for _ in edges])
+    for threshold, below in zip(edges, found, strict=True):
+        assert np.array_equal(below, words < threshold)
 
 
 def test_below_completes_words_at_the_border():
     stream = WordStream(1, "select", "w")
     words = stream.words(0, 1000)
     threshold = int(words[500])
-    draw = Draw(stream, 0, stream.halves(0, 1000))
+    draw = Draw(stream, 0, stream.heads(0, 1000))
     assert not draw.below(threshold)[500]
     assert draw.below(threshold + 1)[500]
 
@@ -244,18 +261,77 @@ def test_first_nonfinite(kind, bad):
     assert first_nonfinite(raw[:0].copy(), STORAGE[kind]) is None
 
 
-def test_signed_zeros_are_equal():
-    one = np.array([0.0, -0.0, 1.0, -1.0, 0.0], np.float32)
-    two = np.array([-0.0, 0.0, 1.0, 1.0, 2.0], np.float32)
-    assert equal_values(bits_of(one), bits_of(two)).tolist() == [True, True, True, False, False]
-    assert where_equal(bits_of(one), bits_of(two)).tolist() == [0, 1, 2]
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_signed_zeros_are_equal(kind):
+    one = np.array([0.0, -0.0, 1.0, -1.0, 0.0, -0.0, 2.0, 0.0], kind)
+    two = np.array([-0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 0.0, 0.0], kind)
+    zeros = zero_places(bits_of(two))
+    assert zeros.tolist() == [0, 1, 6, 7]
+    found = unequal(bits_of(one), bits_of(two), zeros, np.empty(8, np.bool_))
+    assert found.tolist() == (one != two).tolist()
 
 
-@given(hnp.arrays(np.uint16, 40), hnp.arrays(np.uint16, 40), hnp.arrays(np.bool_, 40))
-def test_blend_is_where(one, two, mask):
-    out = one.copy()
-    blend(out, two, mask)
-    assert np.array_equal(out, np.where(mask, two, one))
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_a_single_zero_is_found(zero):
+    values = np.array([1.0, -1.0, zero, 3.0], np.float32)
+    assert zero_places(bits_of(values)).tolist() == [2]
+    assert zero_places(bits_of(values[[0, 1, 3]])).size == 0
+    assert zero_places(bits_of(values[:0])).size == 0
+
+
+@pytest.mark.parametrize("size", [65_536, 150_000])
+def test_choose_over_blocks(size):
+    rng = np.random.default_rng(size)
+    candidates = list(rng.integers(0, 2**32, (3, size), dtype=np.uint32))
+    wanted = rng.integers(0, 3, size)
+    out = np.empty(size, np.uint32)
+    choose(candidates[::-1], [wanted <= k for k in range(2)], out)
+    assert np.array_equal(out, np.choose(wanted, candidates))
+
+
+@given(st.integers(1, 5), st.integers(0, 1000))
+def test_choose_takes_the_candidate_that_is_wanted(models, seed):
+    rng = np.random.default_rng(seed)
+    candidates = list(rng.integers(0, 2**16, (models, 40), dtype=np.uint16))
+    wanted = rng.integers(0, models, 40)
+    out = np.empty(40, np.uint16)
+    choose(candidates[::-1], [wanted <= k for k in range(models - 1)], out)
+    assert np.array_equal(out, np.choose(wanted, candidates))
+
+
+@given(hnp.arrays(np.bool_, st.integers(0, 80)))
+def test_places_of_every_flag(flags):
+    assert places_of(flags).tolist() == np.flatnonzero(flags).tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.04, 0.3, 1.0])
+@pytest.mark.parametrize("size", [1, 4096, 4099])
+def test_places_of_few_and_many(share, size):
+    flags = np.random.default_rng(0).random(size) < share
+    assert places_of(flags).tolist() == np.flatnonzero(flags).tolist()
+
+
+@pytest.mark.parametrize("models", [2, 3, 8, 9, 12])
+def test_lots_among_open_models(models):
+    rng = np.random.default_rng(models)
+    n = 20_000
+    shares = rng.dirichlet(np.full(models, 3.0))
+    is_open = [rng.random(n) < 0.6 for _ in range(models)]
+    words = rng.integers(0, 2**31, n, dtype=np.uint32)
+    picked = Lots(shares).draw(is_open, words)
+    weights = np.stack(is_open) * shares[:, None]
+    wanted = (words / 2**31 * weights.sum(0) >= np.cumsum(weights, 0)[:-1]).sum(0)
+    assert np.mean(picked == wanted) > 0.9999, "but for words at a border"
+    some = np.logical_or.reduce(is_open)
+    assert np.stack(is_open)[picked, np.arange(n)][some].all()
+
+
+@pytest.mark.parametrize("word", [0, 2**31 - 1])
+def test_extreme_words_draw_open_models(word):
+    lots = Lots(np.array([0.2, 0.5, 0.3]))
+    for k in range(3):
+        only = [np.array([k == j]) for j in range(3)]
+        assert lots.draw(only, np.array([word], np.uint32)).tolist() == [k]
 
 
 @given(st.integers(0, 1000), st.integers(2, 5), st.sampled_from([None, 1, 2, 9]))
@@ -267,9 +343,9 @@ def test_redraws_take_survivors(seed, models, rounds):
         differs[k] &= first != k
     some = np.logical_or.reduce(differs)
     differs = [d[some] for d in differs]
-    words = lambda turn: rng.integers(0, 2**32, some.sum(), dtype=np.uint32)  # noqa: E731
-    shares = np.full(models, 1 / models)
-    picked = redraw(words, first[some], differs, shares, rounds)
+    words = lambda turn: rng.integers(0, 2**31, some.sum(), dtype=np.uint32)  # noqa: E731
+    lots = Lots(np.full(models, 1 / models))
+    picked = redraw(words, first[some], differs, lots, rounds)
     survived = np.stack(differs)[picked, np.arange(picked.size)]
     if rounds in (None, 9):
         assert survived.all()
