@@ -7,7 +7,7 @@ its own; rows do not see each other. So it serves any number of sources and stra
 import torch
 from torch import nn
 
-from mixgym.agents.policies.network import ValueNet, mlp
+from mixgym.agents.policies.network import ValueNet, ignore_at_first, mlp
 from mixgym.agents.policies.rows import Level, Rows, row_sizes
 from mixgym.agents.policies.table import PlainPolicy
 
@@ -26,6 +26,9 @@ class PerceptronActor(nn.Module):
         top, inner = row_sizes(costs)
         self.top = mlp([top, width, 1], 0.01) if level != "local" else None
         self.inner = mlp([inner, width, 1], 0.01) if level != "global" else None
+        for net in (self.top, self.inner) if costs else ():
+            if net is not None:
+                ignore_at_first(net, -1)
 
     def forward(self, rows: Rows) -> torch.Tensor:
         """Float[n, entries, 1]."""

@@ -38,6 +38,16 @@ def mlp(sizes: list[int], last_gain: float) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def ignore_at_first(net: nn.Sequential, *inputs: int) -> None:
+    """Let a perceptron start without a use for some of its inputs.
+
+    Costs are all alike in the fast world. What has been trained there has learnt nothing of them,
+    and must not react to them elsewhere as its random start would.
+    """
+    with torch.no_grad():
+        net[0].weight[:, list(inputs)] = 0.0  # type: ignore[operator]
+
+
 class Encoder(nn.Module):
     """Codes of strata, sources and the whole mixture.
 
@@ -61,6 +71,9 @@ class Encoder(nn.Module):
         top, inner = row_sizes(costs)
         self.stratum = mlp([inner + top + more, width, width], 1.0)
         self.source = mlp([top + 2 + width + more, width, width], 1.0)
+        if costs:
+            ignore_at_first(self.stratum, inner - 1, inner + top - 1)
+            ignore_at_first(self.source, top - 1)
         self.context = mlp([len(PROGRESS) + 2 * width, width, width], 1.0)
         self.norms = nn.ModuleList([norm(width) for _ in range(2)] if norm else [])
 

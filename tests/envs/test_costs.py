@@ -1,5 +1,6 @@
 """What sources cost, in the observations of every level, and in what agents read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 import mixgym  # noqa: F401 - registers the environments
 from mixgym.agents.policies.composed import load_agent
 from mixgym.agents.policies.export import ExportedPolicy, export_policy, read_card
+from mixgym.agents.policies.heads import ActorSpec
 from mixgym.agents.policies.rows import rows_shape, split_rows
+from mixgym.agents.policies.table import plain_spec
 from mixgym.envs.build import build_environment
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import MixtureEnv
@@ -183,6 +186,25 @@ def test_every_family_reads_costs_and_its_export_too(algo: str, tmp_path: Path) 
     assert find_agent_environment(tmp_path)["costs"] is True
     with pytest.raises(ConfigError, match=r"does not observe; set environment\.costs=true"):
         load_agent(tmp_path, DummyVecEnv([lambda: environment(action=action, costs=False)]))
+
+
+@pytest.mark.parametrize("policy", [{}, {"kind": "mlp"}])
+def test_an_agent_starts_blind_to_costs_and_learns_to_read_them(policy: dict[str, str]) -> None:
+    plain = {"head": "gaussian", "shape": SHAPE, **policy}
+    spec = plain_spec(plain) if policy else ActorSpec("gaussian")
+    net = replace(spec, costs=True).build()
+    rng = torch.Generator().manual_seed(0)
+    flat = torch.randn((3, flat_space(SHAPE, True).shape[0]), generator=rng)
+    other = flat.clone()
+    other[:, -SHAPE[0] * (1 + SHAPE[1]) :] = 0.0
+    one, two = (net.rows(split_rows(seen, *SHAPE, costs=True)) for seen in (flat, other))
+    assert torch.equal(one, two)
+    one.square().sum().backward()
+    layers = [net.rows.encoder.source, net.rows.encoder.stratum] if not policy else [net.rows.top]
+    for layer in layers:
+        column = (layer[0].weight == 0).all(0)
+        assert column.sum() in (1, 2)
+        assert layer[0].weight.grad[:, column].abs().sum() > 0
 
 
 def scores_of(made: Any, flat: np.ndarray) -> torch.Tensor:
