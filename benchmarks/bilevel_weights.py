@@ -187,7 +187,7 @@ def _real(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
         for f in folders
         if f.name != "longcontext"
     }
-    length, packs, rate = 256, 2, {"0.1m": 3e-3, "1m": 1e-3, "5m": 1e-3}[arguments.model]
+    length, packs, rate = 256, 8, {"0.1m": 3e-3, "1m": 1e-3, "5m": 1e-3}[arguments.model]
     return {
         "sources": sources,
         "data": {"max_length": length, "strata": 2, "held_out_tokens": arguments.held_out},
@@ -219,7 +219,7 @@ def _run(base: dict[str, Any], agent: str, seed: int, steps: int, folder: Path) 
     if agent == "scalebio":
         from mixgym.envs.bilevel.estimators import make_estimator
 
-        factor = make_estimator(config.bilevel.model_copy(update={"estimator": "lookahead"})).cost()
+        factor = make_estimator(config.bilevel).cost()
     print(f"# {where.name}: {time.process_time() - begin:.0f} CPU s", flush=True)
     return {
         "steps": summary["steps"],
@@ -238,15 +238,16 @@ def curves(arguments: argparse.Namespace) -> None:
     from mixgym.envs.options import EnvironmentOptions
     from mixgym.trainer.validation import score
 
+    shape = (12, 4)  # K_max, G_max
+
     def prior(observation: Any, state: Any, start: Any, deterministic: bool) -> Any:
-        shape = (12, 4)  # K_max, G_max
         return np.zeros((len(observation), action_size(shape)), np.float32), state
 
     plain = EnvironmentOptions(learner="curves")
     rule = plain.model_copy(update={"step_rule": "bilevel"})
     wanted = {"the prior (uniform)": (prior, plain), "scalebio": (prior, rule)}
     if arguments.agent:
-        agent = load_agent(Path(arguments.agent) / "agent").predict
+        agent = load_agent(Path(arguments.agent) / "agent", shape=shape).predict
         wanted["the agent alone"] = (agent, plain)
         wanted["the agent on top of scalebio"] = (agent, rule)
     found = {name: score(*case, tasks="test") for name, case in wanted.items()}

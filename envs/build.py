@@ -78,11 +78,13 @@ def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
     tokenizer = load_tokenizer(options.model, lambda: _in_turn(texts))
     grader = make_grader(options, tokenizer, dry=dry)
     found = scorers(grader, [source.name for source in raw], options.seed) if grader else {}
-    sources = tuple(encode_sources(raw, tokenizer, options.data, options.seed, found))
-    if options.environment.step_rule == "bilevel":
+    halved = options.environment.step_rule == "bilevel"
+    parts = 2 if halved else 1
+    sources = tuple(encode_sources(raw, tokenizer, options.data, options.seed, found, parts))
+    if halved:
         sources = tuple(halve_reward(source, options.seed) for source in sources)
         check_validation(sources)
-    if options.environment.step_rule == "bilevel" and (rows := options.bilevel.rows) is not None:
+    if halved and (rows := options.bilevel.rows) is not None:
         sources = tuple(training_subset(source, rows, options.seed) for source in sources)
     return Corpus(sources, tokenizer, sum(scorer.cost for scorer in found.values()))
 

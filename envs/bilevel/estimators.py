@@ -14,55 +14,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-
 from mixgym.envs.bilevel.copies import Copy, Gradients, Values, lent, take_gradients
+from mixgym.envs.bilevel.gaps import (
+    PLAIN,
+    Measured,
+    Task,
+    is_due,
+    per_source,
+    presence,
+    rows_to_look_at,
+    train_only,
+)
+from mixgym.envs.bilevel.nearby import Nearby
 from mixgym.envs.bilevel.options import TRAINED_COPIES, BilevelOptions
-from mixgym.envs.errors import DivergenceError
 from mixgym.envs.learners.base import FloatArray, StepResult
 from mixgym.envs.learners.pairing import Pairable, Tensors
 from mixgym.envs.mixture import BoolArray
 from mixgym.envs.plan import Pack
 from mixgym.envs.ranks import summed
 
-PLAIN = 3.0  # passes in a step of plain fine-tuning
-
 MakeCopy = Callable[[Pairable], Copy]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One step to take.
-
-    Attributes:
-        model: u.
-        packs: the global batch.
-        weights: float64[K], of the sources in the loss, or None where sampling does it.
-        alpha: penalty of this step.
-        step: number of the step, from 0.
-    """
-
-    model: Pairable
-    packs: tuple[Pack, ...]
-    weights: FloatArray | None
-    alpha: float
-    step: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a step did.
-
-    Attributes:
-        result: of u.
-        present: bool[K], sources with tokens in the global batch.
-        gap: float64[K], alpha (l(w) - l(u)), 0 for absent sources; None if it was not measured.
-    """
-
-    result: StepResult
-    present: BoolArray
-    gap: FloatArray | None = None
 
 
 class Estimator(Protocol):
@@ -94,77 +65,6 @@ class Estimator(Protocol):
 
 
 @dataclass
-class Nearby:
-    """``alignment`` and ``lookahead``: w is a guess from the gradient of validation.
-
-    w = u + d / alpha with d = -horizon * rate * P grad L1(u), where P scales as the optimiser does
-    (or is the identity): the inverse curvature of the penalty problem is taken for that of the
-    optimiser. ``alignment`` takes the derivative of the losses along d, ``lookahead`` their finite
-    change. Nothing is kept, and u is exactly as it was: the buffer of the gradient becomes w.
-    """
-
-    options: BilevelOptions
-
-    def cost(self, v: float = 1.0) -> float:
-        """See :class:`Estimator`."""
-        looks = 2.0 if self.options.estimator == "alignment" else 1.0
-        return (PLAIN + (PLAIN * v + looks) / self.options.period) / PLAIN
-
-    def step(self, task: Task) -> Measured:
-        """See :class:`Estimator`."""
-        model, packs, own = task.model, task.packs, task.model.parameters()
-        rise = None
-        if is_due(task.step, self.options.period):
-            direction = self._direction(task, own)
-            if self.options.estimator == "alignment":
-                rise = self._derivative(task, own, direction)
-            else:
-                near = _moved(own, direction, 1 / task.alpha)
-                with lent(own, near):
-                    pulled = model.losses(packs)
-                del near
-            del direction
-        sums, loss = model.accumulate_weighted(packs, task.weights)
-        if is_due(task.step, self.options.period) and rise is None:
-            rise = task.alpha * (pulled - sums)
-        gap, present = per_source(task, rise)
-        return Measured(StepResult(summed(sums), loss, model.apply()), present, gap)
-
-    def _direction(self, task: Task, own: Tensors) -> Gradients:
-        """d, in the memory of the gradient."""
-        model = task.model
-        model.validate(task.step // self.options.period, self.options.validation_packs, 1.0)
-        gradients = take_gradients(own)
-        if self.options.precondition:
-            scale_as_optimizer(model, own, gradients)
-        for gradient in gradients.values():
-            gradient.mul_(-self.options.horizon * model.base_rate)
-        return gradients
-
-    def _derivative(self, task: Task, own: Tensors, direction: Gradients) -> FloatArray:
-        """float64[K, G], derivative of the loss sums along d."""
-        if self.options.derivative == "forward":
-            return task.model.slopes(task.packs, direction)
-        change = np.zeros(0)
-        for side in (1.0, -1.0):
-            near = {n: own[n].detach() + d * (side / task.alpha) for n, d in direction.items()}
-            with lent(own, near):
-                sums = side * task.model.losses(task.packs)
-            change = sums if side > 0 else change + sums
-        return 0.5 * task.alpha * change
-
-    def forget(self, names: Iterable[str]) -> None:
-        """See :class:`Estimator`; there are no copies."""
-
-    def snapshot(self) -> list[dict[str, Any]]:
-        """See :class:`Estimator`."""
-        return []
-
-    def restore(self, state: list[dict[str, Any]]) -> None:
-        """See :class:`Estimator`."""
-
-
-@dataclass
 class Paired:
     """``paired`` and ``central``: one copy pulled towards validation, or one each way.
 
@@ -185,7 +85,8 @@ class Paired:
 
     def cost(self, v: float = 1.0) -> float:
         """See :class:`Estimator`."""
-        return (PLAIN + len(self.pulls) * (PLAIN + PLAIN * v)) / PLAIN
+        looks = 2.0 / self.options.period if self.options.look == "even" else 0.0
+        return (PLAIN + len(self.pulls) * (PLAIN + PLAIN * v) + looks) / PLAIN
 
     def step(self, task: Task) -> Measured:
         """See :class:`Estimator`."""
@@ -195,9 +96,7 @@ class Paired:
             self._pull(task, own, *pair) for pair in zip(self._copies, self.pulls, strict=True)
         ]
         sums, loss = model.accumulate_weighted(task.packs, task.weights)
-        pulled = [found for found, _ in lists]
-        rise = 0.5 * (pulled[0] - pulled[1]) if len(pulled) > 1 else pulled[0] - sums
-        gap, present = per_source(task, task.alpha * rise)
+        gap, seen = self._gap(task, own, [*(found for found, _ in lists), sums])
         gathered = [
             copy.gather(gradients, own, task.alpha)
             for copy, (_, gradients) in zip(self._copies, lists, strict=True)
@@ -205,7 +104,26 @@ class Paired:
         rate, norm = model.rate(), model.apply()
         for copy, gradients in zip(self._copies, gathered, strict=True):
             copy.step(gradients, rate, model.clip_factor(norm))
-        return Measured(StepResult(summed(sums), loss, norm), present, gap)
+        return Measured(StepResult(summed(sums), loss, norm), presence(task), gap, seen)
+
+    def _gap(
+        self, task: Task, own: Tensors, trained: list[FloatArray]
+    ) -> tuple[FloatArray | None, BoolArray | None]:
+        """See :func:`per_source`; ``trained`` are the loss sums of copies and model in the step."""
+        look = task.packs
+        if self.options.look == "even":
+            if not is_due(task.step, self.options.period):
+                return None, None
+            look = rows_to_look_at(task, self.options)
+            trained = [self._losses(task, own, copy, look) for copy in self._copies]
+            if len(trained) == 1:
+                trained.append(task.model.losses(look))
+        rise = trained[0] - trained[1]  # the other copy, or the model
+        return per_source(task, look, task.alpha * rise / len(self.pulls))
+
+    def _losses(self, task: Task, own: Tensors, copy: Copy, look: tuple[Pack, ...]) -> FloatArray:
+        with lent(own, copy.values(own, task.alpha)):
+            return task.model.losses(look)
 
     def begin(self, model: Pairable) -> None:
         """Make the copies, unless they are there; put them back where a snapshot had them."""
@@ -261,9 +179,7 @@ class LazyPair:
         """See :class:`Estimator`."""
         period = self.options.period
         if task.step % period < period - self.options.pair_steps:
-            sums, loss = task.model.accumulate_weighted(task.packs, task.weights)
-            _, present = per_source(task, None)
-            return Measured(StepResult(summed(sums), loss, task.model.apply()), present)
+            return train_only(task)
         measured = self.pair.step(task)
         if not is_due(task.step, period):
             return Measured(measured.result, measured.present)
@@ -295,62 +211,11 @@ def make_estimator(options: BilevelOptions, make_copy: MakeCopy = full_copy) -> 
         >>> make_estimator(BilevelOptions(estimator="paired")).cost()
         3.0
         >>> round(make_estimator(BilevelOptions(estimator="lookahead")).cost(), 3)
-        1.133
+        1.167
     """
+    options = options.on("causal_lm")
     if options.estimator not in TRAINED_COPIES:
         return Nearby(options)
     if options.estimator == "lazy_pair":
         return LazyPair(options, Paired(options, make_copy))
     return Paired(options, make_copy, (1.0,) if options.estimator == "paired" else (1.0, -1.0))
-
-
-def is_due(step: int, period: int) -> bool:
-    """Whether the weights are updated at the end of this step."""
-    return step % period == period - 1
-
-
-def per_source(task: Task, rise: FloatArray | None) -> tuple[FloatArray | None, BoolArray]:
-    """Token means of loss sums [K, G] over all ranks: float64[K], 0 where absent; bool[K].
-
-    Raises:
-        DivergenceError: if one is not finite.
-    """
-    counts = summed(task.model.source_counts(task.packs))
-    present = counts > 0
-    if rise is None:
-        return None, present
-    total = summed(rise.sum(-1))
-    with np.errstate(invalid="ignore"):  # it is looked at next
-        gap = np.where(present, total / np.where(present, counts, 1.0), 0.0)
-    bad = np.flatnonzero(~np.isfinite(gap))
-    if bad.size:
-        raise DivergenceError(
-            f"the value gap of source {task.model.source_names[bad[0]]!r} is {gap[bad[0]]} at step "
-            f"{task.step + 1}: the second model diverges; lower training.learning_rate, or raise "
-            "bilevel.alpha"
-        )
-    return gap, present
-
-
-def scale_as_optimizer(model: Pairable, own: Tensors, gradients: Gradients) -> None:
-    """Divide gradients in place by what the optimiser divides by, if it divides by anything.
-
-    That is the root of its running square or the gradient's own size, whichever is larger: one
-    gradient must not be taken for a thousand. No entry is larger than 1 afterwards, as in a step.
-    """
-    group = model.optimizer.param_groups[0]
-    if "betas" not in group:
-        return
-    second, tiny = group["betas"][1], group["eps"]
-    for name, gradient in gradients.items():
-        state = model.optimizer.state.get(own[name], {})
-        scale = gradient.abs()
-        if "exp_avg_sq" in state:
-            correction = 1.0 - second ** float(state["step"])
-            scale = torch.maximum(scale, (state["exp_avg_sq"] / correction).sqrt_())
-        gradient.div_(scale.add_(tiny))
-
-
-def _moved(own: Tensors, direction: Gradients, factor: float) -> Gradients:
-    """Find u + factor * direction, in the memory of the direction."""
-    return {n: d.mul_(factor).add_(own[n].detach()) for n, d in direction.items()}

@@ -46,7 +46,8 @@ class BilevelOptions(Options):
     update: Literal["auto", "adam", "mirror", "gradient"] = Field(
         "auto",
         description="adam: each logit by its own running scale; mirror: all by one scale, "
-        "multiplicative on the weights; gradient: as it is; auto: adam, and gradient on curves",
+        "multiplicative on the weights; gradient: as it is; auto: mirror for alignment and "
+        "lookahead, adam for second models, gradient on curves",
     )
     clip: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="largest entry of the weights' gradient"
@@ -81,11 +82,19 @@ class BilevelOptions(Options):
     validation_packs: int | None = Field(
         None, ge=1, description="packs in a validation batch (null: as in a training step)"
     )
+    look: Literal["auto", "batch", "even"] = Field(
+        "auto",
+        description="rows that the gap is measured on: batch: those of the training step; even: "
+        "as many tokens of every source, drawn anew each time; auto: even for alignment and "
+        "lookahead, else batch",
+    )
     rows: int | None = Field(
         None, ge=1, description="training rows of each source that are used (null: all)"
     )
-    storage: Literal["full", "difference", "low_rank", "top"] = Field(
-        "full", description="what is kept of the second model"
+    storage: Literal["auto", "full", "difference", "low_rank", "top"] = Field(
+        "auto",
+        description="what is kept of the second model; auto: difference for paired and central, "
+        "full for lazy_pair",
     )
     rank: int = Field(8, ge=1, description="storage low_rank: rank of every matrix's difference")
     top: int = Field(1, ge=1, description="storage top: blocks, counted from the output")
@@ -108,7 +117,7 @@ class BilevelOptions(Options):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "BilevelOptions":
-        if self.storage != "full" and self.estimator not in TRAINED_COPIES:
+        if self.storage not in ("auto", "full") and self.estimator not in TRAINED_COPIES:
             raise ValueError(
                 f"storage={self.storage} is for estimators with a second model "
                 f"({', '.join(TRAINED_COPIES)}), not for {self.estimator}"
@@ -128,19 +137,29 @@ class BilevelOptions(Options):
         return 1 if self.estimator in EVERY_STEP else 10
 
     def on(self, learner: Literal["causal_lm", "curves"]) -> "BilevelOptions":
-        """The same with everything that is left to the learner filled in.
+        """The same with everything that is left to the learner and the estimator filled in.
 
-        A language model gives noisy gaps on a scale of its own, learning curves exact ones in nats
-        per budget: there the gradient is taken as it is (chosen on the validation tasks).
+        A guess from nearby sees few rows, rarely, so it looks at every source, and moves as far as
+        its mean stands out of its noise; two models that train apart for long differ by their
+        noise, so the difference is trained instead. Learning curves give exact gaps in nats per
+        budget: there the gradient is taken as it is (chosen on the validation tasks).
 
         >>> BilevelOptions().on("causal_lm").estimator, BilevelOptions().on("curves").update
         ('lookahead', 'gradient')
+        >>> BilevelOptions(estimator="paired").on("causal_lm").storage
+        'difference'
         """
-        curves = learner == "curves"
+        estimator = self.estimator
+        if estimator == "auto":
+            estimator = "alignment" if learner == "curves" else "lookahead"
+        near = estimator not in TRAINED_COPIES
+        update = "gradient" if learner == "curves" else "mirror" if near else "adam"
         defaults = {
-            "estimator": "alignment" if curves else "lookahead",
-            "update": "gradient" if curves else "adam",
-            "decay": 0.1 if curves else 0.0,
+            "estimator": estimator,
+            "update": update,
+            "look": "even" if near else "batch",
+            "storage": "difference" if estimator in EVERY_STEP else "full",
+            "decay": 0.1 if learner == "curves" else 0.0,
         }
         open_ = {n: v for n, v in defaults.items() if getattr(self, n) in ("auto", None)}
         return self.model_copy(update=open_)

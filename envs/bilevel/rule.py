@@ -16,7 +16,8 @@ import numpy as np
 
 from mixgym.envs.bilevel.blocks import BlockDraws, without_gradients
 from mixgym.envs.bilevel.copies import Copy, Difference, LowRank, Values
-from mixgym.envs.bilevel.estimators import Measured, Task, make_estimator
+from mixgym.envs.bilevel.estimators import make_estimator
+from mixgym.envs.bilevel.gaps import Measured, Task
 from mixgym.envs.bilevel.options import BilevelOptions
 from mixgym.envs.bilevel.weights import (
     BETAS,
@@ -190,7 +191,8 @@ class BilevelStep:
         self._absent += ~measured.present
         self._step += 1
         if measured.gap is not None:
-            self._update(measured.gap, measured.present, progress)
+            seen = measured.present if measured.seen is None else measured.seen
+            self._update(measured.gap, seen, progress)
 
     def _update(self, gap: FloatArray, present: BoolArray, progress: float) -> None:
         """Move lambda by the share of its travel that the progress since the last update is."""

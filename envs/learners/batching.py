@@ -96,9 +96,10 @@ def evaluation_packs(sources: Sequence[Source], split: str, capacity: int) -> li
     ]
     if not rows:
         return []
-    where = np.concatenate(rows)
-    lengths = np.concatenate([source.splits[split].lengths for source in sources])
-    return [
-        Pack(where[group], lengths[group], capacity)
-        for group in best_fit_decreasing(lengths, capacity)
-    ]
+    return pack_rows(np.concatenate(rows), sources, split, capacity)
+
+
+def pack_rows(rows: IntArray, sources: Sequence[Source], split: str, capacity: int) -> list[Pack]:
+    """The rows int64[n, 3], (source, stratum, row of the split), best-fit packed."""
+    lengths = np.array([sources[k].splits[split].lengths[i] for k, _, i in rows], np.int64)
+    return [Pack(rows[g], lengths[g], capacity) for g in best_fit_decreasing(lengths, capacity)]

@@ -16,14 +16,14 @@ import numpy as np
 
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.base import FloatArray, Trainable
-from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
+from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch, pack_rows
 from mixgym.envs.learners.data_parallel import DataParallel
 from mixgym.envs.learners.precision import Matmul, matmul
 from mixgym.envs.learners.schedule import learning_rate_factor
 from mixgym.envs.options import TrainingOptions
 from mixgym.envs.plan import Pack
 from mixgym.envs.ranks import summed
-from mixgym.envs.sources.source import Source
+from mixgym.envs.sources.source import IntArray, Source
 from mixgym.envs.sources.splits import VALIDATION, check_validation, without_validation
 from mixgym.envs.sources.streams import stream
 
@@ -59,6 +59,13 @@ class Pairable(Trainable, Protocol):
 
     def source_counts(self, packs: tuple[Pack, ...]) -> FloatArray:
         """float64[K], supervised tokens of a global batch (of this rank)."""
+        ...
+
+    def even_packs(self, index: int) -> tuple[Pack, ...]:
+        """Packs of about a global batch, of training rows of every source alike.
+
+        As many tokens of every source, one row at least, drawn by the seed for each ``index``.
+        """
         ...
 
     def accumulate_weighted(
@@ -191,6 +198,22 @@ class PairedTraining:
             for source, _, row in pack.rows.tolist():
                 counts[source] += self.sources[source].splits["train"].row(row)[1].sum()
         return counts / shard.degree  # ranks that share a pack count it together
+
+    def even_packs(self, index: int) -> tuple[Pack, ...]:
+        """See :class:`Pairable`."""
+        trained = [k for k, source in enumerate(self.sources) if len(source.splits["train"])]
+        share = self._training.packs * self._max_length / len(trained)
+        drawn = [self._draw_rows(k, share, index) for k in trained]
+        return tuple(pack_rows(np.concatenate(drawn), self.sources, "train", self._max_length))
+
+    def _draw_rows(self, k: int, tokens: float, index: int) -> IntArray:
+        """int64[n, 3], rows of source k that fit into ``tokens`` together, one at least."""
+        source = self.sources[k]
+        lengths = source.splits["train"].lengths
+        order = stream(self._seed, "look", source.name, str(index)).permutation(len(lengths))
+        fitting = np.searchsorted(np.cumsum(lengths[order]), tokens, side="right")
+        rows = order[: max(1, int(fitting))]
+        return np.stack([np.full(len(rows), k), source.strata["train"][rows], rows], axis=1)
 
     def accumulate_weighted(
         self, packs: tuple[Pack, ...], weights: FloatArray | None

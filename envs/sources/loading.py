@@ -79,6 +79,7 @@ def encode_sources(
     data: DataOptions,
     seed: int,
     scorers: Mapping[str, Scorer] | None = None,
+    reward_parts: int = 1,
 ) -> list[Source]:
     """Tokenise, grade and cap every source.
 
@@ -88,13 +89,16 @@ def encode_sources(
         data: how rows become tokens and strata.
         seed: the world's seed, for the choice of held-out rows under the cap.
         scorers: by source, what grades its rows, where ``strata_by`` takes a model.
+        reward_parts: into how many parts the reward split will be dealt; the cap is for each.
 
     Raises:
         SourceError: a row, a column or the chat template cannot be used, or a source that needs
             train or reward rows has none left.
     """
     found = scorers or {}
-    return [_encode_source(s, tokenizer, data, seed, found.get(s.name)) for s in raw]
+    caps = dict.fromkeys(HELD_OUT, data.held_out_tokens)
+    caps["reward"] *= reward_parts
+    return [_encode_source(s, tokenizer, data, seed, found.get(s.name), caps) for s in raw]
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -214,6 +218,7 @@ def _encode_source(
     data: DataOptions,
     seed: int,
     scorer: Scorer | None,
+    caps: Mapping[str, int],
 ) -> Source:
     parts = {name: encode_rows(raw.rows[name], tokenizer, data, raw.name) for name in SPLITS}
     _check_splits(raw.name, raw.options, {name: len(part.rows) for name, part in parts.items()})
@@ -229,7 +234,7 @@ def _encode_source(
         strata["train"] = strata["train"][stays]
     for name in HELD_OUT:
         rng = stream(seed, "held-out", raw.name, name)
-        keep = cap_rows(rows[name].supervised, strata[name], data.held_out_tokens, rng)
+        keep = cap_rows(rows[name].supervised, strata[name], caps[name], rng)
         counts[f"rows set aside: {name} over held_out_tokens"] = len(rows[name]) - len(keep)
         if len(keep) < len(rows[name]):
             rows[name], strata[name] = rows[name].take(keep), strata[name][keep]

@@ -125,7 +125,7 @@ def test_weights_are_learnt_on_a_subset(make_config: Make) -> None:
     assert all(row["rows"]["train"] == 20 for row in report["sources"].values())
     rows = report["sources"]["addition"]["rows"]
     assert 0 <= rows["reward"] - rows["validation"] <= 1
-    assert report["cost"]["step_factor"] == pytest.approx(1 + 4 / 30)
+    assert report["cost"]["step_factor"] == pytest.approx(1 + 5 / 30)
 
 
 def refusals() -> list[tuple[dict[str, Any], str]]:

@@ -298,7 +298,7 @@ def bilevel(
 ) -> BilevelStep:
     """A rule for the model: lambda moves by ``rate`` times its gradient at every update."""
     defaults = {"act": "loss", "update": "gradient", "travel": rate * steps, "check": True}
-    defaults |= {"estimator": "paired"}
+    defaults |= {"estimator": "paired", "look": "batch", "storage": "full"}
     parsed = BilevelOptions.model_validate(defaults | options)
     count = len(model.source_names)
     return rule(parsed, model.source_names, np.full(count, 1.0 / count), 0)

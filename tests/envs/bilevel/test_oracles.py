@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mixgym.envs.bilevel.copies import Gradients, Values
-from mixgym.envs.bilevel.estimators import Paired, Task
+from mixgym.envs.bilevel.estimators import Paired
+from mixgym.envs.bilevel.gaps import Task
 from mixgym.envs.bilevel.rule import BilevelStep
 from mixgym.envs.learners.pairing import Tensors
 from mixgym.envs.sources.streams import stream

@@ -48,8 +48,11 @@ def test_one_source_has_no_weights() -> None:
     [
         ({"estimator": "paired"}, 1.0, 3.0),
         ({"estimator": "central"}, 1.0, 5.0),
-        ({"estimator": "lookahead"}, 1.0, 1 + 4 / 30),
-        ({"estimator": "lookahead"}, 0.25, 1 + 1.75 / 30),
+        ({"estimator": "paired", "look": "even", "every": 10}, 1.0, 3.0 + 2 / 30),
+        ({"estimator": "lookahead"}, 1.0, 1 + 5 / 30),
+        ({"estimator": "lookahead"}, 0.25, 1 + 2.75 / 30),
+        ({"estimator": "lookahead", "look": "batch"}, 1.0, 1 + 4 / 30),
+        ({"estimator": "lookahead", "look": "batch"}, 0.25, 1 + 1.75 / 30),
         ({"estimator": "alignment"}, 1.0, 1 + 5 / 30),
         ({"estimator": "lazy_pair"}, 1.0, 2.0),
     ],

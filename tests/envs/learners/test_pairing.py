@@ -481,6 +481,74 @@ def test_the_gap_does_not_depend_on_micro_steps(make: LearnerMaker, plan: Interv
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=2e-2, atol=1e-4)
 
 
+def test_an_even_look_takes_every_source_alike(make: LearnerMaker) -> None:
+    learner = make(packs=4)
+    looks = [learner.even_packs(index) for index in range(6)]
+    for packs in looks:
+        rows = np.concatenate([pack.rows for pack in packs])
+        assert len({tuple(row) for row in rows.tolist()}) == len(rows)
+        assert all(pack.tokens <= pack.capacity for pack in packs)
+        for k, source in enumerate(learner.sources):
+            taken = rows[rows[:, 0] == k]
+            lengths = source.splits["train"].lengths
+            used, share = lengths[taken[:, 2]].sum(), 4 * learner._max_length / 2
+            assert share - lengths.max() < used <= share
+            assert (source.strata["train"][taken[:, 2]] == taken[:, 1]).all()
+    as_bytes = [b"".join(pack.rows.tobytes() for pack in packs) for packs in looks]
+    assert len(set(as_bytes)) == len(looks)
+    again = make(packs=4).even_packs(3)
+    assert b"".join(pack.rows.tobytes() for pack in again) == as_bytes[3]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("look", ["batch", "even"])
+def test_only_an_even_look_sees_what_a_batch_lacks(
+    make: LearnerMaker, make_pack: PackMaker, make_plan: PlanMaker, estimator: str, look: str
+) -> None:
+    one_source = make_plan([[make_pack([(0, 2 * s), (0, 2 * s + 1)])] for s in range(4)])
+    learner, rule = make(), rule_of(estimator, look=look, every=4, pair_steps=3)
+    learner.train(one_source, rule, 0.0)
+    assert rule.gap is not None
+    assert rule.gap[0] != 0.0
+    assert (rule.gap[1] != 0.0) == (look == "even")
+    assert rule.health()["absent/second"] == 1.0
+
+
+@pytest.mark.parametrize("estimator", ["alignment", "lookahead"])
+def test_a_look_from_nearby_is_alpha_times_the_rise_of_the_losses(
+    make: LearnerMaker, plan: IntervalPlan, make_plan: PlanMaker, estimator: str
+) -> None:
+    learner = make(change=lambda model: model.double())
+    options = {"look": "even", "every": 1, "alpha": 1000.0, "precondition": False, "horizon": 2.0}
+    rule = rule_of(estimator, **options)
+    before = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
+    learner.validate(0, None, 1.0)
+    rate = learner.base_rate
+    slopes = {n: p.grad.clone() for n, p in learner.model.named_parameters() if p.grad is not None}
+    learner.model.zero_grad()
+    look = learner.even_packs(0)
+    rows = [row for pack in look for row in pack.rows.tolist()]
+
+    def means() -> np.ndarray:
+        sums, counts = np.zeros(2), np.zeros(2)
+        for k, _, i in rows:
+            tokens, labels = learner.sources[k].splits["train"].row(i)
+            sums[k] += nll(learner, tokens, labels)
+            counts[k] += labels.sum()
+        return sums / counts
+
+    at_u = means()
+    with torch.no_grad():
+        for name, parameter in learner.model.named_parameters():
+            parameter.sub_(slopes[name] * (2.0 * rate / 1000.0))
+    wanted = 1000.0 * (means() - at_u)
+    with torch.no_grad():
+        for name, parameter in learner.model.named_parameters():
+            parameter.copy_(before[name])
+    learner.train(part(plan, 0, 1, make_plan), rule, 0.0)
+    np.testing.assert_allclose(rule.gap, wanted, rtol=1e-2)
+
+
 @pytest.mark.parametrize("estimator", ["lookahead", "paired"])
 def test_a_broken_gap_stops_with_its_source(
     make: LearnerMaker,
@@ -493,7 +561,7 @@ def test_a_broken_gap_stops_with_its_source(
     learner.train(part(plan, 0, 1, make_plan), rule, 0.0)
     before = weights(learner)
     monkeypatch.setattr(
-        "mixgym.envs.bilevel.estimators.summed", lambda values: values + np.array([0, np.inf])
+        "mixgym.envs.bilevel.gaps.summed", lambda values: values + np.array([0, np.inf])
     )
     with pytest.raises(DivergenceError, match=r"value gap of source 'second'.*lower training"):
         learner.train(part(plan, 1, 2, make_plan), rule, 0.1)

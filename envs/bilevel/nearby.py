@@ -1,0 +1,125 @@
+"""Estimators that only look at the model from nearby: ``alignment`` and ``lookahead``."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixgym.envs.bilevel.copies import Gradients, lent, take_gradients
+from mixgym.envs.bilevel.gaps import (
+    PLAIN,
+    Measured,
+    Task,
+    is_due,
+    per_source,
+    presence,
+    rows_to_look_at,
+    train_only,
+)
+from mixgym.envs.bilevel.options import BilevelOptions
+from mixgym.envs.learners.base import FloatArray, StepResult
+from mixgym.envs.learners.pairing import Pairable, Tensors
+from mixgym.envs.plan import Pack
+from mixgym.envs.ranks import summed
+
+
+@dataclass
+class Nearby:
+    """``alignment`` and ``lookahead``: w is a guess from the gradient of validation.
+
+    w = u + d / alpha with d = -horizon * rate * P grad L1(u), where P scales as the optimiser does
+    (or is the identity): the inverse curvature of the penalty problem is taken for that of the
+    optimiser. ``alignment`` takes the derivative of the losses along d, ``lookahead`` their finite
+    change. Nothing is kept, and u is exactly as it was: the buffer of the gradient becomes w.
+    """
+
+    options: BilevelOptions
+
+    def cost(self, v: float = 1.0) -> float:
+        """See :class:`~mixgym.envs.bilevel.estimators.Estimator`."""
+        free = self.options.estimator == "lookahead" and self.options.look == "batch"
+        looks = 1.0 if free else 2.0  # the step itself gives the losses of u on its batch
+        return (PLAIN + (PLAIN * v + looks) / self.options.period) / PLAIN
+
+    def step(self, task: Task) -> Measured:
+        """See :class:`~mixgym.envs.bilevel.estimators.Estimator`."""
+        if not is_due(task.step, self.options.period):
+            return train_only(task)
+        model, own = task.model, task.model.parameters()
+        look = rows_to_look_at(task, self.options)
+        direction = self._direction(task, own)
+        if self.options.estimator == "alignment":
+            rise = self._derivative(task, look, own, direction)
+        else:
+            near = _moved(own, direction, 1 / task.alpha)
+            with lent(own, near):
+                pulled = model.losses(look)
+            del near
+        del direction
+        sums, loss = model.accumulate_weighted(task.packs, task.weights)
+        if self.options.estimator != "alignment":
+            rise = task.alpha * (pulled - (sums if look is task.packs else model.losses(look)))
+        gap, seen = per_source(task, look, rise)
+        result = StepResult(summed(sums), loss, model.apply())
+        return Measured(result, presence(task), gap, seen)
+
+    def _direction(self, task: Task, own: Tensors) -> Gradients:
+        """d, in the memory of the gradient."""
+        model = task.model
+        model.validate(task.step // self.options.period, self.options.validation_packs, 1.0)
+        gradients = take_gradients(own)
+        if self.options.precondition:
+            scale_as_optimizer(model, own, gradients)
+        for gradient in gradients.values():
+            gradient.mul_(-self.options.horizon * model.base_rate)
+        return gradients
+
+    def _derivative(
+        self, task: Task, look: tuple[Pack, ...], own: Tensors, direction: Gradients
+    ) -> FloatArray:
+        """float64[K, G], derivative of the loss sums along d."""
+        if self.options.derivative == "forward":
+            return task.model.slopes(look, direction)
+        change = np.zeros(0)
+        for side in (1.0, -1.0):
+            near = {n: own[n].detach() + d * (side / task.alpha) for n, d in direction.items()}
+            with lent(own, near):
+                sums = side * task.model.losses(look)
+            change = sums if side > 0 else change + sums
+        return 0.5 * task.alpha * change
+
+    def forget(self, names: Iterable[str]) -> None:
+        """See :class:`~mixgym.envs.bilevel.estimators.Estimator`; there are no copies."""
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """See :class:`~mixgym.envs.bilevel.estimators.Estimator`."""
+        return []
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """See :class:`~mixgym.envs.bilevel.estimators.Estimator`."""
+
+
+def scale_as_optimizer(model: Pairable, own: Tensors, gradients: Gradients) -> None:
+    """Divide gradients in place by what the optimiser divides by, if it divides by anything.
+
+    That is the root of its running square or the gradient's own size, whichever is larger: one
+    gradient must not be taken for a thousand. No entry is larger than 1 afterwards, as in a step.
+    """
+    group = model.optimizer.param_groups[0]
+    if "betas" not in group:
+        return
+    second, tiny = group["betas"][1], group["eps"]
+    for name, gradient in gradients.items():
+        state = model.optimizer.state.get(own[name], {})
+        scale = gradient.abs()
+        if "exp_avg_sq" in state:
+            correction = 1.0 - second ** float(state["step"])
+            scale = torch.maximum(scale, (state["exp_avg_sq"] / correction).sqrt_())
+        gradient.div_(scale.add_(tiny))
+
+
+def _moved(own: Tensors, direction: Gradients, factor: float) -> Gradients:
+    """Find u + factor * direction, in the memory of the direction."""
+    return {n: d.mul_(factor).add_(own[n].detach()) for n, d in direction.items()}
