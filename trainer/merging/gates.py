@@ -3,6 +3,7 @@
 Each refusal names the models, the tensor or key, and the fix. No weights are read here.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -80,8 +81,9 @@ def check_configs(models: Sequence[Checkpoint], vocab: str) -> list[str]:
     donor, *others = models
     warnings = []
     for other in others:
-        for key in sorted({*donor.config, *other.config} - set(_HARMLESS)):
-            one, two = donor.config.get(key), other.config.get(key)
+        ours, theirs = _comparable(donor.config, other.config)
+        for key in sorted({*ours, *theirs} - set(_HARMLESS)):
+            one, two = ours.get(key), theirs.get(key)
             if one == two or (key == "vocab_size" and vocab == "base"):
                 continue
             text = f"{key} is {one!r} in model {donor.label} and {two!r} in model {other.label}"
@@ -92,6 +94,37 @@ def check_configs(models: Sequence[Checkpoint], vocab: str) -> list[str]:
                 raise MergeError(f"{text}; merge models of one architecture and size{hint}")
             warnings.append(f"{text}; the first is kept")
     return warnings
+
+
+Config = dict[str, Any]
+
+
+def _comparable(one: Config, two: Config) -> tuple[Config, Config]:
+    """Return both, with every default written out if they differ in what decides.
+
+    Versions of transformers leave out different keys, and spell rotary embeddings differently.
+    """
+    if all(one.get(key) == two.get(key) for key in _DECISIVE):
+        return one, two
+    full = _complete(one), _complete(two)
+    return (one, two) if full[0] is None or full[1] is None else (full[0], full[1])
+
+
+def _complete(config: Config) -> Config | None:
+    """Return a configuration as transformers understands it, None if it does not know its kind."""
+    from transformers import CONFIG_MAPPING
+
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        return None
+    try:
+        full: Config = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(config)).to_dict()
+    except Exception:  # whatever a kind's own checks raise
+        return None
+    rotary = full.get("rope_parameters")
+    if isinstance(rotary, dict):
+        rotary.pop("type", None)  # the former name of rope_type
+    return full
 
 
 def canonical_tensors(model: Checkpoint) -> dict[str, TensorInfo]:
@@ -223,6 +256,30 @@ def tokenizer_donor(models: Sequence[Checkpoint], chosen: str | None) -> Path | 
                     "their tokens agree"
                 )
     return marked[0][0].folder if marked else None
+
+
+def template_warnings(models: Sequence[Checkpoint], tokenizer: Path) -> list[str]:
+    """Return a warning for each model whose chat template is not the one that is copied."""
+    copied = _chat_template(tokenizer)
+    return [
+        f"the chat template of model {model.label} is not that of {tokenizer}, which is copied; "
+        f"pass --tokenizer-from {model.label} to take over its own"
+        for model in models
+        if _chat_template(model.folder) not in (None, copied)
+    ]
+
+
+def _chat_template(folder: Path) -> Any:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text("utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        try:
+            found = json.loads((folder / name).read_text("utf-8"))["chat_template"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return found
+    return None
 
 
 def files_to_copy(donor: Path, tokenizer: Path | None) -> dict[str, Path]:

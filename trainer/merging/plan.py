@@ -143,6 +143,8 @@ def make_plan(recipe: Recipe, stack: ExitStack) -> Plan:
     everyone = [donor, *(m for m in models if m is not donor)]
     warnings = gates.check_configs(everyone, recipe.vocab)
     tokenizer = gates.tokenizer_donor(everyone, recipe.tokenizer_from)
+    if tokenizer is not None and recipe.tokenizer_from is None:
+        warnings += gates.template_warnings(everyone, tokenizer)
     used = base if recipe.base is not None and _uses_base(recipe) else None
     jobs = _jobs(recipe, models, used)
     return Plan(recipe, jobs, models, base, donor, tokenizer, warnings)

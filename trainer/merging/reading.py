@@ -74,13 +74,20 @@ class FolderCheckpoint:
         reader = SafetensorsFile if path.suffix == ".safetensors" else TorchFile
         opened: SafetensorsFile | TorchFile = reader(path, self.label)
         self._files.append(opened)
-        for name in opened.tensors if names is None else names:
+        names = list(opened.tensors) if names is None else names
+        for name in names:
             if name not in opened.tensors:
                 raise MergeError(
                     f"model {self.label}: the index places tensor {name} in {path.name}, which "
                     "does not hold it; copy or download the model again"
                 )
             self._owner[name] = opened
+        unnamed = sorted(opened.tensors.keys() - set(names))
+        if unnamed:
+            raise MergeError(
+                f"model {self.label}: {path.name} holds tensor {unnamed[0]}, which the index does "
+                "not place there; add it to the index, or save the model again"
+            )
 
     def _refuse_quantised(self) -> None:
         for name in self._owner:

@@ -154,6 +154,49 @@ def test_config_gate(bench, pair):
     refused(bench, "linear", [good, bad], "num_attention_heads", "None", "4", good, bad)
 
 
+OLDER = {"num_attention_heads": 2, "intermediate_size": 32, "rope_theta": 10000.0}
+
+
+def test_one_configuration_written_by_two_versions(bench, pair):
+    tensors, _ = pair
+    older = {**OLDER, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    newer = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "intermediate_size": 32,
+        "hidden_act": "silu",
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0},
+    }
+    paths = [bench.write(str(i), tensors, config=c) for i, c in enumerate((older, newer))]
+    _, report = bench.run("linear", paths)
+    assert report.warnings == []
+    config = json.loads((Path(report.out) / "config.json").read_text())
+    assert config["rope_theta"] == 10000.0, "the first model's, as it stands"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rope_parameters", {"rope_theta": 5e5}), ("head_dim", 8), ("num_key_value_heads", 1)],
+)
+def test_left_out_keys_stand_for_their_defaults(bench, pair, key, value):
+    tensors, _ = pair
+    one = bench.write("older", tensors, config=OLDER)
+    config = {**OLDER, key: value}
+    if key == "rope_parameters":
+        del config["rope_theta"]
+    two = bench.write("newer", tensors, config=config)
+    refused(bench, "linear", [one, two], key, one, two, "one architecture")
+
+
+def test_unknown_kinds_of_model_are_compared_as_written(bench, pair):
+    tensors, _ = pair
+    config = {"model_type": "own", "rope_theta": 1.0}
+    one = bench.write("one", tensors, config=config)
+    two = bench.write("two", tensors, config={**config, "head_dim": 4})
+    refused(bench, "linear", [one, two], "head_dim", "None", "4", one, two)
+
+
 def test_harmless_keys_are_ignored_and_others_warn(bench, pair):
     tensors, good = pair
     config = {"transformers_version": "9", "torch_dtype": "float64", "attention_dropout": 0.1}
@@ -227,6 +270,16 @@ def test_missing_shard_and_wrong_index(bench, pair):
     refused(bench, "linear", [one], "one", "model-00002.safetensors", "missing shard")
 
 
+def test_a_shard_with_more_than_its_index_says(bench, pair):
+    tensors = {**pair[0], "c": torch.ones(2)}
+    one = bench.write("one", tensors, shards=2)
+    index = Path(one) / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["weight_map"]["c"]
+    index.write_text(json.dumps(content))
+    refused(bench, "linear", [one], "one", "tensor c", "index does not place", "add it")
+
+
 def test_truncated_file(bench, pair):
     file = Path(pair[1]) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
@@ -295,6 +348,25 @@ def test_tokenizers_differ(bench, pair):
     _, report = bench.run("linear", [good, bad], tokenizer_from="none")
     assert not (Path(report.out) / "tokenizer.json").exists()
     refused(bench, "linear", [good], "tokenizer_from", tokenizer_from=str(bench.folder))
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_another_chat_template_is_reported(bench, pair, file):
+    tensors, base = pair
+    tuned = bench.write("tuned", tensors)
+    for folder in (base, tuned):
+        (Path(folder) / "tokenizer.json").write_text("{}")
+    text = "mine" if file.endswith("jinja") else json.dumps({"chat_template": "mine"})
+    (Path(tuned) / file).write_text(text)
+    _, report = bench.run("task_arithmetic", [tuned], base)
+    assert len(report.warnings) == 1
+    assert "chat template" in report.warnings[0]
+    assert f"--tokenizer-from {tuned}" in report.warnings[0]
+    _, report = bench.run("task_arithmetic", [tuned], base, tokenizer_from=tuned)
+    assert report.warnings == []
+    (Path(base) / "chat_template.jinja").write_text("mine")
+    _, report = bench.run("task_arithmetic", [tuned], base)
+    assert report.warnings == []
 
 
 def test_padding_in_use_is_no_difference(bench, pair):
