@@ -41,7 +41,10 @@ class BilevelOptions(Options):
         0.0, ge=0, lt=1, description="alpha grows as (1 + step)^this; 0: constant; theory: 1/7"
     )
     travel: float = Field(
-        20.0, gt=0, allow_inf_nan=False, description="logits that a weight may move over the run"
+        20.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="logits that a weight may move over the run, most of them early",
     )
     update: Literal["auto", "adam", "mirror", "gradient"] = Field(
         "auto",

@@ -26,6 +26,7 @@ from mixgym.envs.bilevel.weights import (
     Logits,
     check_gradient,
     effective_sources,
+    handed_out,
     softmax_around,
 )
 from mixgym.envs.errors import ConfigError, DivergenceError
@@ -83,7 +84,7 @@ class BilevelStep:
         self._blocks: list[list[str]] | None = None
         self._base = (self._natural > 0) / float((self._natural > 0).sum())
         self._step = 0
-        self._moved_at = 0.0  # progress at the last update of the weights
+        self._moved_at = 0.0  # share of the travel handed out by the last update of the weights
         self._absent = np.zeros(len(self.names))
         self._gap: FloatArray | None = None
         self._updates = self._negative = 0
@@ -195,14 +196,15 @@ class BilevelStep:
             self._update(measured.gap, seen, progress)
 
     def _update(self, gap: FloatArray, present: BoolArray, progress: float) -> None:
-        """Move lambda by the share of its travel that the progress since the last update is."""
+        """Move lambda by the share of its travel that was handed out since the last update."""
         weights = self.weights
         gradient = self._logits.gradient(weights, gap, present)
         if self.options.check:
             check_gradient(self._logits.value, self._base, gap, present, gradient)
-        size = self.options.travel * max(progress - self._moved_at, 0.0)
+        by_now = float(handed_out(self.options.update, np.float64(progress)))
+        size = self.options.travel * max(by_now - self._moved_at, 0.0)
         self._logits.move(gradient, weights, size)
-        self._moved_at = progress
+        self._moved_at = by_now
         self._gap = gap
         self._updates += 1
         self._negative += bool(weights @ np.where(present, gap, 0.0) < 0)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.bilevel.options import BilevelOptions
-from mixgym.envs.bilevel.weights import Logits, softmax_around
+from mixgym.envs.bilevel.weights import Logits, handed_out, softmax_around
 from mixgym.envs.curves.probes import Seen, target_falls
 from mixgym.envs.mixture import BoolArray, FloatArray
 
@@ -24,7 +24,7 @@ class BatchTilt:
     def __init__(self, options: BilevelOptions, count: int, sources: int, decisions: int) -> None:
         own = options.on("curves")
         self._logits = Logits(np.zeros((count, sources)), own.update, own.clip, own.decay or 0.0)
-        self._size = options.travel / decisions
+        self._options, self._decisions = own, decisions
         self.gains = np.full((count, sources), np.nan)
 
     def reset(self, which: NDArray[np.intp]) -> None:
@@ -47,7 +47,16 @@ class BatchTilt:
         self.gains = np.where(seen.task.present.any(-1), target_falls(seen), np.nan)
         weights = self._logits.weights(asked)
         gradient = self._logits.gradient(weights, -np.nan_to_num(self.gains), present)
-        self._logits.move(gradient, weights, np.where(decision > 0, self._size, 0.0))
+        self._logits.move(gradient, weights, self._size(decision))
+
+    def _size(self, decision: NDArray[np.int64]) -> FloatArray:
+        """float64[n], what of the travel the decision before this one has handed out."""
+        now, then = (
+            handed_out(self._options.update, np.maximum(decision - back, 0) / self._decisions)
+            for back in (0, 1)
+        )
+        size: FloatArray = self._options.travel * np.maximum(now - then, 0.0)
+        return size
 
     def state(self) -> dict[str, Any]:
         """What :meth:`set_state` continues from."""

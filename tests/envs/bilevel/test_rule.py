@@ -90,7 +90,7 @@ def test_weighing_the_loss_samples_naturally() -> None:
 
 
 def test_alignment_in_closed_form_uses_its_share_of_the_travel() -> None:
-    rule = rule_of(estimator="alignment", travel=2.0)
+    rule = rule_of(estimator="alignment", travel=1.0)
     for step in range(4):
         rule.align(lambda: np.array([1.0, 0.5, -1.0]), (step + 1) / 4)
     assert 0.9 < rule.health()["travel"] <= 1.0
