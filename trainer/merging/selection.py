@@ -11,7 +11,7 @@ survivors.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,7 +183,9 @@ class SelectKernel:
         """
         differs = [compared.differs[k] for k in self._live]
         if not self._is_thinned:
-            self._count_equal(differs)
+            equal = np.array([compared.equal[k] for k in self._live])
+            everything = np.full(equal.shape, draw.size)
+            self.tally.count_equal(self._by_model(equal), self._by_model(everything))
         where = compared.hopeful(out)
         first = [below[where] for below in earlier]
         picked = redraw(
@@ -199,12 +201,6 @@ class SelectKernel:
         out[where] = chosen
         return counts_of(last, where.size) - counts_of(first, where.size)
 
-    def _count_equal(self, differs: list[Flags]) -> None:
-        """Count each model's elements that equal the base."""
-        size = differs[0].size
-        equal = np.array([size - np.count_nonzero(differ) for differ in differs])
-        self.tally.count_equal(self._by_model(equal), self._by_model(np.full(equal.shape, size)))
-
     def _by_model(self, counts: NDArray[np.int64]) -> list[int]:
         """Return one count for each model, from those of the models that can be drawn."""
         spread = np.zeros(len(self._shares), np.int64)
@@ -213,7 +209,7 @@ class SelectKernel:
 
 
 class _Compared:
-    """The models' bits, each compared with the base as soon as it is there.
+    """The models' bits, each compared with the base while it lies in the cache.
 
     Args:
         chunk: Where buffers come from.
@@ -222,6 +218,7 @@ class _Compared:
 
     Attributes:
         differs: Index of a model -> where it differs from the base.
+        equal: Index of a model -> how many elements do not.
     """
 
     def __init__(self, chunk: Chunk, bits: Callable[[int], Array], base: Array) -> None:
@@ -229,22 +226,30 @@ class _Compared:
         self._bits = bits
         self._base = base
         self._zeros = zero_places(base)
+        self._some = _flags(chunk, "some")
         self.differs: dict[int, Flags] = {}
+        self.equal: dict[int, int] = {}
 
     def bits(self, index: int) -> Array:
         """Return a model's bits."""
         found = self._bits(index)
         if index not in self.differs:
-            self.differs[index] = self._unequal(found, ("differs", index))
+            self._compare(index, found)
         return found
+
+    def _compare(self, index: int, found: Array) -> None:
+        differs = self._unequal(found, ("differs", index))
+        if self.differs:
+            np.logical_or(self._some, differs, out=self._some)
+        else:
+            np.copyto(self._some, differs)
+        self.differs[index] = differs
+        self.equal[index] = found.size - int(np.count_nonzero(differs))
 
     def hopeful(self, out: Array) -> Indices:
         """Return the places where ``out`` equals the base and some model does not."""
-        some = reduce(
-            partial(np.logical_or, out=_flags(self._chunk, "some")), self.differs.values()
-        )
         moved = self._unequal(out, "moved")
-        return places_of(np.greater(some, moved, out=moved))
+        return places_of(np.greater(self._some, moved, out=moved))
 
     def _unequal(self, bits: Array, role: Hashable) -> Flags:
         return unequal(bits, self._base, self._zeros, _flags(self._chunk, role))
