@@ -71,7 +71,7 @@ def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
     from mixgym.envs.learners.grading import make_grader, scorers
     from mixgym.envs.learners.models import load_tokenizer
     from mixgym.envs.sources.loading import encode_sources, read_sources, training_texts
-    from mixgym.envs.sources.splits import check_validation, halve_reward, training_subset
+    from mixgym.envs.sources.splits import check_validation, training_subset
 
     raw = read_sources(options)
     texts = [training_texts([source]) for source in raw]
@@ -79,10 +79,8 @@ def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
     grader = make_grader(options, tokenizer, dry=dry)
     found = scorers(grader, [source.name for source in raw], options.seed) if grader else {}
     halved = options.environment.step_rule == "bilevel"
-    parts = 2 if halved else 1
-    sources = tuple(encode_sources(raw, tokenizer, options.data, options.seed, found, parts))
+    sources = tuple(encode_sources(raw, tokenizer, options.data, options.seed, found, halved))
     if halved:
-        sources = tuple(halve_reward(source, options.seed) for source in sources)
         check_validation(sources)
     if halved and (rows := options.bilevel.rows) is not None:
         sources = tuple(training_subset(source, rows, options.seed) for source in sources)

@@ -7,7 +7,7 @@ tokenizer, so that a small one can be trained on :func:`training_texts` of what 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,13 @@ from mixgym.envs.sources.embedded import TASKS, default_sources, generate
 from mixgym.envs.sources.encoding import Encoding, encode_rows
 from mixgym.envs.sources.reading import ReadRows, Row, read_rows
 from mixgym.envs.sources.source import IntArray, Source, SourceReport
-from mixgym.envs.sources.splits import HELD_OUT, find_files, handle_duplicates, split_rows
+from mixgym.envs.sources.splits import (
+    HELD_OUT,
+    find_files,
+    halve_reward,
+    handle_duplicates,
+    split_rows,
+)
 from mixgym.envs.sources.streams import stream
 from mixgym.envs.sources.templates import PlainTemplate
 
@@ -79,7 +85,7 @@ def encode_sources(
     data: DataOptions,
     seed: int,
     scorers: Mapping[str, Scorer] | None = None,
-    reward_parts: int = 1,
+    halve: bool = False,
 ) -> list[Source]:
     """Tokenise, grade and cap every source.
 
@@ -89,16 +95,18 @@ def encode_sources(
         data: how rows become tokens and strata.
         seed: the world's seed, for the choice of held-out rows under the cap.
         scorers: by source, what grades its rows, where ``strata_by`` takes a model.
-        reward_parts: into how many parts the reward split will be dealt; the cap is for each.
+        halve: whether half of the reward split becomes a validation split, which is trained on in
+            batches and never measured whole: it is not capped.
 
     Raises:
         SourceError: a row, a column or the chat template cannot be used, or a source that needs
             train or reward rows has none left.
     """
     found = scorers or {}
-    caps = dict.fromkeys(HELD_OUT, data.held_out_tokens)
-    caps["reward"] *= reward_parts
-    return [_encode_source(s, tokenizer, data, seed, found.get(s.name), caps) for s in raw]
+    encoded = [_encode_source(s, tokenizer, data, found.get(s.name)) for s in raw]
+    if halve:
+        encoded = [halve_reward(source, seed) for source in encoded]
+    return [_cap(source, data.held_out_tokens, seed) for source in encoded]
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -216,9 +224,7 @@ def _encode_source(
     raw: RawSource,
     tokenizer: "PreTrainedTokenizerFast",
     data: DataOptions,
-    seed: int,
     scorer: Scorer | None,
-    caps: Mapping[str, int],
 ) -> Source:
     parts = {name: encode_rows(raw.rows[name], tokenizer, data, raw.name) for name in SPLITS}
     _check_splits(raw.name, raw.options, {name: len(part.rows) for name, part in parts.items()})
@@ -232,12 +238,6 @@ def _encode_source(
         counts["rows dropped: remainder of the strata"] = int((~stays).sum())
         rows["train"] = rows["train"].take(np.flatnonzero(stays))
         strata["train"] = strata["train"][stays]
-    for name in HELD_OUT:
-        rng = stream(seed, "held-out", raw.name, name)
-        keep = cap_rows(rows[name].supervised, strata[name], caps[name], rng)
-        counts[f"rows set aside: {name} over held_out_tokens"] = len(rows[name]) - len(keep)
-        if len(keep) < len(rows[name]):
-            rows[name], strata[name] = rows[name].take(keep), strata[name][keep]
     return Source(
         name=raw.name,
         target=raw.options.target,
@@ -247,6 +247,20 @@ def _encode_source(
         max_epochs=raw.options.max_epochs,
         report=SourceReport(raw.origin, raw.row_format, _nonzero(counts)),
     )
+
+
+def _cap(source: Source, tokens: int, seed: int) -> Source:
+    """The source with held-out splits of at most so many supervised tokens, as reported."""
+    splits, strata = dict(source.splits), dict(source.strata)
+    counts = Counter(source.report.counts)
+    for name in HELD_OUT:
+        rng = stream(seed, "held-out", source.name, name)
+        keep = cap_rows(splits[name].supervised, strata[name], tokens, rng)
+        counts[f"rows set aside: {name} over held_out_tokens"] = len(splits[name]) - len(keep)
+        if len(keep) < len(splits[name]):
+            splits[name], strata[name] = splits[name].take(keep), strata[name][keep]
+    report = replace(source.report, counts=_nonzero(counts))
+    return replace(source, splits=splits, strata=strata, report=report)
 
 
 def _strata(

@@ -253,3 +253,18 @@ def test_the_remainder_of_the_strata_can_be_dropped(write, bytes_tokenizer):
     held_out = sum(len(source.splits[name]) for name in SPLITS[1:])
     assert len(source.splits["train"]) + dropped + held_out == 33
     assert 0 < dropped < 5
+
+
+def test_a_validation_half_is_not_capped(write, bytes_tokenizer):
+    files = {
+        "path": str(write("a.jsonl", pair_rows(4))),
+        "reward": str(write("r.jsonl", pair_rows(40, 50))),
+    }
+    options = world({"held_out_tokens": 30, "strata": 1}, a=files)
+    raw = read_sources(options)
+    source = encode_sources(raw, bytes_tokenizer, options.data, 0, halve=True)[0]
+    assert len(source.splits["validation"]) == 20
+    assert source.splits["validation"].supervised.sum() > 30
+    assert 0 < source.splits["reward"].supervised.sum() <= 30
+    aside = source.report.counts["rows set aside: reward over held_out_tokens"]
+    assert aside == 20 - len(source.splits["reward"])
