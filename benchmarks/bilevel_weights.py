@@ -10,8 +10,9 @@
 answers blanked, and a clean validation set. ``small``: a tenth of the rows has the answers of the
 validation set, nine tenths answer otherwise (the letter before); the start is the share of rows.
 ``multitask``: all sources, of which noise is no target; ``multilingual``: English is the only
-target. The last two compare ``scalebio``, ``uniform``, ``proportional`` and ``hbo`` at equal
-training tokens and, for those that cost less than ``scalebio``, at its total compute (more steps).
+target. The last two compare ``scalebio`` (from uniform weights, and from the sources' sizes),
+``uniform``, ``proportional`` and ``hbo`` at equal training tokens and, for those that cost less
+than ``scalebio``, at its total compute (more steps).
 ``curves`` scores the prior alone, ScaleBiO alone, and an agent's folder with and without ScaleBiO
 under it; differences are paired by task.
 
@@ -34,6 +35,7 @@ import numpy as np
 
 KINDS = ("denoise", "small", "multitask", "multilingual", "curves")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+FROM_SIZES = ", from the sizes"  # behind an agent's name: its prior is proportional, not uniform
 SHAPE = {"0.1m": (64, 8, 3e-3), "1m": (64, 2, 2e-3), "5m": (64, 2, 1e-3)}  # tokens, packs, rate
 
 
@@ -146,7 +148,7 @@ def small(arguments: argparse.Namespace, folder: Path) -> None:
 def compare(arguments: argparse.Namespace, folder: Path, kind: str) -> None:
     """Held-out NLL under several schedulers, at equal tokens and at equal compute."""
     base = _real(arguments, kind)
-    agents = arguments.agents.split(",")
+    agents = arguments.agents.split(";")
     runs: dict[str, list[dict[str, Any]]] = {}
     for agent in agents:
         for seed in range(arguments.seeds):
@@ -155,7 +157,7 @@ def compare(arguments: argparse.Namespace, folder: Path, kind: str) -> None:
     for agent in agents:
         own = statistics.mean(run["compute"] for run in runs[agent])
         steps = round(arguments.steps * extra / own)
-        if agent != "scalebio" and steps > 1.02 * arguments.steps:
+        if not agent.startswith("scalebio") and steps > 1.02 * arguments.steps:
             for seed in range(arguments.seeds):
                 found = _run(base, agent, seed, steps, folder)
                 runs.setdefault(f"{agent}, equal compute", []).append(found)
@@ -164,10 +166,12 @@ def compare(arguments: argparse.Namespace, folder: Path, kind: str) -> None:
         cells = [_spread([run[key] for run in found]) for key in ("mean", "worst")]
         cost = statistics.mean(run["compute"] for run in found) / extra
         print(f"{label:<28}{found[0]['steps']:>6}{cost:>9.2f}   {cells[0]:<18} {cells[1]}")
-    print("\nscalebio's weights at the end over those at the start:")
-    for name in runs["scalebio"][0]["weights"]:
-        ratios = [r["weights"][name] / r["first"][name] for r in runs["scalebio"]]
-        print(f"  {name:<16}{_spread(ratios)}")
+    for agent in (a for a in agents if a.startswith("scalebio")):
+        print(f"\n{agent}: weights at the end over those at the start, seed by seed:")
+        for name in runs[agent][0]["weights"]:
+            ratios = [r["weights"][name] / r["first"][name] for r in runs[agent]]
+            cells = " ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"  {name:<16}{_spread(ratios)}   ({cells})")
 
 
 def _spread(values: list[float]) -> str:
@@ -207,7 +211,8 @@ def _run(base: dict[str, Any], agent: str, seed: int, steps: int, folder: Path) 
         **base,
         "seed": seed,
         "training": {**base["training"], "steps": steps},
-        "agent": {"name": agent},
+        "environment": {"prior": "proportional" if agent.endswith(FROM_SIZES) else "uniform"},
+        "agent": {"name": agent.removesuffix(FROM_SIZES)},
         "run": {**base["run"], "dir": str(where)},
     }
     config = RunConfig.model_validate(options)
@@ -216,7 +221,7 @@ def _run(base: dict[str, Any], agent: str, seed: int, steps: int, folder: Path) 
     first, last = records[0], records[-1]
     trained = last["cost"]["train_tokens"] * 3
     factor = 1.0
-    if agent == "scalebio":
+    if agent.startswith("scalebio"):
         from mixgym.envs.bilevel.estimators import make_estimator
 
         factor = make_estimator(config.bilevel).cost()
@@ -265,7 +270,11 @@ def main() -> None:
     parser.add_argument("--model", default="1m", choices=tuple(SHAPE))
     parser.add_argument("--models", default="0.1m,1m,5m")
     parser.add_argument("--estimators", default="lookahead")
-    parser.add_argument("--agents", default="scalebio,uniform,proportional,hbo")
+    parser.add_argument(
+        "--agents",
+        default="scalebio;scalebio, from the sizes;uniform;proportional;hbo",
+        help="separated by ;",
+    )
     parser.add_argument("--agent", help="curves: folder of `mixgym train`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
