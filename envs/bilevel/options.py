@@ -25,7 +25,7 @@ class BilevelOptions(Options):
     estimator: EstimatorName = Field(
         "auto",
         description="how the weights' gradient is found, cheapest to dearest: alignment, "
-        "lookahead, lazy_pair, paired, central; auto: lookahead, and alignment on curves",
+        "lookahead, lazy_pair, paired, central; auto: alignment",
     )
     act: Literal["sampling", "loss"] = Field(
         "sampling",
@@ -144,17 +144,18 @@ class BilevelOptions(Options):
 
         A guess from nearby sees few rows, rarely, so it looks at every source, and moves as far as
         its mean stands out of its noise; two models that train apart for long differ by their
-        noise, so the difference is trained instead. Learning curves give exact gaps in nats per
-        budget: there the gradient is taken as it is (chosen on the validation tasks).
+        noise, so the difference is trained instead. A perturbation has to be as large as a step of
+        the optimiser, and then curvature raises the losses most that validation depends on most: a
+        central difference is free of it, at the same cost, and the default. Learning curves give
+        exact gaps in nats per budget: there the gradient is taken as it is (chosen on the
+        validation tasks).
 
         >>> BilevelOptions().on("causal_lm").estimator, BilevelOptions().on("curves").update
-        ('lookahead', 'gradient')
+        ('alignment', 'gradient')
         >>> BilevelOptions(estimator="paired").on("causal_lm").storage
         'difference'
         """
-        estimator = self.estimator
-        if estimator == "auto":
-            estimator = "alignment" if learner == "curves" else "lookahead"
+        estimator = "alignment" if self.estimator == "auto" else self.estimator
         near = estimator not in TRAINED_COPIES
         update = "gradient" if learner == "curves" else "mirror" if near else "adam"
         defaults = {
