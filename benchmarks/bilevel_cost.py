@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
         "estimator": "paired", "blocks": 1, "keep_states": False, "outside_blocks": "frozen",
     },
     "paired, blocks, outside": {"estimator": "paired", "blocks": 1, "keep_states": False},
-    "paired, difference": {"estimator": "paired", "storage": "difference"},
+    "paired, full": {"estimator": "paired", "storage": "full"},
     "paired, low rank": {"estimator": "paired", "storage": "low_rank"},
     "paired, top": {"estimator": "paired", "storage": "top"},
     "central": {"estimator": "central"},

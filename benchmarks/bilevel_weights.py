@@ -1,6 +1,6 @@
 """What bilevel source weights find: spoilt answers, a small good source, noise, languages.
 
-    python benchmarks/bilevel_weights.py denoise   [--model 1m] [--estimators paired,lookahead]
+    python benchmarks/bilevel_weights.py denoise   [--model 1m] [--estimators paired,alignment]
     python benchmarks/bilevel_weights.py small     [--models 0.1m,1m,5m]
     python benchmarks/bilevel_weights.py multitask [--model 0.1m]      # needs $MIXGYM_DATA
     python benchmarks/bilevel_weights.py multilingual [--model 0.1m]   # needs $MIXGYM_DATA
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("what", choices=KINDS)
     parser.add_argument("--model", default="1m", choices=tuple(SHAPE))
     parser.add_argument("--models", default="0.1m,1m,5m")
-    parser.add_argument("--estimators", default="lookahead")
+    parser.add_argument("--estimators", default="alignment")
     parser.add_argument(
         "--agents",
         default="scalebio;scalebio, from the sizes;uniform;proportional;hbo",
