@@ -77,7 +77,7 @@ def rows_to_look_at(task: Task, options: BilevelOptions) -> tuple[Pack, ...]:
     """The packs on which the gap is measured."""
     if options.look != "even":
         return task.packs
-    return task.model.even_packs(task.step // options.period)
+    return task.model.even_packs(task.step // options.period) or task.packs
 
 
 def per_source(

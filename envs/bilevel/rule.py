@@ -108,7 +108,7 @@ class BilevelStep:
 
     @property
     def gap(self) -> FloatArray | None:
-        """float64[K], alpha (l(w) - l(u)) at the last update, or None before the first."""
+        """float64[K], alpha (l(w) - l(u)) when a source was last seen; None before any update."""
         return self._gap
 
     def gains(self) -> FloatArray:
@@ -205,7 +205,7 @@ class BilevelStep:
         size = self.options.travel * max(by_now - self._moved_at, 0.0)
         self._logits.move(gradient, weights, size)
         self._moved_at = by_now
-        self._gap = gap
+        self._gap = gap if self._gap is None else np.where(present, gap, self._gap)
         self._updates += 1
         self._negative += bool(weights @ np.where(present, gap, 0.0) < 0)
 

@@ -64,7 +64,8 @@ class Pairable(Trainable, Protocol):
     def even_packs(self, index: int) -> tuple[Pack, ...]:
         """Packs of about a global batch, of training rows of every source alike.
 
-        As many tokens of every source, one row at least, drawn by the seed for each ``index``.
+        As many tokens of every source over time: a source whose rows are longer than its share of
+        a batch has one only now and then. Which rows, ``index`` (from 0) and the seed say.
         """
         ...
 
@@ -203,16 +204,22 @@ class PairedTraining:
         """See :class:`Pairable`."""
         trained = [k for k, source in enumerate(self.sources) if len(source.splits["train"])]
         share = self._training.packs * self._max_length / len(trained)
-        drawn = [self._draw_rows(k, share, index) for k in trained]
+        drawn = [self._rows_in_turn(k, share * index, share * (index + 1)) for k in trained]
         return tuple(pack_rows(np.concatenate(drawn), self.sources, "train", self._max_length))
 
-    def _draw_rows(self, k: int, tokens: float, index: int) -> IntArray:
-        """int64[n, 3], rows of source k that fit into ``tokens`` together, one at least."""
+    def _rows_in_turn(self, k: int, start: float, end: float) -> IntArray:
+        """int64[n, 3], rows of source k whose last token is one of (start, end].
+
+        Tokens are counted over pass after pass through the source, each in an order of its own.
+        """
         source = self.sources[k]
         lengths = source.splits["train"].lengths
-        order = stream(self._seed, "look", source.name, str(index)).permutation(len(lengths))
-        fitting = np.searchsorted(np.cumsum(lengths[order]), tokens, side="right")
-        rows = order[: max(1, int(fitting))]
+        total, found = int(lengths.sum()), []
+        for turn in range(int(start // total), int(end // total) + 1):
+            order = stream(self._seed, "look", source.name, str(turn)).permutation(len(lengths))
+            ends = turn * total + np.cumsum(lengths[order])
+            found.append(order[(start < ends) & (ends <= end)])
+        rows = np.concatenate(found)
         return np.stack([np.full(len(rows), k), source.strata["train"][rows], rows], axis=1)
 
     def accumulate_weighted(
