@@ -108,6 +108,7 @@ def denoise(arguments: argparse.Namespace, folder: Path) -> None:
     for estimator in arguments.estimators.split(","):
         for seed in range(arguments.seeds):
             options = options_of(sources, arguments.model, estimator, arguments.steps)
+            options["training"]["packs"] = arguments.packs or options["training"]["packs"]
             show_trace(estimator, seed, learn(options, seed), tuple(shares), "clean")
 
 
@@ -196,7 +197,7 @@ def _real(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
         "sources": sources,
         "data": {"max_length": length, "strata": 2, "held_out_tokens": arguments.held_out},
         "model": {"name": arguments.model},
-        "training": {"interval": 20, "packs": packs, "learning_rate": rate},
+        "training": {"interval": arguments.interval, "packs": packs, "learning_rate": rate},
         "run": {"tensorboard": False, "save_every": 10_000},
     }
 
@@ -278,6 +279,8 @@ def main() -> None:
     parser.add_argument("--agent", help="curves: folder of `mixgym train`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--packs", type=int, help="denoise: packs of 64 tokens in a step")
+    parser.add_argument("--interval", type=int, default=10, help="steps between decisions")
     parser.add_argument("--held-out", type=int, default=600, help="supervised tokens per source")
     arguments = parser.parse_args()
     if arguments.what == "curves":
