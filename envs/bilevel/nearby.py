@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from mixgym.envs.bilevel.copies import Gradients, lent, take_gradients
@@ -23,6 +22,8 @@ from mixgym.envs.learners.base import FloatArray, StepResult
 from mixgym.envs.learners.pairing import Pairable, Tensors
 from mixgym.envs.plan import Pack
 from mixgym.envs.ranks import summed
+
+PART = 2**20  # entries of a tensor that are scaled at a time
 
 
 @dataclass
@@ -79,16 +80,17 @@ class Nearby:
     def _derivative(
         self, task: Task, look: tuple[Pack, ...], own: Tensors, direction: Gradients
     ) -> FloatArray:
-        """float64[K, G], derivative of the loss sums along d."""
+        """float64[K, G], derivative of the loss sums along d, whose memory may be used for it."""
         if self.options.derivative == "forward":
             return task.model.slopes(look, direction)
-        change = np.zeros(0)
-        for side in (1.0, -1.0):
-            near = {n: own[n].detach() + d * (side / task.alpha) for n, d in direction.items()}
-            with lent(own, near):
-                sums = side * task.model.losses(look)
-            change = sums if side > 0 else change + sums
-        return 0.5 * task.alpha * change
+        near = _moved(own, direction, 1 / task.alpha)
+        with lent(own, near):
+            ahead = task.model.losses(look)
+        for name, value in near.items():  # u + d / alpha becomes u - d / alpha where it stands
+            value.neg_().add_(own[name].detach(), alpha=2.0)
+        with lent(own, near):
+            behind = task.model.losses(look)
+        return 0.5 * task.alpha * (ahead - behind)
 
     def forget(self, names: Iterable[str]) -> None:
         """See :class:`~mixgym.envs.bilevel.estimators.Estimator`; there are no copies."""
@@ -113,11 +115,18 @@ def scale_as_optimizer(model: Pairable, own: Tensors, gradients: Gradients) -> N
     second, tiny = group["betas"][1], group["eps"]
     for name, gradient in gradients.items():
         state = model.optimizer.state.get(own[name], {})
-        scale = gradient.abs()
-        if "exp_avg_sq" in state:
-            correction = 1.0 - second ** float(state["step"])
-            scale = torch.maximum(scale, (state["exp_avg_sq"] / correction).sqrt_())
-        gradient.div_(scale.add_(tiny))
+        square = state.get("exp_avg_sq", gradient.new_zeros(()).expand_as(gradient))
+        correction = 1.0 - second ** float(state.get("step", 1.0))
+        for part, running in zip(*_in_parts(gradient, square), strict=True):
+            scale = torch.maximum(part.abs(), (running / correction).sqrt_())
+            part.div_(scale.add_(tiny))
+
+
+def _in_parts(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Each tensor as flat parts that can be written to, so that what is made of them is small."""
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        return [(tensor,) for tensor in tensors]
+    return [tensor.view(-1).split(PART) for tensor in tensors]
 
 
 def _moved(own: Tensors, direction: Gradients, factor: float) -> Gradients:
