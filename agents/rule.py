@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.agents.actor import Actor, State
-from mixgym.envs.mixture import BoolArray, FloatArray
-from mixgym.envs.observations import PROGRESS, parts_of
-from mixgym.envs.signals import AGE, CELL_SIGNALS, PREFIX, SIGNALS
+from mixgym.envs.arrays import BoolArray, FloatArray
+from mixgym.envs.spaces.observations import PROGRESS, parts_of
+from mixgym.envs.spaces.signals import AGE, CELL_SIGNALS, PREFIX, SIGNALS
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -31,8 +31,8 @@ class Signals:
 
     Attributes:
         used: share of the budget that is used.
-        sources: name of :data:`mixgym.envs.signals.SIGNALS` -> float64[K].
-        cells: name of :data:`mixgym.envs.signals.CELL_SIGNALS` -> float64[K, G_max].
+        sources: name of :data:`mixgym.envs.spaces.signals.SIGNALS` -> float64[K].
+        cells: name of :data:`mixgym.envs.spaces.signals.CELL_SIGNALS` -> float64[K, G_max].
         probes: name -> float64[K] or [K, G_max], the last values; NaN where unknown.
         fresh: name -> whether the probe was measured after the last decision.
     """

@@ -7,8 +7,8 @@ import numpy as np
 
 from mixgym.agents.actor import State
 from mixgym.agents.rule import Rule, Signals
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import FloatArray
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

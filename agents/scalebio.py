@@ -2,7 +2,7 @@
 
 from mixgym.agents.actor import State
 from mixgym.agents.rule import Rule, Signals
-from mixgym.envs.mixture import FloatArray
+from mixgym.envs.arrays import FloatArray
 
 
 class ScaleBio(Rule):

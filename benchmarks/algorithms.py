@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from mixgym.agents.presets import PRESETS
-from mixgym.trainer import storage
+from mixgym.agents.algorithm_presets import PRESETS
+from mixgym.envs import storage
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.contenders import contenders
-from mixgym.trainer.runs import RunFolder
-from mixgym.trainer.tables import number, show, table
-from mixgym.trainer.train import train
-from mixgym.trainer.validation import comparison, score
+from mixgym.trainer.reports.schedulers import schedulers
+from mixgym.trainer.runs.folder import RunFolder
+from mixgym.trainer.runs.tables import number, show, table
+from mixgym.trainer.training.train import train
+from mixgym.trainer.training.validation import comparison, score
 
 SECONDS = "cpu_seconds.json"
 
@@ -60,7 +60,7 @@ def trained(algo: str, arguments: argparse.Namespace) -> tuple[Path, dict[str, A
 def row_of(folder: Path, algo: str, tasks: str) -> dict[str, Any]:
     """Scores of an agent and of its frozen twin, against uniform."""
     found = {}
-    for name, one in contenders([folder, folder / "twin"], ["uniform"]).items():
+    for name, one in schedulers([folder, folder / "twin"], ["uniform"]).items():
         label = {str(folder): "agent", str(folder / "twin"): "twin"}.get(name, name)
         found[label] = score(one.predict, one.options, tasks)
     rows = {row["agent"]: row for row in comparison(found)}

@@ -58,16 +58,16 @@ def sources_of() -> Any:
 
 def worker(model: str, variant: str, steps: int) -> dict[str, float]:
     """Train, and measure; runs in a process of its own."""
-    from mixgym.envs.bilevel.options import BilevelOptions
+    from mixgym.envs.bilevel.bilevel_options import BilevelOptions
     from mixgym.envs.bilevel.rule import BilevelStep
     from mixgym.envs.build import load_corpus
+    from mixgym.envs.interval_plan import Budget
     from mixgym.envs.learners.base import PlainStep, StepRule
     from mixgym.envs.learners.causal_lm import CausalLM
-    from mixgym.envs.learners.models import load_model
-    from mixgym.envs.mixture import Mixture
+    from mixgym.envs.learners.models.loading import load_model
     from mixgym.envs.options import WorldOptions
     from mixgym.envs.packing.plane import PackedPlane
-    from mixgym.envs.plan import Budget
+    from mixgym.envs.spaces.mixture import Mixture
 
     length, packs = SIZES[model]
     given = {
@@ -144,8 +144,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def declared(variant: str) -> float:
     """Passes, over those of plain fine-tuning."""
-    from mixgym.envs.bilevel.estimators import make_estimator
-    from mixgym.envs.bilevel.options import BilevelOptions
+    from mixgym.envs.bilevel.bilevel_options import BilevelOptions
+    from mixgym.envs.bilevel.two_model_estimators import make_estimator
 
     chosen = VARIANTS[variant]
     if chosen is None:

@@ -204,7 +204,7 @@ def _real(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
 
 def _run(base: dict[str, Any], agent: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     from mixgym.trainer.config import RunConfig
-    from mixgym.trainer.finetune import finetune
+    from mixgym.trainer.finetuning.finetune import finetune
 
     begin = time.process_time()
     where = folder / f"{agent}-{seed}-{steps}"
@@ -223,7 +223,7 @@ def _run(base: dict[str, Any], agent: str, seed: int, steps: int, folder: Path) 
     trained = last["cost"]["train_tokens"] * 3
     factor = 1.0
     if agent.startswith("scalebio"):
-        from mixgym.envs.bilevel.estimators import make_estimator
+        from mixgym.envs.bilevel.two_model_estimators import make_estimator
 
         factor = make_estimator(config.bilevel).cost()
     print(f"# {where.name}: {time.process_time() - begin:.0f} CPU s", flush=True)
@@ -240,9 +240,9 @@ def _run(base: dict[str, Any], agent: str, seed: int, steps: int, folder: Path) 
 def curves(arguments: argparse.Namespace) -> None:
     """Final NLL on the test tasks of the fast world."""
     from mixgym.agents.policies.composed import load_agent
-    from mixgym.envs.mixture import action_size
     from mixgym.envs.options import EnvironmentOptions
-    from mixgym.trainer.validation import score
+    from mixgym.envs.spaces.mixture import action_size
+    from mixgym.trainer.training.validation import score
 
     shape = (12, 4)  # K_max, G_max
 

@@ -96,7 +96,7 @@ def single(**options: Any) -> Callable[[], float]:
 
 def share_outside() -> float:
     """Share of PPO's training time (CPU) that is not spent in the environment."""
-    from mixgym.trainer.train import make_algorithm
+    from mixgym.trainer.training.train import make_algorithm
 
     env = fast_world()
     inside = 0.0
@@ -120,10 +120,10 @@ def scheduling() -> dict[str, float]:
     """CPU shares of a fine-tuning run, from its first decision to its last."""
     from mixgym.envs.learners.causal_lm import CausalLM
     from mixgym.envs.packing.plane import PackedPlane
-    from mixgym.trainer.driving import seat
-    from mixgym.trainer.recorder import Recorder
-    from mixgym.trainer.runs import RunFolder
-    from mixgym.trainer.tensorboard import RunWriter
+    from mixgym.trainer.finetuning.assembly import assemble
+    from mixgym.trainer.runs.folder import RunFolder
+    from mixgym.trainer.runs.recorder import Recorder
+    from mixgym.trainer.runs.tensorboard import RunWriter
 
     spent = {"train": 0.0, "measure": 0.0, "plan": 0.0}
 
@@ -143,8 +143,8 @@ def scheduling() -> dict[str, float]:
         run_options = {"dir": f"{folder}/run", "save_every": 10_000}
         config = RunConfig.model_validate({**LANGUAGE, "run": run_options})
         run = RunFolder.create(config.run.dir, config)
-        place = seat(config)
-        place.agent.begin(place.vector.reset())
+        assembly = assemble(config)
+        assembly.agent.begin(assembly.vector.reset())
         writer = RunWriter(run.tensorboard, 1, 1)
         undo = [
             timed(CausalLM, "train", "train"),
@@ -153,9 +153,9 @@ def scheduling() -> dict[str, float]:
         ]
         start = time.process_time()
         decisions = config.training.steps // config.training.interval
-        place.agent.learn(
+        assembly.agent.learn(
             decisions,
-            callback=[Recorder(run, place.env, writer)],
+            callback=[Recorder(run, assembly.env, writer)],
             reset_num_timesteps=False,
         )
         total = time.process_time() - start

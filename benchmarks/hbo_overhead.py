@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.build import build_environment, row_world
+from mixgym.envs.interval_plan import IntervalPlan, Pack
 from mixgym.envs.learners.base import PlainStep, TrainReport
 from mixgym.envs.learners.causal_lm import CausalLM
-from mixgym.envs.mixture import FloatArray
+from mixgym.envs.measuring.probe_book import training_loss_ratio
 from mixgym.envs.packing.packers import best_fit_decreasing
-from mixgym.envs.plan import IntervalPlan, Pack
-from mixgym.envs.probe_book import training_loss_ratio
 from mixgym.trainer.config import RunConfig, load_config
-from mixgym.trainer.tables import number, show, table
+from mixgym.trainer.runs.tables import number, show, table
 
 BATCH = 16  # rows in an optimiser step
 PERIOD = 200  # optimiser steps between two updates of the actors

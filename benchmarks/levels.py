@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from mixgym.agents.rules import Uniform
-from mixgym.trainer import storage
+from mixgym.envs import storage
 from mixgym.trainer.config import load_config
-from mixgym.trainer.keeper import score_agent, score_rule
-from mixgym.trainer.players import LEVELS
-from mixgym.trainer.tables import number, show, table
-from mixgym.trainer.train import train
+from mixgym.trainer.runs.tables import number, show, table
+from mixgym.trainer.training.learner_group import LEVELS
+from mixgym.trainer.training.supervisor import score_agent, score_rule
+from mixgym.trainer.training.train import train
 
 COST = "cpu_seconds.json"
 

@@ -51,7 +51,7 @@ METHODS_FILE = Path(__file__).with_name("packing_methods.py")
 def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     """Encode the text once, draw rows, and save what every worker needs."""
     from mixgym.envs.build import load_corpus
-    from mixgym.envs.learners.models import load_model
+    from mixgym.envs.learners.models.loading import load_model
     from mixgym.envs.options import WorldOptions
 
     options = WorldOptions.model_validate(

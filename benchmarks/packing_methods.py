@@ -71,11 +71,11 @@ class Job:
 
     def plan(self, method: str, processes: int) -> Any:
         """The rows as an interval plan, laid out as the data plane does."""
-        from mixgym.envs.mixture import Mixture
+        from mixgym.envs.interval_plan import IntervalPlan, Pack
         from mixgym.envs.packing.balance import Balance
-        from mixgym.envs.packing.groups import Cluster, Group
+        from mixgym.envs.packing.grouping.groups import Cluster, Group
         from mixgym.envs.packing.planner import PlanConfig, make_plan
-        from mixgym.envs.plan import IntervalPlan, Pack
+        from mixgym.envs.spaces.mixture import Mixture
 
         one = (Group(self.length),)
         groups = (Group(self.length // SHORT), *one) if method == "hbp" else one
@@ -273,7 +273,7 @@ def _warm_up(model: Any) -> None:
 
 
 def _told(model: Any) -> dict[str, Any]:
-    from mixgym.envs.learners.attention import DOCUMENTS
+    from mixgym.envs.learners.models.attention import DOCUMENTS
 
     documents = model.config._attn_implementation == DOCUMENTS
     return {"document_lengths": (64,)} if documents else {}

@@ -3,8 +3,8 @@
     python benchmarks/placebo.py [--agents RUN ...] [--tasks 64] [--only exp3,doge] [--json]
 
 Identical sources, a source of pure noise with target 0, and a source under two names; see
-``mixgym.trainer.placebo``. Exit code 1 if somebody fails who should not: a difference to uniform
-beyond noise on identical sources, or a target-aware scheduler that keeps the noise.
+``mixgym.trainer.reports.placebo``. Exit code 1 if somebody fails who should not: a difference to
+uniform beyond noise on identical sources, or a target-aware scheduler that keeps the noise.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from mixgym.trainer.contenders import contenders
-from mixgym.trainer.placebo import report
+from mixgym.trainer.reports.placebo import report
+from mixgym.trainer.reports.schedulers import schedulers
 
 HEADINGS = (
     "scheduler",
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = report(contenders(arguments.agents, arguments.only), arguments.tasks)
+    rows = report(schedulers(arguments.agents, arguments.only), arguments.tasks)
     if arguments.json:
         print(json.dumps(rows, indent=2))
     else:

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.envs.packing.groups import Cluster, Group
+from mixgym.envs.arrays import IntArray
+from mixgym.envs.packing.grouping.groups import Cluster, Group
 from mixgym.envs.packing.packed import Packing
 from mixgym.envs.packing.packers import PACKERS, best_fit_decreasing
 from mixgym.envs.packing.planner import PlanConfig, make_plan
-from mixgym.envs.sources.source import IntArray
 from mixgym.trainer.simulate.mixes import paper_like
 
 K = 1024

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixgym.trainer.contenders import Contender, contenders
-from mixgym.trainer.runs import RunFolder
-from mixgym.trainer.tables import show
-from mixgym.trainer.validation import TaskScores, comparison, score, task_table
+from mixgym.trainer.reports.schedulers import Scheduler, schedulers
+from mixgym.trainer.runs.folder import RunFolder
+from mixgym.trainer.runs.tables import show
+from mixgym.trainer.training.validation import TaskScores, comparison, score, task_table
 
 
-def needs(one: Contender) -> str:
+def needs(one: Scheduler) -> str:
     """What a schedule measures besides the losses that everybody sees."""
     probes = [f"{name} every {period}" for name, period in one.probes.items()]
     return ", ".join([*probes, *(["reference"] if one.reference else [])]) or "nothing"
@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found, seconds, extras = {}, {}, {}
-    for name, one in contenders(with_twins(arguments.runs), arguments.only).items():
+    for name, one in schedulers(with_twins(arguments.runs), arguments.only).items():
         start = time.process_time()
         found[name] = score(one.predict, one.options, arguments.tasks)
         seconds[name], extras[name] = time.process_time() - start, needs(one)

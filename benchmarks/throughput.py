@@ -44,7 +44,7 @@ SKIPPED = ("longcontext", "noise")
 def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     """Encode the text once, and save weights, tokenizer and rows for every worker."""
     from mixgym.envs.build import load_corpus
-    from mixgym.envs.learners.models import load_model
+    from mixgym.envs.learners.models.loading import load_model
     from mixgym.envs.options import WorldOptions
 
     length, _ = SIZES[arguments.model]
@@ -73,8 +73,8 @@ class Job:
     """What a worker was asked to do, with the data that both loops share."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        from mixgym.envs.mixture import Mixture
         from mixgym.envs.packing.plane import PackedPlane
+        from mixgym.envs.spaces.mixture import Mixture
 
         self.steps: int = arguments.steps
         self.precision: str = arguments.precision
@@ -120,8 +120,8 @@ class Job:
 
 def run_ours(job: Job, profile: bool) -> dict[str, Any]:
     """Plan and train."""
+    from mixgym.envs.interval_plan import Budget
     from mixgym.envs.learners.base import PlainStep
-    from mixgym.envs.plan import Budget
 
     learner = job.learner()
     _warm_up(learner.model)
@@ -154,7 +154,7 @@ def run_trl(job: Job, our_packs: bool = False) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from mixgym.envs.plan import Budget
+    from mixgym.envs.interval_plan import Budget
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         """CPU and wall time of the training loop."""
@@ -246,7 +246,7 @@ def _warm_up(model: Any) -> None:
     """One forward and backward pass, so that no run pays for first calls."""
     import torch
 
-    from mixgym.envs.learners.attention import packed_forward
+    from mixgym.envs.learners.models.attention import packed_forward
 
     ids = torch.arange(64)[None]
     packed_forward(model, ids, ids, (64,)).mean().backward()

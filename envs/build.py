@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.environment import EpisodeHook, MixtureEnv
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.interval_plan import Budget, DataPlane
 from mixgym.envs.learners.base import Learner, PlainStep, StepRule
-from mixgym.envs.mixture import FloatArray, Mixture, normalise
 from mixgym.envs.options import (
     EnvironmentOptions,
     TrainingOptions,
     Unit,
     WorldOptions,
 )
-from mixgym.envs.plan import Budget, DataPlane
 from mixgym.envs.ranks import world_size
 from mixgym.envs.sources.source import Source
+from mixgym.envs.spaces.mixture import Mixture, normalise
 from mixgym.envs.world import World
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
         options: the configuration.
         dry: where a model would grade the rows, do so by length and count what it would read.
     """
-    from mixgym.envs.learners.grading import make_grader, scorers
-    from mixgym.envs.learners.models import load_tokenizer
+    from mixgym.envs.learners.models.loading import load_tokenizer
+    from mixgym.envs.learners.probes.difficulty_scorers import make_grader, scorers
     from mixgym.envs.sources.loading import encode_sources, read_sources, training_texts
     from mixgym.envs.sources.splits import check_validation, training_subset
 
@@ -140,7 +141,7 @@ def _in_turn(texts: Sequence[Iterator[str]]) -> Iterator[str]:
 
 def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
     from mixgym.envs.learners.causal_lm import CausalLM
-    from mixgym.envs.learners.models import load_model
+    from mixgym.envs.learners.models.loading import load_model
 
     corpus = load_corpus(options)
     reference = _reference_of(options, corpus)
@@ -172,7 +173,7 @@ def _reference_of(options: WorldOptions, corpus: Corpus) -> "Callable[[], Causal
     if folder is None:
         return None
     from mixgym.envs.learners.causal_lm import CausalLM
-    from mixgym.envs.learners.models import load_model, load_tokenizer
+    from mixgym.envs.learners.models.loading import load_model, load_tokenizer
 
     model = options.model.model_copy(update={"name": folder})
     if not Path(folder).is_dir():
@@ -213,7 +214,7 @@ def row_world(
         learner: what is trained.
         processes: that steps are laid out for; those there are if None.
     """
-    from mixgym.envs.packing.token_cost import token_seconds
+    from mixgym.envs.packing.costs.token_cost import token_seconds
 
     data = options.data
     setup = packing_setup(options, sources, learner, processes)
@@ -275,9 +276,9 @@ def packing_setup(
     Raises:
         ConfigError: for groups or a machine that cannot be used.
     """
-    from mixgym.envs.learners.models import model_config
-    from mixgym.envs.packing.descriptions import model_of
-    from mixgym.envs.packing.setup import Task, make_setup
+    from mixgym.envs.learners.models.loading import model_config
+    from mixgym.envs.packing.costs.descriptions import model_of
+    from mixgym.envs.packing.setup import PackingTask, make_setup
 
     model = getattr(learner, "model", None)
     config = model.config if model is not None else model_config(options.model, options.data)
@@ -285,7 +286,7 @@ def packing_setup(
         shape = model_of(config, element_bytes=2 if options.model.precision == "bf16" else 4)
     except ConfigError:  # its cost is unknown, which only groups=auto minds
         shape = None
-    task = Task(
+    task = PackingTask(
         np.concatenate([source.splits["train"].lengths for source in sources]),
         options.data.max_length,
         options.training.packs,

@@ -12,25 +12,25 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from mixgym.envs.actions import make_action_kind
 from mixgym.envs.errors import DivergenceError, MixgymError, RunError
-from mixgym.envs.gathering import reward_input, view_of
+from mixgym.envs.interval_plan import Budget, DataPlane, IntervalPlan
 from mixgym.envs.learners.base import Evaluation, TrainReport
-from mixgym.envs.measuring import Measurements
-from mixgym.envs.mixture import Mixture, MixtureFrame
-from mixgym.envs.observations import (
+from mixgym.envs.measuring.measurements import Measurements
+from mixgym.envs.measuring.probe_book import wanted_probes
+from mixgym.envs.measuring.records import decision_record
+from mixgym.envs.options import EnvironmentOptions, TrainingOptions
+from mixgym.envs.ranks import from_first
+from mixgym.envs.rewards import Reward, make_reward, penalised
+from mixgym.envs.spaces.actions import make_action_kind
+from mixgym.envs.spaces.gathering import reward_input, view_of
+from mixgym.envs.spaces.mixture import Mixture, MixtureFrame
+from mixgym.envs.spaces.observations import (
     dict_observation,
     dict_space,
     flat_observation,
     flat_space,
 )
-from mixgym.envs.options import EnvironmentOptions, TrainingOptions
-from mixgym.envs.plan import Budget, DataPlane, IntervalPlan
-from mixgym.envs.probe_book import wanted_probes
-from mixgym.envs.ranks import from_first
-from mixgym.envs.records import decision_record
-from mixgym.envs.rendering import render_rgb, render_text
-from mixgym.envs.rewards import Reward, make_reward, penalised
+from mixgym.envs.spaces.rendering import render_rgb, render_text
 from mixgym.envs.world import Progress, World
 
 FAILURE_PENALTY = -1.0  # reward of the decision at which training diverged
@@ -48,12 +48,13 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     Action space:
         ``Box(-1, 1)`` (kinds ``logits`` and ``delta``) or ``Box(0, 1)`` (kind ``weights``) with
         K_max + K_max * G_max entries: one per source, then one per stratum, source by source;
-        ``Discrete(1 + entries)`` (kind ``nudge``). See :mod:`mixgym.envs.actions`. Infinite entries
-        are clipped; a NaN raises and names its index. Used-up sources and strata get weight 0.
+        ``Discrete(1 + entries)`` (kind ``nudge``). See :mod:`mixgym.envs.spaces.actions`. Infinite
+        entries are clipped; a NaN raises and names its index. Used-up sources and strata get weight
+        0.
 
     Observation space:
         A flat float32 ``Box(-10, 10)``, or the same as a ``Dict`` with raw ``signals``: see
-        :mod:`mixgym.envs.observations`.
+        :mod:`mixgym.envs.spaces.observations`.
 
     Rewards:
         By name, see :mod:`mixgym.envs.rewards`. ``progress`` sums to the fall of the
@@ -71,7 +72,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         ``truncated``.
 
     Info:
-        ``decision``: the record of the decision (see :mod:`mixgym.envs.records`).
+        ``decision``: the record of the decision (see :mod:`mixgym.envs.measuring.records`).
 
     Arguments:
         world: sources, learner and data plane.

@@ -4,6 +4,32 @@ Each names what was wrong, the value seen and the fix, in one line, so that the 
 print it as it is.
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like ``name``; None where none is like it.
+
+    Args:
+        name: what was written.
+        known: what could have been meant.
+        cutoff: likeness that is needed, from 0 to 1.
+    """
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The part of a message that helps after an unknown name.
+
+    >>> did_you_mean("unifrom", ["fixed", "uniform"])
+    'did you mean uniform? (known: fixed, uniform)'
+    """
+    names = list(known)
+    near = nearest(name, names, cutoff)
+    return (f"did you mean {near}? " if near else "") + f"(known: {', '.join(names)})"
+
 
 class MixgymError(ValueError):
     """Bad input: the message names the file, line, source or key, and what to do."""

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mixgym.envs.bilevel.options import BilevelOptions
-from mixgym.envs.packing.options import PackingOptions
+from mixgym.envs.bilevel.bilevel_options import BilevelOptions
+from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.probes import find_probe
-from mixgym.envs.section import Options as Options  # the base of sections elsewhere too
+from mixgym.envs.strict_options import Options as Options  # the base of sections elsewhere too
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -149,7 +149,7 @@ class EnvironmentOptions(Options):
         None, description="curves: draw a task of this set at every reset, not the one of `seed`"
     )
     action: Literal["logits", "delta", "nudge", "weights"] = Field(
-        "logits", description="what an action stands for: see mixgym.envs.actions"
+        "logits", description="what an action stands for: see mixgym.envs.spaces.actions"
     )
     observation: Literal["flat", "dict"] = "flat"
     costs: bool = Field(

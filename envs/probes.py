@@ -7,10 +7,11 @@ charged to ``cost.probe_tokens`` in tokens of a forward pass; a token that is al
 counts as three. Nothing here imports NumPy or torch: the command line lists this registry.
 """
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from mixgym.envs.errors import did_you_mean
 
 Level = Literal["source", "stratum"]
 
@@ -153,9 +154,7 @@ def find_probe(name: str) -> ProbeKind:
     """
     if name in PROBES:
         return PROBES[name]
-    near = difflib.get_close_matches(name, PROBES, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"unknown probe {name!r}; {hint}(known: {', '.join(PROBES)})")
+    raise ValueError(f"unknown probe {name!r}; {did_you_mean(name, PROBES)}")
 
 
 def need_baseline(names: Iterable[str]) -> int:

@@ -4,8 +4,8 @@ import gymnasium as gym
 
 ENVIRONMENTS = {
     "mixgym/Mixture-v0": "mixgym.envs.environment:make_mixture_env",
-    "mixgym/Global-v0": "mixgym.envs.levels:make_global_env",
-    "mixgym/Local-v0": "mixgym.envs.levels:make_local_env",
+    "mixgym/Global-v0": "mixgym.envs.levels.single:make_global_env",
+    "mixgym/Local-v0": "mixgym.envs.levels.single:make_local_env",
 }
 
 BATCHES = {"mixgym/Mixture-v0": "mixgym.envs.curves.gymnasium_vector:CurvesVectorEnv"}

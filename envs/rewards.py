@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.errors import ConfigError, SourceError
-from mixgym.envs.mixture import BoolArray, FloatArray, last_sum
 from mixgym.envs.options import PenaltyOptions
 from mixgym.envs.probes import find_probe
+from mixgym.envs.spaces.mixture import last_sum
 
 SMALLEST = 1e-6  # of weights, in logarithms
 

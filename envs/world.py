@@ -6,9 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.envs.learners.base import Evaluation, FloatArray, Learner, StepRule, TrainReport
-from mixgym.envs.mixture import Mixture
-from mixgym.envs.plan import DataPlane, IntervalPlan
+from mixgym.envs.arrays import FloatArray
+from mixgym.envs.interval_plan import DataPlane, IntervalPlan
+from mixgym.envs.learners.base import (
+    Evaluation,
+    Learner,
+    StepRule,
+    TrainReport,
+)
+from mixgym.envs.spaces.mixture import Mixture
 
 
 @dataclass(frozen=True)

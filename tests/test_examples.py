@@ -26,4 +26,4 @@ def test_the_examples_of_the_documentation_hold(name: str) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert "mixgym.envs.mixture" in modules()
+    assert "mixgym.envs.spaces.mixture" in modules()

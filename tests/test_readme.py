@@ -18,7 +18,7 @@ import pytest
 from pydantic import BaseModel
 
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.tensorboard import TAGS
+from mixgym.trainer.runs.tensorboard import TAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

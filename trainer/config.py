@@ -5,11 +5,9 @@ agent and the run, reads files strictly (no key twice, no unknown key, no YAML 1
 as ``no`` for false) and words every mistake as one line that names file, key, value and fix.
 """
 
-import difflib
-import json
 import re
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -19,15 +17,14 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from mixgym.envs.errors import ConfigError
+from mixgym.envs.errors import ConfigError, nearest
 from mixgym.envs.options import Options, WorldOptions
-from mixgym.trainer.train_options import TrainOptions
+from mixgym.trainer.strict_yaml import KeyPath, StrictDumper, parse_yaml, read_mapping, shown
+from mixgym.trainer.training.training_options import TrainOptions
 
 COMMAND_LINE = "command line"
 VERSIONS = "versions"
 RECORDED = ("mixgym", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
-
-Path_ = tuple[str | int, ...]
 
 
 class AgentOptions(Options):
@@ -128,7 +125,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
         ConfigError: one line per mistake, each naming file (and line), key, value and fix.
     """
     origin = COMMAND_LINE if path is None else str(path)
-    data, lines = ({}, {}) if path is None else _read(Path(path))
+    data, lines = ({}, {}) if path is None else read_mapping(Path(path))
     data.pop(VERSIONS, None)
     for override in overrides:
         for key in _apply(data, override):
@@ -149,7 +146,7 @@ def dump_config(config: RunConfig) -> str:
     """
     data = config.model_dump()
     data[VERSIONS] = installed_versions()
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(data, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def installed_versions() -> dict[str, str]:
@@ -163,121 +160,10 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-# --- YAML -----------------------------------------------------------------------------------------
-
-_SCALARS = [
-    ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), [*list("~nN"), ""]),
-    ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
-    ("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")),
-    (
-        "tag:yaml.org,2002:float",
-        re.compile(
-            r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"
-            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-        ),
-        list("-+.0123456789"),
-    ),
-    ("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"]),
-]
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe, with YAML 1.2 scalars (``no`` is text, ``1e-3`` a number) and no key twice."""
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(node.value)  # decimal: 010 is ten, not eight
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        self._check_keys(node)
-        return super().construct_mapping(node, deep=deep)
-
-    def _check_keys(self, node: yaml.MappingNode) -> None:
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.tag in _NUMBER_TAGS:  # a share of the budget, say: keys are text
-                key.tag = _KEY_TAGS[0]
-            if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEY_TAGS:
-                shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                raise _KeyProblemError(line, f"the key {shown} is not text; write it in quotes")
-            if key.value in seen:
-                raise _KeyProblemError(
-                    line,
-                    f"the key {key.value!r} stands here again, first on line {seen[key.value]}; "
-                    "remove or rename one",
-                )
-            seen[key.value] = line
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML version would take for something else than text."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
-_Loader.yaml_implicit_resolvers = {}  # instead of the 1.1 ones that it inherits
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-for _tag, _pattern, _first in _SCALARS:
-    _Loader.add_implicit_resolver(_tag, _pattern, _first)
-    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
-
-
-class _KeyProblemError(Exception):
-    def __init__(self, line: int, text: str) -> None:
-        super().__init__(text)
-        self.line = line
-
-
-def _parse(text: str, origin: str) -> tuple[Any, dict[Path_, int]]:
-    """Return the data, and the line of every key by its path."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None, {}
-        return loader.construct_document(node), dict(_lines_of(node, ()))
-    except _KeyProblemError as error:
-        raise ConfigError(f"{origin}:{error.line}: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{origin}:{mark.line + 1}" if mark else origin
-        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()
-
-
-def _lines_of(node: yaml.Node, path: Path_) -> "typing.Iterator[tuple[Path_, int]]":
-    yield path, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield from _lines_of(value, (*path, key.value))
-            yield (*path, key.value), key.start_mark.line + 1
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    data, lines = _parse(text, str(path))
-    if data is None:
-        return {}, {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: holds {_shown(data)}; a mapping of options is needed")
-    return data, lines
-
-
 # --- overrides ------------------------------------------------------------------------------------
 
 
-def _apply(data: dict[str, Any], override: str) -> list[Path_]:
+def _apply(data: dict[str, Any], override: str) -> list[KeyPath]:
     """Set one ``key.sub=value`` in place.
 
     Returns:
@@ -287,8 +173,8 @@ def _apply(data: dict[str, Any], override: str) -> list[Path_]:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"{COMMAND_LINE}: {override!r} is not an override; write key.sub=value")
-    value, _ = _parse(text, f"{COMMAND_LINE}: {key}")
-    touched: list[Path_] = []
+    value, _ = parse_yaml(text, f"{COMMAND_LINE}: {key}")
+    touched: list[KeyPath] = []
     section = data
     for depth, part in enumerate(parts[:-1], start=1):
         if part not in section:
@@ -297,7 +183,7 @@ def _apply(data: dict[str, Any], override: str) -> list[Path_]:
         if not isinstance(section[part], dict):
             raise ConfigError(
                 f"{COMMAND_LINE}: {override!r}: {'.'.join(parts[:depth])} is "
-                f"{_shown(section[part])}, which has no keys; set all of it, "
+                f"{shown(section[part])}, which has no keys; set all of it, "
                 f"{'.'.join(parts[:depth])}={{{parts[depth]}: ...}}"
             )
         section = section[part]
@@ -305,7 +191,7 @@ def _apply(data: dict[str, Any], override: str) -> list[Path_]:
     return [*touched, tuple(parts)]
 
 
-def _place(origin: str, lines: Mapping[Path_, int], at: Path_) -> str:
+def _place(origin: str, lines: Mapping[KeyPath, int], at: KeyPath) -> str:
     """``file:line``, or ``command line`` for what an override gave."""
     for depth in range(len(at), -1, -1):
         line = lines.get(at[:depth])
@@ -317,9 +203,9 @@ def _place(origin: str, lines: Mapping[Path_, int], at: Path_) -> str:
 # --- mistakes -------------------------------------------------------------------------------------
 
 
-def _mistakes(error: ValidationError, data: Any) -> list[tuple[Path_, str]]:
+def _mistakes(error: ValidationError, data: Any) -> list[tuple[KeyPath, str]]:
     """Path and wording of every mistake, once each, in the order in which they were found."""
-    found: dict[Path_, str] = {}
+    found: dict[KeyPath, str] = {}
     for detail in error.errors():
         at = _clean_path(detail, data)
         if at is not None and at not in found:
@@ -327,7 +213,7 @@ def _mistakes(error: ValidationError, data: Any) -> list[tuple[Path_, str]]:
     return list(found.items())
 
 
-def _clean_path(detail: ErrorDetails, data: Any) -> Path_ | None:
+def _clean_path(detail: ErrorDetails, data: Any) -> KeyPath | None:
     """The path in the data, without pydantic's names of union branches.
 
     Returns:
@@ -346,14 +232,14 @@ def _clean_path(detail: ErrorDetails, data: Any) -> Path_ | None:
     return tuple(path)
 
 
-def _worded(detail: ErrorDetails, at: Path_) -> str:
+def _worded(detail: ErrorDetails, at: KeyPath) -> str:
     """One line: dotted key, value seen, what is wanted."""
     key = ".".join(map(str, at))
-    value = _shown(detail["input"])
+    value = shown(detail["input"])
     if detail["type"] == "extra_forbidden":
         known = sorted(_section_at(at[:-1]))
-        near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        near = nearest(str(at[-1]), known, cutoff=0.5)
+        advice = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}"
         return f"{key}: unknown key (value {value}); {advice}"
     wanted = detail["msg"].removeprefix("Value error, ")
     wanted = re.sub(r"^Input should be (a valid )?", "must be ", wanted)
@@ -367,7 +253,7 @@ def _worded(detail: ErrorDetails, at: Path_) -> str:
     return f"{key}: {value} will not do: {wanted}{about}"
 
 
-def _section_at(at: Path_) -> dict[str, str]:
+def _section_at(at: KeyPath) -> dict[str, str]:
     """Known keys of a section and their descriptions; empty where any key may stand."""
     kind: Any = RunConfig
     for part in at:
@@ -392,14 +278,3 @@ def _step(kind: Any, part: str | int) -> Any:
 
 def _model_in(kind: Any) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def _shown(value: Any) -> str:
-    """A value as short JSON; a mapping or list by its size when it is long."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = repr(value)
-    if len(text) <= 80:
-        return text
-    return text[:76] + " ..."

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mixgym.trainer import storage
+from mixgym.envs import storage
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.finetune import MODEL, PICTURE, finetune, quiet_transformers
-from mixgym.trainer.tables import number, show, table
-from mixgym.trainer.train import train, validation_table
+from mixgym.trainer.finetuning.finetune import MODEL, PICTURE, finetune, quiet_transformers
+from mixgym.trainer.runs.tables import number, show, table
+from mixgym.trainer.training.train import train, validation_table
 
 SETTINGS: dict[str, Any] = {
     "data": {"max_length": 128, "strata_by": "column:difficulty"},

@@ -13,7 +13,7 @@ import numpy as np
 
 from mixgym.agents.hbo.optimizers import Moments, direction
 from mixgym.agents.hbo.updates import softmax
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 
 FIT_ERROR, FIT_STEPS = 1e-10, 200_000  # of the warm start by regression
 FIT_CHECKED = 100  # steps between two looks at the error

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.agents.actor import Actor, State
+from mixgym.agents.hbo.inputs import LevelInputs, read_observation, rewards_of
 from mixgym.agents.hbo.level import Level, LevelState, chosen, make_actor
-from mixgym.agents.hbo.reading import Reading, read_observation, rewards_of
 from mixgym.agents.hbo.schedule import due
 from mixgym.agents.hbo.settings import HboOptions, read_options
 from mixgym.agents.rule import Observation
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -74,12 +74,12 @@ class Hbo(Actor):
         """
         single = observation["signals"].ndim == 1
         batch = {name: values[None] if single else values for name, values in observation.items()}
-        reading = read_observation(batch, self.settings)
-        memory = self._remember(state, reading, episode_start)
-        memory = self._learn_from(memory, reading)
+        inputs = read_observation(batch, self.settings)
+        memory = self._remember(state, inputs, episode_start)
+        memory = self._learn_from(memory, inputs)
         top, inner = (
             level.weights(own, view)
-            for level, own, view in zip(self._levels, memory.levels, reading.views, strict=True)
+            for level, own, view in zip(self._levels, memory.levels, inputs.views, strict=True)
         )
         flat = [_over_largest(top), _over_largest(inner).reshape(len(top), -1)]
         actions = np.concatenate(flat, axis=-1).astype(np.float32)
@@ -87,34 +87,34 @@ class Hbo(Actor):
         return (actions[0] if single else actions), memory.arrays()
 
     def _remember(
-        self, state: State | None, reading: Reading, episode_start: NDArray[np.bool_] | None
+        self, state: State | None, inputs: LevelInputs, episode_start: NDArray[np.bool_] | None
     ) -> "Memory":
         if state is None:
-            return self._first(reading)
+            return self._first(inputs)
         memory = Memory.of(state)
         if episode_start is None or not np.any(episode_start):
             return memory
-        return memory.where(np.asarray(episode_start, np.bool_), self._first(reading))
+        return memory.where(np.asarray(episode_start, np.bool_), self._first(inputs))
 
-    def _first(self, reading: Reading) -> "Memory":
+    def _first(self, inputs: LevelInputs) -> "Memory":
         levels = tuple(
             level.start(view, np.random.default_rng([self.settings.seed, index]))
-            for index, (level, view) in enumerate(zip(self._levels, reading.views, strict=True))
+            for index, (level, view) in enumerate(zip(self._levels, inputs.views, strict=True))
         )
-        return Memory(np.zeros(reading.count), reading.nll, (levels[0], levels[1]))
+        return Memory(np.zeros(inputs.count), inputs.nll, (levels[0], levels[1]))
 
-    def _learn_from(self, memory: "Memory", reading: Reading) -> "Memory":
+    def _learn_from(self, memory: "Memory", inputs: LevelInputs) -> "Memory":
         """Global first, then local, both from measurements of the same model."""
-        self._reports = [{} for _ in range(reading.count)]
+        self._reports = [{} for _ in range(inputs.count)]
         for index, learned in enumerate(self.settings.learned):
             if learned:
-                memory = self._update(index, memory, reading)
+                memory = self._update(index, memory, inputs)
         return memory
 
-    def _update(self, index: int, memory: "Memory", reading: Reading) -> "Memory":
-        level, view, old = self._levels[index], reading.views[index], memory.levels[index]
+    def _update(self, index: int, memory: "Memory", inputs: LevelInputs) -> "Memory":
+        level, view, old = self._levels[index], inputs.views[index], memory.levels[index]
         when = _due(memory.decisions, level.options.period, self.settings.update_at_start)
-        rewards, fresh = rewards_of(reading, index, level.options, memory.nll[index])
+        rewards, fresh = rewards_of(inputs, index, level.options, memory.nll[index])
         asked = when & fresh
         if not asked.any():
             return memory
@@ -124,7 +124,7 @@ class Hbo(Actor):
         new, moved = level.update(old, view, np.where(rows, rewards, np.nan), random)
         before, after = (level.distribution(s.parameters, view) for s in (old, new))
         self._note(index, moved, before, after)
-        now = np.where(rows, reading.nll[index], memory.nll[index])
+        now = np.where(rows, inputs.nll[index], memory.nll[index])
         return memory.with_level(index, old.where(asked, new), now)
 
     def _note(self, index: int, moved: FloatArray, before: FloatArray, after: FloatArray) -> None:
@@ -137,7 +137,7 @@ class Hbo(Actor):
                 report[f"change_{NAMES[index]}"] = np.where(known[i], (new - old)[i], np.nan)
 
     def report(self, index: int, names: tuple[str, ...]) -> dict[str, Any]:
-        """Shaped rewards that moved the actors, and how far: see :mod:`mixgym.envs.records`."""
+        """Shaped rewards that moved the actors, and how far (``actor`` of a decision's record)."""
         return _named_report(self._reports[index], names)
 
     def save(self, path: str | Path) -> None:

@@ -20,11 +20,10 @@ from mixgym.agents.hbo.schedule import LEVELS
 from mixgym.agents.hbo.settings import PROGRESS, UpdateName, check_reward, words
 from mixgym.agents.hbo.shaping import known_or_mean, normalised, sharpened
 from mixgym.agents.hbo.updates import UPDATES, softmax
-from mixgym.agents.policies.mlp import MlpPolicy
 from mixgym.agents.policies.on_policy import HierarchicalPolicy
-from mixgym.agents.policies.table import TablePolicy
+from mixgym.agents.policies.plain import MlpPolicy, TablePolicy
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import FloatArray
 from mixgym.envs.options import EnvironmentOptions, Options
 
 NAMES = ("global", "local")

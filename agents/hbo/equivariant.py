@@ -8,7 +8,7 @@ from torch.func import functional_call, vmap
 
 from mixgym.agents.policies.network import HierarchicalActor
 from mixgym.agents.policies.rows import Rows, split_rows
-from mixgym.envs.mixture import FloatArray
+from mixgym.envs.arrays import FloatArray
 
 
 class Equivariant:

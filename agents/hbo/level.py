@@ -15,7 +15,7 @@ from mixgym.agents.hbo.optimizers import Moments, direction
 from mixgym.agents.hbo.settings import LevelOptions
 from mixgym.agents.hbo.shaping import averaged, differs, known_or_mean, normalised, sharpened
 from mixgym.agents.hbo.updates import UPDATES, softmax
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 
 HALVINGS = 20  # of a step that leaves its trust region, before it is given up
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixgym.envs.mixture import FloatArray
+from mixgym.envs.arrays import FloatArray
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 OPTIMIZERS = ("sgd", "adam")

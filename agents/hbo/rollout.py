@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.agents.hbo.settings import PROGRESS
-from mixgym.envs.mixture import BoolArray, FloatArray, floored, logit_scale
-from mixgym.envs.observations import SOURCES, STRATA, layout
+from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.probes import find_probe
-from mixgym.envs.signals import probe_shape
+from mixgym.envs.spaces.mixture import floored, logit_scale
+from mixgym.envs.spaces.observations import SOURCES, STRATA, layout
+from mixgym.envs.spaces.signals import probe_shape
 
 Shape = tuple[int, int]
 

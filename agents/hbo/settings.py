@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from mixgym.agents.hbo.presets import PRESETS
 from mixgym.agents.hbo.schedule import LEVELS
+from mixgym.agents.hbo.variants import PRESETS
 from mixgym.agents.requires import Requires
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import Fraction, Options

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 
 LEAST_WEIGHT = 0.01  # that importance weighting divides by: a rare unit is no reason to explode
 LEAST_SHARE = 1e-3  # of R / sum R in the closed form, over 1 / K: rewards may be 0 or negative

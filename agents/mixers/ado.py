@@ -10,7 +10,7 @@ from mixgym.agents.mixers.mixer import Mixer
 from mixgym.agents.mixers.power_law import fit_power_law
 from mixgym.agents.mixers.simplex import even, mean_of, shares
 from mixgym.agents.rule import Signals
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

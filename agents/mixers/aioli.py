@@ -10,7 +10,7 @@ from mixgym.agents.mixers.checks import flag, number, positive, share, whole
 from mixgym.agents.mixers.mixer import Mixer
 from mixgym.agents.mixers.simplex import even, stepped
 from mixgym.agents.rule import Signals
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

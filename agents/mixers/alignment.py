@@ -17,7 +17,7 @@ from mixgym.agents.mixers.needs import (
 )
 from mixgym.agents.mixers.simplex import TINY, even, mean_of, shares, smoothed, softmax, stepped
 from mixgym.agents.rule import Signals
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

@@ -8,7 +8,7 @@ from mixgym.agents.actor import State
 from mixgym.agents.mixers.checks import positive
 from mixgym.agents.mixers.mixer import Mixer
 from mixgym.agents.rule import Signals
-from mixgym.envs.mixture import FloatArray
+from mixgym.envs.arrays import FloatArray
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

@@ -10,7 +10,7 @@ from mixgym.agents.mixers.mixer import Mixer, by_source, excess_over_reference, 
 from mixgym.agents.mixers.needs import DOREMI_CLIPS, DOREMI_PROBE, PERIOD
 from mixgym.agents.mixers.simplex import TINY, even, smoothed, softmax, stepped
 from mixgym.agents.rule import Signals
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

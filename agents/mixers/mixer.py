@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from mixgym.agents.actor import State
 from mixgym.agents.mixers.simplex import shares
 from mixgym.agents.rule import Observation, Rule, Signals
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import FloatArray
-from mixgym.envs.observations import parts_of
+from mixgym.envs.spaces.observations import parts_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

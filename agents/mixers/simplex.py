@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 
 TINY = 1e-300
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mixgym.agents.actor import Actor, State
 from mixgym.agents.policies.export import CARD, FEATURES, ExportedPolicy, read_card
 from mixgym.envs.errors import ConfigError, MixgymError
-from mixgym.envs.levels import Predictor
-from mixgym.envs.observations import observes_costs, shape_of
+from mixgym.envs.levels.single import Predictor
+from mixgym.envs.spaces.observations import observes_costs, shape_of
 
 COMPOSED = "composed"
 PARTS = ("global", "local")

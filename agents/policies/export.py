@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from mixgym.agents.actor import Actor, State
 from mixgym.agents.policies.heads import ActorSpec, act
+from mixgym.agents.policies.plain import plain_spec
 from mixgym.agents.policies.rows import Rows, as_local, rows_shape, split_rows
-from mixgym.agents.policies.table import plain_spec
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.observations import PROGRESS, SOURCES, STRATA, observes_costs
+from mixgym.envs.spaces.observations import PROGRESS, SOURCES, STRATA, observes_costs
 
 WEIGHTS, CARD = "policy.safetensors", "policy.json"
 FEATURES = {"progress": list(PROGRESS), "sources": list(SOURCES), "strata": list(STRATA)}

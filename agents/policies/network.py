@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mixgym.agents.policies.rows import Level, Rows, join_action, row_sizes, split_action
-from mixgym.envs.observations import PROGRESS
+from mixgym.envs.spaces.observations import PROGRESS
 
 Norm = Callable[[int], nn.Module]
 """A layer over [rows, features] that is made for a number of features."""

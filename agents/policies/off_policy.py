@@ -21,9 +21,9 @@ from torch.nn.functional import softplus
 
 from mixgym.agents.policies.heads import ActorSpec, act
 from mixgym.agents.policies.network import CriticNet, Norm
-from mixgym.agents.policies.options import known_only
+from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, Rows, action_mask, rows_shape, split_rows
-from mixgym.envs.observations import observes_costs
+from mixgym.envs.spaces.observations import observes_costs
 
 POLICY_OPTIONS = ("n_critics", "optimizer_class", "optimizer_kwargs", "use_sde")
 

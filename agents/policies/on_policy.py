@@ -13,9 +13,9 @@ from torch import nn
 from mixgym.agents.policies.distributions import RowDistribution
 from mixgym.agents.policies.heads import ActingNet, ActorSpec
 from mixgym.agents.policies.network import ValueNet
-from mixgym.agents.policies.options import known_only
+from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, Rows, rows_shape, split_rows
-from mixgym.envs.observations import observes_costs
+from mixgym.envs.spaces.observations import observes_costs
 
 POLICY_OPTIONS = ("optimizer_class", "optimizer_kwargs", "use_sde")
 OWN_OPTIONS = ("width", "head", "log_std_init", "concentration")

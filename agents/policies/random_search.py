@@ -17,9 +17,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from mixgym.agents.policies.heads import ActorSpec, act
-from mixgym.agents.policies.options import known_only
+from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, rows_shape, split_rows
-from mixgym.envs.observations import observes_costs
+from mixgym.envs.spaces.observations import observes_costs
 
 SEEDS = 2**31
 

@@ -15,9 +15,9 @@ from mixgym.agents.policies.distributions import RowDistribution
 from mixgym.agents.policies.heads import ActingNet, ActorSpec, LstmState, Memory
 from mixgym.agents.policies.network import Encoder, mlp
 from mixgym.agents.policies.on_policy import POLICY_OPTIONS
-from mixgym.agents.policies.options import known_only
+from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, Rows, rows_shape, split_rows
-from mixgym.envs.observations import observes_costs
+from mixgym.envs.spaces.observations import observes_costs
 
 
 class MemoryValueNet(nn.Module):

@@ -1,7 +1,7 @@
 """Observations and actions as rows, at the three levels: joint, global, local.
 
 Joint and global agents see the flat joint observation; a local one sees the rows of its own source
-(:func:`mixgym.envs.observations.local_observation`), which is a mixture of one source.
+(:func:`mixgym.envs.spaces.observations.local_observation`), which is a mixture of one source.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from gymnasium import spaces
 
-from mixgym.envs.observations import (
+from mixgym.envs.spaces.observations import (
     PROGRESS,
     SOURCES,
     STRATA,
@@ -54,7 +54,7 @@ def split_rows(
     level: Level = "joint",
     costs: bool = False,
 ) -> Rows:
-    """Cut flat observations [n, size] into rows (see :mod:`mixgym.envs.observations`).
+    """Cut flat observations [n, size] into rows (see :mod:`mixgym.envs.spaces.observations`).
 
     Args:
         observation: with or without costs.

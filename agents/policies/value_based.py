@@ -14,9 +14,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from mixgym.agents.policies.heads import ActorSpec, act
-from mixgym.agents.policies.options import known_only
+from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, rows_shape, split_rows
-from mixgym.envs.observations import observes_costs
+from mixgym.envs.spaces.observations import observes_costs
 
 POLICY_OPTIONS = ("optimizer_class", "optimizer_kwargs")
 

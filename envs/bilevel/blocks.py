@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.sources.streams import stream
+from mixgym.envs.random_streams import stream
 
 if TYPE_CHECKING:
     import torch

@@ -14,15 +14,14 @@ from typing import Any, cast
 
 import numpy as np
 
+from mixgym.envs.arrays import BoolArray, FloatArray
+from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.bilevel.blocks import BlockDraws, without_gradients
 from mixgym.envs.bilevel.copies import Copy, Difference, LowRank, Values
-from mixgym.envs.bilevel.estimators import make_estimator
-from mixgym.envs.bilevel.gaps import Measured, Task
-from mixgym.envs.bilevel.options import BilevelOptions
+from mixgym.envs.bilevel.estimation import Measured, StepData
+from mixgym.envs.bilevel.two_model_estimators import make_estimator
 from mixgym.envs.bilevel.weights import (
     BETAS,
-    BoolArray,
-    FloatArray,
     Logits,
     check_gradient,
     effective_sources,
@@ -30,11 +29,11 @@ from mixgym.envs.bilevel.weights import (
     softmax_around,
 )
 from mixgym.envs.errors import ConfigError, DivergenceError
+from mixgym.envs.interval_plan import Pack
 from mixgym.envs.learners.base import StepResult, Trainable
 from mixgym.envs.learners.pairing import Pairable
-from mixgym.envs.mixture import Mixture
-from mixgym.envs.plan import Pack
-from mixgym.envs.sources.streams import stream
+from mixgym.envs.random_streams import stream
+from mixgym.envs.spaces.mixture import Mixture
 
 STATE_FILE = "bilevel.pt"
 
@@ -140,7 +139,7 @@ class BilevelStep:
         own = pair.parameters()
         frozen = self._draw(pair)
         weights = self.weights if self.options.act == "loss" else None
-        task = Task(pair, packs, weights, self.alpha, self._step)
+        task = StepData(pair, packs, weights, self.alpha, self._step)
         try:
             with without_gradients(own, frozen):
                 measured = self._estimator.step(task)

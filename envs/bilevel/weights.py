@@ -9,10 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.errors import MixgymError
-from mixgym.envs.mixture import BoolArray as BoolArray
-from mixgym.envs.mixture import FloatArray as FloatArray
-from mixgym.envs.mixture import last_sum
+from mixgym.envs.spaces.mixture import last_sum
 
 BETAS = (0.9, 0.95)
 TINY = 1e-12
@@ -112,7 +111,7 @@ class Logits:
 
     Args:
         value: float64[..., K], lambda at the start; 0 is the prior.
-        update: see :class:`~mixgym.envs.bilevel.options.BilevelOptions`.
+        update: see :class:`~mixgym.envs.bilevel.bilevel_options.BilevelOptions`.
         clip: largest entry of the gradient.
         decay: pull back to the prior.
         betas: of the running mean and square of the gradient; gradients shrink as weights do, so

@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.probes import Seen, constant_probe, probe, probe_noise, probe_tokens
-from mixgym.envs.mixture import BoolArray, FloatArray
+from mixgym.envs.measuring.probe_book import NEVER, training_loss_ratio, wanted_probes
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.probe_book import NEVER, training_loss_ratio, wanted_probes
 from mixgym.envs.probes import BILEVEL_GAIN, PROBES
-from mixgym.envs.signals import probe_shape
+from mixgym.envs.spaces.signals import probe_shape
 
 
 class BatchProbes:
-    """What :class:`mixgym.envs.probe_book.ProbeBook` is for one environment, for many.
+    """What :class:`mixgym.envs.measuring.probe_book.ProbeBook` is for one environment, for many.
 
     Arrays are replaced and never changed, so that records may hold on to them.
 

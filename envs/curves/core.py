@@ -8,11 +8,13 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
-from mixgym.envs.actions import make_action_kind
-from mixgym.envs.bilevel.options import BilevelOptions
+from mixgym.envs.arrays import BoolArray, FloatArray
+from mixgym.envs.bilevel.bilevel_options import BilevelOptions
+from mixgym.envs.curves.batch_actions import BatchFrame, decode_batch
 from mixgym.envs.curves.batch_probes import BatchProbes
-from mixgym.envs.curves.decision import Decision, StepArrays
-from mixgym.envs.curves.decoding import BatchFrame, decode_batch
+from mixgym.envs.curves.batch_records import Decision, StepArrays
+from mixgym.envs.curves.batch_rewards import BatchRewards
+from mixgym.envs.curves.batch_tilt import BatchTilt
 from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
 from mixgym.envs.curves.noise import EpisodeNoise
 from mixgym.envs.curves.probes import Seen, reference_losses
@@ -24,9 +26,12 @@ from mixgym.envs.curves.task import (
     tokens_per_step,
 )
 from mixgym.envs.curves.task_tables import priors, scales
-from mixgym.envs.curves.tilting import BatchTilt
-from mixgym.envs.mixture import BoolArray, FloatArray, floored, last_sum
-from mixgym.envs.observations import (
+from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.probes import BACKWARD
+from mixgym.envs.rewards import Reward, RewardInput
+from mixgym.envs.spaces.actions import make_action_kind
+from mixgym.envs.spaces.mixture import floored, last_sum
+from mixgym.envs.spaces.observations import (
     Fixed,
     View,
     clipped_to_bounds,
@@ -36,10 +41,6 @@ from mixgym.envs.observations import (
     fixed_parts,
     flat_space,
 )
-from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.payment import BatchPay
-from mixgym.envs.probes import BACKWARD
-from mixgym.envs.rewards import Reward, RewardInput
 
 DECISIONS = 32
 """Decisions in an episode."""
@@ -93,7 +94,7 @@ class CurvesCore:
         self.options = options
         self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
         self.decisions = decisions
-        self._payer = BatchPay(options, count, decisions, self.shape[0])
+        self._payment = BatchRewards(options, count, decisions, self.shape[0])
         self._probes = BatchProbes(options, count, self.shape, decisions)
         self._tilt: BatchTilt | None = None
         if options.step_rule == "bilevel":
@@ -194,7 +195,7 @@ class CurvesCore:
             )
             self._noise[i, :, :rows, :groups] = noise * self._tasks.noise[index]
             self._probes.draw(i, episode, (rows, groups))
-            self._payer.draw(i, episode, rows)
+            self._payment.draw(i, episode, rows)
             self._index[i] = index
         self._episodes[which] += 1
 
@@ -274,7 +275,7 @@ class CurvesCore:
             probe_cost=self._probes.tokens / (BACKWARD * self._per_decision[:, 0, 0]),
             epochs=epochs,
         )
-        return self._payer.reward(seen, self._probes.values, self._decision)
+        return self._payment.reward(seen, self._probes.values, self._decision)
 
     def observe(self) -> Any:
         """Observations of all environments: an array [n, size], or a dict of them."""
@@ -307,7 +308,7 @@ class CurvesCore:
         arrays |= {name: getattr(self, name).copy() for name in ("_start", "_before", "_now")}
         arrays |= {"_episodes": self._episodes.copy(), "_index": self._index.copy()}
         arrays |= {"given": self._state.given.copy(), "learnt": self._state.learnt.copy()}
-        arrays |= {"draws": self._payer.draws.copy()}
+        arrays |= {"draws": self._payment.draws.copy()}
         random = [r.bit_generator.state for r in self._random]
         state = {"arrays": arrays, "random": random, "probes": self._probes.state()}
         return state if self._tilt is None else {**state, "bilevel": self._tilt.state()}
@@ -316,7 +317,7 @@ class CurvesCore:
         """Continue from :meth:`state`."""
         arrays = {name: np.array(values) for name, values in state["arrays"].items()}
         self._state = CurveState(arrays.pop("given"), arrays.pop("learnt"))
-        self._payer.draws = arrays.pop("draws")
+        self._payment.draws = arrays.pop("draws")
         for name, values in arrays.items():
             setattr(self, name, values)
         for random, own in zip(self._random, state["random"], strict=True):

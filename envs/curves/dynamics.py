@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixgym.envs.curves.task import CurveTask, FloatArray
+from mixgym.envs.arrays import FloatArray
+from mixgym.envs.curves.task import CurveTask
 
 GATE_WIDTH = 0.05  # of the opening of a stratum, in units of mastery
 GATE_LEAK = 0.1  # what a token is worth in a closed stratum

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
 from mixgym.envs.curves.noise import EpisodeNoise
 from mixgym.envs.curves.probes import (
@@ -25,10 +26,15 @@ from mixgym.envs.curves.probes import (
     target_falls,
 )
 from mixgym.envs.curves.task import CurveTask, tokens_per_step
-from mixgym.envs.learners.base import Evaluation, FloatArray, ProbeResult, StepRule, TrainReport
-from mixgym.envs.mixture import BoolArray, Mixture
-from mixgym.envs.plan import Budget, IntervalPlan
+from mixgym.envs.interval_plan import Budget, IntervalPlan
+from mixgym.envs.learners.base import (
+    Evaluation,
+    ProbeResult,
+    StepRule,
+    TrainReport,
+)
 from mixgym.envs.probes import find_probe, need_baseline
+from mixgym.envs.spaces.mixture import Mixture
 
 HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss
 
@@ -150,7 +156,7 @@ class TokenPlane:
         self._state = CurveState.start(task)
 
     def plan(self, mixture: Mixture, budget: Budget) -> IntervalPlan:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         total = budget.steps * self._per_step
         if budget.supervised is not None:
             total = min(total, budget.supervised)
@@ -160,17 +166,17 @@ class TokenPlane:
         return IntervalPlan(mixture, ((),) * steps, tokens, tokens, tokens)
 
     def available(self) -> BoolArray:
-        """See :class:`mixgym.envs.plan.DataPlane`; tokens never run out."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`; tokens never run out."""
         return self._task.present
 
     def epochs(self) -> FloatArray:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         return passes(self._task, self._state)
 
     def snapshot(self) -> dict[str, Any]:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         return {"given": self._state.given.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         self._state = CurveState(np.array(state["given"], np.float64), self._state.learnt)

@@ -12,9 +12,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
-
-FloatArray = NDArray[np.float64]
 
 MAX_SOURCES, MAX_STRATA = 12, 4
 SINGLE_SOURCES = 4

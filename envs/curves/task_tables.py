@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.task import CurveTask
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import FloatArray, last_sum, logit_scale, normalise
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.spaces.mixture import last_sum, logit_scale, normalise
 
 
 def priors(tasks: CurveTask, options: EnvironmentOptions) -> tuple[FloatArray, FloatArray]:

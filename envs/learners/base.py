@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mixgym.envs.mixture import Mixture
-from mixgym.envs.plan import IntervalPlan, Pack
+from mixgym.envs.arrays import FloatArray, IntArray
+from mixgym.envs.interval_plan import IntervalPlan, Pack
+from mixgym.envs.spaces.mixture import Mixture
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 Counts = IntArray | FloatArray  # closed-form learners count fractions of a token
 
 

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mixgym.envs.arrays import IntArray
+from mixgym.envs.interval_plan import Pack
 from mixgym.envs.packing.packers import best_fit_decreasing
-from mixgym.envs.plan import Pack
-from mixgym.envs.sources.source import EncodedRows, IntArray, Source
+from mixgym.envs.sources.source import EncodedRows, Source
 
 if TYPE_CHECKING:
     import torch
 
-    from mixgym.envs.learners.sequence_parallel import Shard
+    from mixgym.envs.learners.parallel.sequence_parallel import Shard
 
 
 @dataclass(frozen=True)

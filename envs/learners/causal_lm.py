@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import DivergenceError, RunError
-from mixgym.envs.learners.attention import DOCUMENTS, choose_attention, packed_forward
-from mixgym.envs.learners.base import (
-    Evaluation,
-    FloatArray,
-    StepRule,
-    TrainReport,
-)
+from mixgym.envs.interval_plan import IntervalPlan, Pack
+from mixgym.envs.learners.base import Evaluation, StepRule, TrainReport
 from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
-from mixgym.envs.learners.data_parallel import DataParallel, can_recompute, recompute_layers
+from mixgym.envs.learners.models.attention import DOCUMENTS, choose_attention, packed_forward
+from mixgym.envs.learners.models.precision import check_onednn, evaluation_mode, matmul
 from mixgym.envs.learners.pairing import PairedTraining
-from mixgym.envs.learners.precision import check_onednn, evaluation_mode, matmul
-from mixgym.envs.learners.probing import ProbedModel
-from mixgym.envs.learners.sequence_parallel import WHOLE, shard_batch
+from mixgym.envs.learners.parallel.data_parallel import (
+    DataParallel,
+    can_recompute,
+    recompute_layers,
+)
+from mixgym.envs.learners.parallel.sequence_parallel import WHOLE, shard_batch
+from mixgym.envs.learners.probes.losses import ProbedModel
 from mixgym.envs.options import ModelOptions, TrainingOptions
-from mixgym.envs.plan import IntervalPlan, Pack
+from mixgym.envs.random_streams import stream
 from mixgym.envs.ranks import sum_gradients, summed
 from mixgym.envs.sources.source import Source
-from mixgym.envs.sources.streams import stream
 
 if TYPE_CHECKING:
     import torch

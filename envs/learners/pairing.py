@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mixgym.envs.arrays import FloatArray, IntArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.learners.base import FloatArray, Trainable
+from mixgym.envs.interval_plan import Pack
+from mixgym.envs.learners.base import Trainable
 from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch, pack_rows
-from mixgym.envs.learners.data_parallel import DataParallel
-from mixgym.envs.learners.precision import Matmul, matmul
-from mixgym.envs.learners.schedule import learning_rate_factor
+from mixgym.envs.learners.learning_rate import learning_rate_factor
+from mixgym.envs.learners.models.precision import Matmul, matmul
+from mixgym.envs.learners.parallel.data_parallel import DataParallel
 from mixgym.envs.options import TrainingOptions
-from mixgym.envs.plan import Pack
+from mixgym.envs.random_streams import stream
 from mixgym.envs.ranks import summed
-from mixgym.envs.sources.source import IntArray, Source
+from mixgym.envs.sources.source import Source
 from mixgym.envs.sources.splits import VALIDATION, check_validation, without_validation
-from mixgym.envs.sources.streams import stream
 
 if TYPE_CHECKING:
     import torch

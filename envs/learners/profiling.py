@@ -1,7 +1,7 @@
 """A short profile of this machine: seconds of forward and backward passes of packs of many kinds.
 
-The rates that explain them best (:mod:`mixgym.envs.packing.fitting`) make the cost model that of
-the user's own machine. One process is timed, so links keep the rates that were stated.
+The rates that explain them best (:mod:`mixgym.envs.packing.costs.rate_fitting`) make the cost model
+that of the user's own machine. One process is timed, so links keep the rates that were stated.
 """
 
 import time
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.learners.attention import packed_forward
-from mixgym.envs.packing.fitting import ProfilePoint
-from mixgym.envs.packing.groups import Group
+from mixgym.envs.learners.models.attention import packed_forward
+from mixgym.envs.packing.costs.rate_fitting import ProfilePoint
+from mixgym.envs.packing.grouping.groups import Group
 
 if TYPE_CHECKING:
     import torch

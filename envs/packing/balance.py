@@ -5,8 +5,8 @@ from math import lgamma
 
 import numpy as np
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.packing.packed import Packing
-from mixgym.envs.sources.source import IntArray
 
 IDLE = -1
 """A replica that has no pack; it waits for the others."""

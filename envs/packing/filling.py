@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from mixgym.envs.packing.length_set import LengthSet
+from mixgym.envs.arrays import IntArray
+from mixgym.envs.packing.grouping.length_set import LengthSet
 from mixgym.envs.packing.packed import Packing
-from mixgym.envs.sources.source import IntArray
 
 
 def greedy_fill(

@@ -7,12 +7,9 @@ wait for each other. Metrics and times are read from a layout, however it was pl
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mixgym.envs.packing.groups import Cluster, Group
-from mixgym.envs.sources.source import IntArray
-
-FloatArray = NDArray[np.float64]
+from mixgym.envs.arrays import FloatArray, IntArray
+from mixgym.envs.packing.grouping.groups import Cluster, Group
 
 
 @dataclass(frozen=True)

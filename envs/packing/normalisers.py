@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixgym.envs.arrays import FloatArray, IntArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.packing.layout import FloatArray
-from mixgym.envs.sources.source import IntArray
 
 
 @dataclass(frozen=True)

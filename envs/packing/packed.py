@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mixgym.envs.sources.source import IntArray
+from mixgym.envs.arrays import IntArray
 
 
 @dataclass(frozen=True)

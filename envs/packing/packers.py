@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import ConfigError, PackingError
-from mixgym.envs.packing.length_set import LengthSet
+from mixgym.envs.packing.grouping.length_set import LengthSet
 from mixgym.envs.packing.packed import Packing, Placement
-from mixgym.envs.sources.source import IntArray
 
 ISF_ROUNDS = 10
 ISF_SLACK = 128  # tokens that a pack may lack to be kept

@@ -6,14 +6,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mixgym.envs.mixture import BoolArray, FloatArray, Mixture
+from mixgym.envs.arrays import BoolArray, FloatArray, IntArray
+from mixgym.envs.interval_plan import Budget, IntervalPlan, Pack
 from mixgym.envs.options import Unit
 from mixgym.envs.packing.normalisers import Weighing
 from mixgym.envs.packing.planner import PackingPlan, Step, make_plan, steps_needed
 from mixgym.envs.packing.setup import PackingSetup
-from mixgym.envs.plan import Budget, IntervalPlan, Pack
 from mixgym.envs.sources.sampler import MixtureSampler, Proposal
-from mixgym.envs.sources.source import IntArray, Source
+from mixgym.envs.sources.source import Source
+from mixgym.envs.spaces.mixture import Mixture
 
 _TRIES = 48  # stopping points looked at before a plan may end between balance points
 
@@ -55,7 +56,7 @@ class PackedPlane:
         self._steps = 0
 
     def plan(self, mixture: Mixture, budget: Budget) -> IntervalPlan:
-        """See :class:`mixgym.envs.plan.DataPlane`.
+        """See :class:`mixgym.envs.interval_plan.DataPlane`.
 
         Raises:
             MixgymError: if no source with a weight has rows left.
@@ -152,15 +153,15 @@ class PackedPlane:
         )
 
     def available(self) -> BoolArray:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         return self.sampler.available()
 
     def epochs(self) -> FloatArray:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         return self.sampler.epochs()
 
     def snapshot(self) -> dict[str, Any]:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         return {
             "sampler": self.sampler.snapshot(),
             "intervals": self._intervals,
@@ -168,7 +169,7 @@ class PackedPlane:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         self.sampler.restore(state["sampler"])
         self._intervals = int(state["intervals"])
         self._steps = int(state["steps"])

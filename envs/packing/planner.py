@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.packing.balance import (
     IDLE,
@@ -20,7 +21,7 @@ from mixgym.envs.packing.balance import (
     order_packs,
 )
 from mixgym.envs.packing.filling import greedy_fill
-from mixgym.envs.packing.groups import (
+from mixgym.envs.packing.grouping.groups import (
     Cluster,
     Group,
     OverLong,
@@ -31,9 +32,7 @@ from mixgym.envs.packing.groups import (
 from mixgym.envs.packing.layout import Layout
 from mixgym.envs.packing.packed import Packing
 from mixgym.envs.packing.packers import find_packer
-from mixgym.envs.packing.schedule import schedule_steps
-from mixgym.envs.sources.source import IntArray
-from mixgym.envs.sources.streams import stream
+from mixgym.envs.random_streams import stream
 
 
 @dataclass(frozen=True)
@@ -242,3 +241,23 @@ def _places(slots: IntArray, first: int) -> IntArray:
 def iterate_packs(plan: PackingPlan, step: Step) -> Iterator[IntArray]:
     """The documents of each pack of a step."""
     return (plan.packing[int(pack)] for pack in step.packs)
+
+
+def schedule_steps(counts: IntArray, warm_up: int, generator: np.random.Generator) -> IntArray:
+    """Steps of the shortest group first, then the groups in turn, at random.
+
+    Args:
+        counts: int64[groups], steps of each group, the shortest group first.
+        warm_up: steps of the shortest group that come first (curriculum); 0 for none.
+        generator: of the order after that.
+
+    Returns:
+        int64[steps, 2]: (group, which of its steps). Every step stands there once, a group's steps
+        in random order.
+    """
+    groups = np.repeat(np.arange(len(counts)), counts)
+    which = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = generator.permutation(len(groups))
+    early = np.flatnonzero(groups[order] == 0)[:warm_up]
+    order = np.concatenate([order[early], np.delete(order, early)])
+    return np.stack([groups[order], which[order]], axis=1)

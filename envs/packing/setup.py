@@ -12,16 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.packing.balance import Balance, freedom
-from mixgym.envs.packing.cost import CostModel, Hardware, ModelShape
-from mixgym.envs.packing.descriptions import HARDWARE
-from mixgym.envs.packing.groups import Cluster, Group
-from mixgym.envs.packing.metrics import measure
-from mixgym.envs.packing.options import PackingOptions
+from mixgym.envs.packing.costs.cost_model import CostModel, Hardware, ModelShape
+from mixgym.envs.packing.costs.descriptions import HARDWARE
+from mixgym.envs.packing.costs.metrics import measure
+from mixgym.envs.packing.grouping.groups import Cluster, Group
+from mixgym.envs.packing.grouping.selection import (
+    candidate_degrees,
+    candidate_lengths,
+    select_groups,
+)
+from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.packing.planner import PackingPlan, PlanConfig
-from mixgym.envs.packing.selection import candidate_degrees, candidate_lengths, select_groups
-from mixgym.envs.sources.source import IntArray
 
 FEW_STEPS = 8
 """Global batches below which an interval is a small pool to pack and balance."""
@@ -79,7 +83,7 @@ class PackingSetup:
 
 
 @dataclass(frozen=True)
-class Task:
+class PackingTask:
     """What is packed for whom.
 
     Attributes:
@@ -99,7 +103,7 @@ class Task:
     seed: int = 0
 
 
-def make_setup(options: PackingOptions, task: Task) -> PackingSetup:
+def make_setup(options: PackingOptions, task: PackingTask) -> PackingSetup:
     """What the data plane needs.
 
     Raises:
@@ -128,7 +132,7 @@ def make_setup(options: PackingOptions, task: Task) -> PackingSetup:
 
 
 def _groups(
-    options: PackingOptions, task: Task, cost: CostModel | None, cluster: Cluster
+    options: PackingOptions, task: PackingTask, cost: CostModel | None, cluster: Cluster
 ) -> tuple[Group, ...]:
     if options.groups == "one":
         return (Group(task.max_length),)

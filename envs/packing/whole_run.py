@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mixgym.envs.arrays import BoolArray, FloatArray, IntArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import BoolArray, FloatArray, Mixture
+from mixgym.envs.interval_plan import Budget, IntervalPlan, Pack
 from mixgym.envs.packing.plane import PackedPlane
-from mixgym.envs.plan import Budget, IntervalPlan, Pack
-from mixgym.envs.sources.source import IntArray, Source
+from mixgym.envs.sources.source import Source
+from mixgym.envs.spaces.mixture import Mixture
 
 SAME = 1e-9  # weights that differ less are the same schedule
 
@@ -41,7 +42,7 @@ class WholeRunPlane:
         self._handed = 0
 
     def plan(self, mixture: Mixture, budget: Budget) -> IntervalPlan:
-        """See :class:`mixgym.envs.plan.DataPlane`.
+        """See :class:`mixgym.envs.interval_plan.DataPlane`.
 
         Raises:
             ConfigError: if the mixture is not that of the first interval.
@@ -90,20 +91,20 @@ class WholeRunPlane:
         return totals
 
     def available(self) -> BoolArray:
-        """See :class:`mixgym.envs.plan.DataPlane`: as at the start, while there are steps."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`: as at the start while steps last."""
         if self._plan is None or self._handed < len(self._plan.steps):
             return self._available
         return self._plane.available()
 
     def epochs(self) -> FloatArray:
-        """See :class:`mixgym.envs.plan.DataPlane`: in proportion to the steps handed out."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`: by the share of steps handed out."""
         if self._plan is None:
             return self._epochs
         share = self._handed / max(len(self._plan.steps), 1)
         return self._epochs + share * (self._plane.epochs() - self._epochs)
 
     def snapshot(self) -> dict[str, Any]:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         mixture = None
         if self._plan is not None:
             known = self._plan.mixture
@@ -111,7 +112,7 @@ class WholeRunPlane:
         return {"begin": self._begin, "handed": self._handed, "mixture": mixture}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See :class:`mixgym.envs.plan.DataPlane`: the run is planned again, to the same plan."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`: planned again, to the same plan."""
         self._begin = state["begin"]
         self._plane.restore(self._begin)
         self._available, self._epochs = self._plane.available(), self._plane.epochs()

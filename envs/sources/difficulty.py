@@ -18,11 +18,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS
 from mixgym.envs.sources.encoding import Encoding
 from mixgym.envs.sources.reading import Row
-from mixgym.envs.sources.source import IntArray
 
 Scores = NDArray[np.float64]
 

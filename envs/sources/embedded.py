@@ -19,17 +19,16 @@ twice, so splits share none. A grade with fewer rows than its share gives what i
 stops after a bounded number of attempts, and the caller sees a shorter list.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from mixgym.envs.errors import SourceError
+from mixgym.envs.errors import SourceError, did_you_mean
 from mixgym.envs.options import SourceOptions
+from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.number_words import LANGUAGES, listed, number_words
 from mixgym.envs.sources.reading import Row
-from mixgym.envs.sources.streams import stream
 
 GRADES = 4
 ATTEMPTS_PER_ROW = 40
@@ -106,7 +105,7 @@ def _noise(rng: Rng, grade: int) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Task:
+class GeneratedTask:
     """A generated source.
 
     Attributes:
@@ -120,14 +119,14 @@ class Task:
     target: float = 1.0
 
 
-TASKS: Mapping[str, Task] = {
-    "addition": Task(_addition, 3000),
-    "reversal": Task(_reversal, 1800),
-    "sorting": Task(_sorting, 1200),
-    "lookup": Task(_lookup, 800),
-    "numbers": Task(_numbers, 500),
-    "brackets": Task(_brackets, 300),
-    "noise": Task(_noise, 1000, target=0.0),
+TASKS: Mapping[str, GeneratedTask] = {
+    "addition": GeneratedTask(_addition, 3000),
+    "reversal": GeneratedTask(_reversal, 1800),
+    "sorting": GeneratedTask(_sorting, 1200),
+    "lookup": GeneratedTask(_lookup, 800),
+    "numbers": GeneratedTask(_numbers, 500),
+    "brackets": GeneratedTask(_brackets, 300),
+    "noise": GeneratedTask(_noise, 1000, target=0.0),
 }
 
 
@@ -151,11 +150,7 @@ def generate(task: str, rows: int | None, seed: int) -> tuple[Row, ...]:
         SourceError: there is no such task.
     """
     if task not in TASKS:
-        near = difflib.get_close_matches(task, TASKS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SourceError(
-            f"there is no embedded source {task!r}; {hint}choose one of {', '.join(TASKS)}"
-        )
+        raise SourceError(f"there is no embedded source {task!r}; {did_you_mean(task, TASKS)}")
     wanted = TASKS[task].rows if rows is None else rows
     rng = stream(seed, "embedded", task)
     drawn: dict[str, tuple[int, str, str]] = {}

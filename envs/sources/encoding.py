@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import DataOptions
 from mixgym.envs.sources.reading import Row
-from mixgym.envs.sources.source import EncodedRows, IntArray
+from mixgym.envs.sources.source import EncodedRows
 from mixgym.envs.sources.templates import Rendered, choose_template
 
 if TYPE_CHECKING:

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS, DataOptions, SourceOptions, WorldOptions
+from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.difficulty import DROPPED, Scorer, cap_rows, scorer_for, stratify
 from mixgym.envs.sources.embedded import TASKS, default_sources, generate
 from mixgym.envs.sources.encoding import Encoding, encode_rows
 from mixgym.envs.sources.reading import ReadRows, Row, read_rows
-from mixgym.envs.sources.source import IntArray, Source, SourceReport
+from mixgym.envs.sources.source import Source, SourceReport
 from mixgym.envs.sources.splits import (
     HELD_OUT,
     find_files,
@@ -27,7 +29,6 @@ from mixgym.envs.sources.splits import (
     handle_duplicates,
     split_rows,
 )
-from mixgym.envs.sources.streams import stream
 from mixgym.envs.sources.templates import PlainTemplate
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixgym.envs.mixture import BoolArray, FloatArray, Mixture
+from mixgym.envs.arrays import BoolArray, FloatArray, IntArray
 from mixgym.envs.options import Unit
-from mixgym.envs.sources.source import IntArray, Source
-from mixgym.envs.sources.streams import stream
+from mixgym.envs.random_streams import stream
+from mixgym.envs.sources.source import Source
+from mixgym.envs.spaces.mixture import Mixture
 
 
 @dataclass(frozen=True)

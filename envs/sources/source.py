@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from mixgym.envs.arrays import IntArray
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ import numpy as np
 
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS, SourceOptions
+from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.reading import SUFFIXES, Row, data_file
 from mixgym.envs.sources.source import EncodedRows, Source
-from mixgym.envs.sources.streams import stream
 
 HELD_OUT = SPLITS[1:]
 VALIDATION = "validation"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
+from mixgym.agents.algorithm_presets import PRESETS
 from mixgym.agents.policies.export import (
     CARD,
     ExportedPolicy,
@@ -17,18 +18,18 @@ from mixgym.agents.policies.export import (
     export_policy,
     load_weights,
 )
-from mixgym.agents.presets import PRESETS
 from mixgym.agents.registry import ALGORITHMS, TRAINED
-from mixgym.envs.actions import ACTIONS
 from mixgym.envs.curves import task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.global_level import GlobalLevel
-from mixgym.envs.local_rows import local_rows
-from mixgym.envs.observations import local_observation
+from mixgym.envs.levels.batch_global import GlobalLevel
+from mixgym.envs.levels.batch_local import local_rows
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.trainer.algorithms import (
+from mixgym.envs.spaces.actions import ACTIONS
+from mixgym.envs.spaces.observations import local_observation
+from mixgym.trainer.config import RunConfig
+from mixgym.trainer.training.algorithms import (
     OWN,
     _named,
     load_algorithm,
@@ -36,11 +37,10 @@ from mixgym.trainer.algorithms import (
     make_algorithm,
     needs_environment,
     save_algorithm,
-    suited,
+    with_algorithm_needs,
 )
-from mixgym.trainer.config import RunConfig
-from mixgym.trainer.streams import global_streams, set_global_streams
-from mixgym.trainer.worlds import FastWorld
+from mixgym.trainer.training.global_random_state import global_streams, set_global_streams
+from mixgym.trainer.training.training_envs import FastTrainingEnv
 
 DECISIONS = 4
 SMALL: dict[str, Any] = {
@@ -79,13 +79,13 @@ def small(algo: str, **train: Any) -> RunConfig:
         policy["n_quantiles"] = 5
     options = {**SMALL[preset.family], **MORE.get(algo, {}), **train.pop("options", {})}
     train = {"algo": algo, "environments": 2, "options": options, "policy": policy, **train}
-    return suited(RunConfig.model_validate({"train": train, "seed": 3}))
+    return with_algorithm_needs(RunConfig.model_validate({"train": train, "seed": 3}))
 
 
 class Saver(BaseCallback):
     """Saves everything at the start of one rollout."""
 
-    def __init__(self, world: FastWorld, folder: Path, number: int) -> None:
+    def __init__(self, world: FastTrainingEnv, folder: Path, number: int) -> None:
         super().__init__()
         self.world, self.folder, self.left = world, folder, number
 
@@ -104,7 +104,7 @@ class Saver(BaseCallback):
 
 def trained(algo: str, folder: Path, decisions: int) -> Any:
     config = small(algo)
-    world = FastWorld(config)
+    world = FastTrainingEnv(config)
     algorithm = make_algorithm(config, world.env)
     saver = Saver(world, folder, 4)
     algorithm.learn(decisions, callback=saver, log_interval=log_interval(algorithm))
@@ -117,7 +117,7 @@ def test_saved_and_loaded_training_goes_on_bit_equal(algo: str, tmp_path: Path) 
     decisions = 1200 if algo == "ars" else 48
     whole = trained(algo, tmp_path, decisions)
     config = small(algo)
-    world = FastWorld(config)
+    world = FastTrainingEnv(config)
     resumed: Any = load_algorithm(tmp_path, world.env, config)
     world.load(tmp_path / "world")
     set_global_streams(json.loads((tmp_path / "streams.all").read_text()))
@@ -140,7 +140,7 @@ def test_training_moves_the_actor_and_its_export_drives_another_number_of_source
     algo: str, tmp_path: Path
 ) -> None:
     config = small(algo)
-    world = FastWorld(config)
+    world = FastTrainingEnv(config)
     algorithm: Any = make_algorithm(config, world.env)
     export_policy(algorithm.policy, tmp_path / "twin", {})
     algorithm.learn(600 if algo == "ars" else 48)
@@ -219,7 +219,7 @@ def test_a_part_leaves_the_other_level_at_the_prior(algo: str, level: Any, tmp_p
 def test_a_dirichlet_head_acts_by_weights_and_is_moved(tmp_path: Path) -> None:
     config = small("ppo", policy={"width": 8, "head": "dirichlet"})
     assert config.environment.action == "weights"
-    world = FastWorld(config)
+    world = FastTrainingEnv(config)
     algorithm: Any = make_algorithm(config, world.env)
     algorithm.learn(32)
     export_policy(algorithm.policy, tmp_path, {})
@@ -240,7 +240,7 @@ def test_a_dirichlet_head_acts_by_weights_and_is_moved(tmp_path: Path) -> None:
 
 def test_trpo_takes_the_dirichlet_head(tmp_path: Path) -> None:
     config = small("trpo", policy={"width": 8, "head": "dirichlet"})
-    algorithm: Any = make_algorithm(config, FastWorld(config).env)
+    algorithm: Any = make_algorithm(config, FastTrainingEnv(config).env)
     before = algorithm.policy.actor_net.log_concentration.detach().clone()
     algorithm.learn(32)
     assert not torch.equal(before, algorithm.policy.actor_net.log_concentration)
@@ -273,10 +273,10 @@ def test_presets_name_options_that_exist_and_say_where_they_come_from(algo: str)
 
 def test_without_noise_td3_and_ddpg_would_not_explore() -> None:
     for algo in ("td3", "ddpg"):
-        algorithm: Any = make_algorithm(small(algo), FastWorld(small(algo)).env)
+        algorithm: Any = make_algorithm(small(algo), FastTrainingEnv(small(algo)).env)
         assert algorithm.action_noise._sigma.min() > 0
         silent = small(algo, options={**SMALL["off_policy"], "action_noise": 0})
-        algorithm = make_algorithm(silent, FastWorld(silent).env)
+        algorithm = make_algorithm(silent, FastTrainingEnv(silent).env)
         assert algorithm.action_noise is None
 
 
@@ -293,15 +293,15 @@ def test_without_noise_td3_and_ddpg_would_not_explore() -> None:
 )
 def test_what_is_unknown_is_named(train: dict[str, Any], words: str) -> None:
     config = RunConfig.model_validate({"train": {"environments": 2, **train}})
-    env = FastWorld(RunConfig.model_validate({"train": {"environments": 2}})).env
+    env = FastTrainingEnv(RunConfig.model_validate({"train": {"environments": 2}})).env
     with pytest.raises(ConfigError, match=words):
-        make_algorithm(suited(config), env)
+        make_algorithm(with_algorithm_needs(config), env)
 
 
 def test_the_environment_suits_the_algorithm_unless_told_otherwise() -> None:
     def environment(algo: str, **given: Any) -> EnvironmentOptions:
         data = {"train": {"algo": algo}, "environment": given}
-        return suited(RunConfig.model_validate(data)).environment
+        return with_algorithm_needs(RunConfig.model_validate(data)).environment
 
     assert environment("ppo").action == "logits"
     assert environment("ppo", action="delta").action == "delta"
@@ -318,12 +318,12 @@ def test_the_environment_suits_the_algorithm_unless_told_otherwise() -> None:
 def test_curves_are_written_once_per_rollout() -> None:
     for algo, expected in (("ppo", 1), ("sac", 2), ("ars", 1)):
         config = small(algo)
-        assert log_interval(make_algorithm(config, FastWorld(config).env)) == expected
+        assert log_interval(make_algorithm(config, FastTrainingEnv(config).env)) == expected
 
 
 def test_candidates_of_the_search_meet_the_same_episodes() -> None:
     config = small("ars")
-    algorithm: Any = make_algorithm(config, FastWorld(config).env)
+    algorithm: Any = make_algorithm(config, FastTrainingEnv(config).env)
 
     class Silent(BaseCallback):
         def _on_step(self) -> bool:
@@ -341,7 +341,7 @@ def test_candidates_of_the_search_meet_the_same_episodes() -> None:
 
 def test_an_option_may_move_while_the_training_goes_on() -> None:
     config = small("a2c")
-    algorithm: Any = make_algorithm(config, FastWorld(config).env)
+    algorithm: Any = make_algorithm(config, FastTrainingEnv(config).env)
     rates = [algorithm.lr_schedule(left) for left in (1.0, 0.5, 0.0)]
     assert rates == pytest.approx([0.01, 0.005, 0.0])
     algorithm.learn(32)

@@ -7,10 +7,10 @@ import torch
 from mixgym.agents.hbo.actors import LogitActor, Perceptron, Table, fitted, shared_mean
 from mixgym.agents.hbo.equivariant import Equivariant
 from mixgym.agents.hbo.optimizers import Moments, direction
-from mixgym.agents.hbo.prior import temperature_prior
+from mixgym.agents.hbo.shaping import temperature_prior
 from mixgym.agents.hbo.updates import softmax
-from mixgym.envs.mixture import FloatArray
-from mixgym.envs.observations import flat_space
+from mixgym.envs.arrays import FloatArray
+from mixgym.envs.spaces.observations import flat_space
 
 
 def pulled_by_differences(

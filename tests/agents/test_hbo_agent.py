@@ -8,16 +8,16 @@ import pytest
 from numpy.typing import NDArray
 
 from mixgym.agents.hbo.agent import Hbo, closed_form, paper, released
-from mixgym.agents.hbo.presets import PRESETS
 from mixgym.agents.hbo.settings import needs, read_options
+from mixgym.agents.hbo.variants import PRESETS
 from mixgym.agents.registry import find_algorithm
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.task import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import FloatArray
-from mixgym.envs.observations import parts_of
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.signals import SIGNALS
+from mixgym.envs.spaces.observations import parts_of
+from mixgym.envs.spaces.signals import SIGNALS
 
 SMALL: dict[str, Any] = {"global": {"hidden": 4}, "local": {"hidden": 4}}
 

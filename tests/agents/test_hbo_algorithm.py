@@ -12,9 +12,8 @@ from mixgym.agents.hbo.algorithm import HBO
 from mixgym.agents.hbo.rollout import after_steps, measured, units_of
 from mixgym.agents.hbo.updates import softmax
 from mixgym.agents.policies.export import ExportedPolicy, export_policy
-from mixgym.agents.policies.mlp import MlpPolicy
 from mixgym.agents.policies.on_policy import HierarchicalPolicy
-from mixgym.agents.policies.table import TablePolicy
+from mixgym.agents.policies.plain import MlpPolicy, TablePolicy
 from mixgym.envs.curves.task import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mixgym.agents.hbo.level import Level, LevelState, LevelView, divergence, make_actor
 from mixgym.agents.hbo.settings import GlobalOptions, LocalOptions
-from mixgym.envs.mixture import FloatArray
+from mixgym.envs.arrays import FloatArray
 
 P = np.array([[0.5, 0.3, 0.2]])
 R = np.array([[2.0, 1.0, 1.0]])

@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from mixgym.agents.hbo.updates import UPDATES
-from mixgym.envs.mixture import FloatArray
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.rewards import log_utility_of
 
 P = np.array([0.5, 0.3, 0.2])

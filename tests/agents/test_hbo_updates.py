@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mixgym.agents.hbo.prior import temperature_prior
 from mixgym.agents.hbo.schedule import due, updates
 from mixgym.agents.hbo.shaping import (
     averaged,
@@ -14,9 +13,10 @@ from mixgym.agents.hbo.shaping import (
     known_or_mean,
     normalised,
     sharpened,
+    temperature_prior,
 )
 from mixgym.agents.hbo.updates import UPDATES, one_hot_draw, softmax
-from mixgym.envs.mixture import FloatArray
+from mixgym.envs.arrays import FloatArray
 
 P = np.array([0.5, 0.3, 0.2])
 R = np.array([2.0, 1.0, 1.0])

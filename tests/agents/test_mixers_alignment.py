@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mixgym.agents.mixers.alignment import DoGE, Less
-from mixgym.agents.mixers.tracking import MoS, MultiDDS, ascend
+from mixgym.agents.mixers.source_actor import MoS, MultiDDS, ascend
 from mixgym.envs.errors import ConfigError
 
 from .hand_made import Driver, signals

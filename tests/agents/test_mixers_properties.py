@@ -12,7 +12,7 @@ from mixgym.agents.actor import State
 from mixgym.agents.mixers.mixer import Mixer
 from mixgym.agents.registry import ALGORITHMS, find_algorithm
 from mixgym.agents.rule import Observation
-from mixgym.envs.observations import View, dict_observation
+from mixgym.envs.spaces.observations import View, dict_observation
 
 RULES = [
     *((name, {}) for name, a in ALGORITHMS.items() if a.factory.startswith("mixgym.agents.mixers")),

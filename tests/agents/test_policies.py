@@ -14,8 +14,8 @@ from mixgym.agents.policies.on_policy import HierarchicalPolicy
 from mixgym.envs.curves.task import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.observations import layout
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.spaces.observations import layout
 
 
 def vector(

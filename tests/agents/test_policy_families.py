@@ -24,8 +24,8 @@ from mixgym.agents.policies.rows import action_mask, as_local, rows_shape, split
 from mixgym.agents.policies.value_based import HierarchicalDQNPolicy, HierarchicalQRDQNPolicy
 from mixgym.envs.curves.task import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
-from mixgym.envs.observations import layout, local_observation
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.spaces.observations import layout, local_observation
 
 K, G = 5, 3
 ENTRIES = K + K * G

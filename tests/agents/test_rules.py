@@ -11,10 +11,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from mixgym.agents.registry import ALGORITHMS
 from mixgym.agents.rule import Rule, Signals, State
 from mixgym.agents.rules import Fixed, Proportional, Scripted, Temperature, Uniform
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.environment import MixtureEnv, make_mixture_env
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import FloatArray, Mixture
-from mixgym.envs.observations import View, dict_observation
+from mixgym.envs.spaces.mixture import Mixture
+from mixgym.envs.spaces.observations import View, dict_observation
 
 NAMES = ("a", "b", "c")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mixgym.trainer import storage
+from mixgym.envs import storage
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.finetune import quiet_transformers
+from mixgym.trainer.finetuning.finetune import quiet_transformers
 
 Make = Callable[..., RunConfig]
 

@@ -6,8 +6,8 @@ neither torch nor transformers.
 
 from typing import TYPE_CHECKING, Any
 
-from mixgym.trainer.merging.catalogue import MERGE_METHODS
 from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.methods.catalogue import MERGE_METHODS
 from mixgym.trainer.merging.recipe import ModelEntry, Recipe
 from mixgym.trainer.merging.report import MergeReport
 
@@ -22,7 +22,7 @@ def merge(
     progress: "Callable[[int, int], None] | None" = None,
 ) -> MergeReport:
     """Merge models into a new folder; see :func:`mixgym.trainer.merging.engine.merge`."""
-    from mixgym.trainer.merging.dispatch import run
+    from mixgym.trainer.merging.engine import run
 
     return run(recipe, dry_run=dry_run, progress=progress)
 

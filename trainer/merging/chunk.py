@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.trainer.merging.checkpoint import Checkpoint, TensorInfo
 from mixgym.trainer.merging.errors import MergeError
-from mixgym.trainer.merging.numerics import (
+from mixgym.trainer.merging.files.checkpoint import Checkpoint, TensorInfo
+from mixgym.trainer.merging.methods.numerics import (
     Array,
     StorageType,
     decode,

@@ -5,11 +5,12 @@ from typing import Any
 
 import yaml
 
-from mixgym.trainer.merging.catalogue import METHODS, PARAMETERS, PER_MODEL
-from mixgym.trainer.merging.errors import MergeError, did_you_mean
+from mixgym.envs.errors import did_you_mean
+from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.files.run_folders import base_of, model_in
+from mixgym.trainer.merging.methods.catalogue import METHODS, PARAMETERS, PER_MODEL
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
-from mixgym.trainer.merging.run_folders import base_of, model_in
 
 _PLACES = ("models", "base", "method", "out", "parameters")
 
@@ -42,7 +43,7 @@ def merge_command(
     Raises:
         MergeError: One line that names the option, the model or the tensor, and the fix.
     """
-    from mixgym.trainer.merging.dispatch import run
+    from mixgym.trainer.merging.engine import run
 
     base = base_of(base, models)
     models = [model_in(model) for model in models]
@@ -89,7 +90,7 @@ def _sort_options(
             overrides[key] = value if key == "max_shard_size" else plain
         else:
             known = [*PARAMETERS, *(set(Recipe.model_fields) - set(_PLACES))]
-            raise MergeError(f"unknown option {key!r}{did_you_mean(key, known)}")
+            raise MergeError(f"unknown option {key!r}; {did_you_mean(key, known)}")
     return parameters, per_model
 
 
@@ -122,10 +123,10 @@ def _spread(data: dict[str, Any], per_model: dict[str, list[float]]) -> dict[str
 
 def describe_method(name: str) -> str:
     """Return what a method is, needs and takes, in a few lines."""
-    from mixgym.trainer.merging.catalogue import accepted_parameters, default_of
+    from mixgym.trainer.merging.methods.catalogue import accepted_parameters, default_of
 
     if name not in METHODS:
-        raise MergeError(f"unknown method {name!r}{did_you_mean(name, METHODS)}")
+        raise MergeError(f"unknown method {name!r}; {did_you_mean(name, METHODS)}")
     spec = METHODS[name]
     lines = [f"{name}: {spec.summary}", f"base: {spec.base}"]
     for key in sorted(accepted_parameters(spec, spec.sparsify, spec.combine)):

@@ -14,30 +14,46 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.trainer.merging import gates
+from mixgym.trainer.merging import lora_cat
 from mixgym.trainer.merging.chunk import Chunk, Workspace
 from mixgym.trainer.merging.errors import MergeError
-from mixgym.trainer.merging.kernels import Kernel
-from mixgym.trainer.merging.numerics import Array, first_nonfinite
-from mixgym.trainer.merging.output_file import Sink, at_block_boundary, collection_bytes
-from mixgym.trainer.merging.parameters import resample_rounds
-from mixgym.trainer.merging.plan import Plan, TensorJob, build_kernel, make_plan
+from mixgym.trainer.merging.files import compatibility as gates
+from mixgym.trainer.merging.files.output_file import Sink, at_block_boundary, collection_bytes
+from mixgym.trainer.merging.files.writing import OutputFolder, parse_bytes
+from mixgym.trainer.merging.merge_plan import Plan, TensorJob, build_kernel, make_plan
+from mixgym.trainer.merging.methods.kernels import Kernel
+from mixgym.trainer.merging.methods.numerics import Array, first_nonfinite
+from mixgym.trainer.merging.methods.parameters import resample_rounds
+from mixgym.trainer.merging.methods.statistics import Tally
+from mixgym.trainer.merging.methods.sums import BLOCK_ELEMENTS
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
-from mixgym.trainer.merging.statistics import Tally
-from mixgym.trainer.merging.sums import BLOCK_ELEMENTS
-from mixgym.trainer.merging.writing import OutputFolder, parse_bytes
 
 MERGE_FILE = "merge.json"
 _TYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _LARGE_ZERO_SHARE = 0.001
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with (elements done, elements in all)."""
 
 
+def run(
+    recipe: Recipe, *, dry_run: bool = False, progress: ProgressCallback | None = None
+) -> MergeReport:
+    """Merge models into a model, or adapters into an adapter; see :func:`merge`.
+
+    Raises:
+        MergeError: where :func:`merge` does, and if there is no output folder.
+    """
+    if not recipe.out:
+        raise MergeError("no output folder; give one with --out")
+    if recipe.spec.family == "adapters":
+        return lora_cat.merge_adapters(recipe, dry_run=dry_run)
+    return merge(recipe, dry_run=dry_run, progress=progress)
+
+
 def merge(
-    recipe: Recipe, *, dry_run: bool = False, progress: Progress | None = None
+    recipe: Recipe, *, dry_run: bool = False, progress: ProgressCallback | None = None
 ) -> MergeReport:
     """Merge models into a new folder.
 
@@ -83,7 +99,7 @@ def _refuse_input_as_output(plan: Plan, out: Path) -> None:
 class _Run:
     """The state of one merge: buffers per worker, progress, and the stop signal."""
 
-    def __init__(self, plan: Plan, output: OutputFolder, progress: Progress | None) -> None:
+    def __init__(self, plan: Plan, output: OutputFolder, progress: ProgressCallback | None) -> None:
         self._plan = plan
         self._recipe = plan.recipe
         self._output = output

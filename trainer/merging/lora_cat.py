@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.trainer.merging.adapter import AdapterFile, Matrix
-from mixgym.trainer.merging.checkpoint import TensorInfo
 from mixgym.trainer.merging.errors import MergeError
-from mixgym.trainer.merging.numerics import STORAGE
-from mixgym.trainer.merging.parameters import resolve
-from mixgym.trainer.merging.reading import ADAPTER_CONFIG
+from mixgym.trainer.merging.files.adapter import AdapterFile, Matrix
+from mixgym.trainer.merging.files.checkpoint import TensorInfo
+from mixgym.trainer.merging.files.opening import ADAPTER_CONFIG
+from mixgym.trainer.merging.files.writing import OutputFolder
+from mixgym.trainer.merging.methods.numerics import STORAGE
+from mixgym.trainer.merging.methods.parameters import resolve
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
-from mixgym.trainer.merging.writing import OutputFolder
 
 _PREFIX = "base_model.model."
 _SAME = ("fan_in_fan_out", "task_type", "base_model_name_or_path")

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mixgym.trainer.merging.catalogue import (
+from mixgym.envs.errors import did_you_mean
+from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.methods.catalogue import (
     COMBINERS,
     METHODS,
     PARAMETERS,
@@ -22,7 +24,6 @@ from mixgym.trainer.merging.catalogue import (
     MethodSpec,
     accepted_parameters,
 )
-from mixgym.trainer.merging.errors import MergeError, did_you_mean
 
 Word = Literal["bfloat16", "float16", "float32", "float64"]
 Value = Any
@@ -97,7 +98,7 @@ class Recipe(Strict):
             for key in data:
                 if key not in cls.model_fields:
                     raise ValueError(
-                        f"unknown key {key!r}{did_you_mean(str(key), cls.model_fields)}"
+                        f"unknown key {key!r}; {did_you_mean(str(key), cls.model_fields)}"
                     )
         return data
 
@@ -109,7 +110,7 @@ class Recipe(Strict):
             ("combine", self.combine, COMBINERS),
         ):
             if name is not None and name not in known:
-                raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)}")
+                raise ValueError(f"unknown {kind} {name!r}; {did_you_mean(name, known)}")
             if name is not None and not spec.is_staged:
                 raise ValueError(f"{self.method} has no stages; remove {kind}: {name}")
         self._check_parameters()
@@ -124,7 +125,7 @@ class Recipe(Strict):
 
     def _check_parameter(self, where: str, key: str, value: Value, allowed: set[str]) -> None:
         if key not in PARAMETERS:
-            raise ValueError(f"{where}: unknown parameter {key!r}{did_you_mean(key, allowed)}")
+            raise ValueError(f"{where}: unknown parameter {key!r}; {did_you_mean(key, allowed)}")
         if key not in allowed:
             raise ValueError(
                 f"{where}: {self.method} has no parameter {key!r}; it takes "
@@ -141,7 +142,9 @@ class Recipe(Strict):
     def spec(self) -> MethodSpec:
         """The method's entry in the catalogue."""
         if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
+            raise ValueError(
+                f"unknown method {self.method!r}; {did_you_mean(self.method, METHODS)}"
+            )
         return METHODS[self.method]
 
     @property

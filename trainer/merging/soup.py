@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixgym.trainer.merging.dispatch import run as merge
+from mixgym.trainer.merging.engine import run as merge
 from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.recipe import ModelEntry, Recipe
 

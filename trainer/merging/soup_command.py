@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.files.run_folders import base_of, model_in
 from mixgym.trainer.merging.held_out import HeldOutLoss
 from mixgym.trainer.merging.recipe import Recipe
-from mixgym.trainer.merging.run_folders import base_of, model_in
 from mixgym.trainer.merging.soup import Soup, greedy_soup, uniform_soup
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def soup_command(
     recipe = Recipe.parse(
         {"method": method, "models": models, "base": base_of(base, given), "out": out or ""}
     )
-    from mixgym.trainer.finetune import quiet_transformers
+    from mixgym.trainer.finetuning.finetune import quiet_transformers
 
     quiet_transformers()
     evaluate = HeldOutLoss(config, models[0], split)
@@ -89,7 +89,7 @@ def _config(files: Sequence[str], models: Sequence[str], overrides: Sequence[str
 
 
 def _show(soup: Soup, losses: dict[str, float], answer: dict[str, Any]) -> None:
-    from mixgym.trainer.tables import number, show, table
+    from mixgym.trainer.runs.tables import number, show, table
 
     rows = [
         [model, number(loss, 4), "yes" if model in soup.chosen else "no"]

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.envs.mixture import FloatArray
-from mixgym.envs.sources.source import IntArray
-from mixgym.envs.sources.streams import stream
+from mixgym.envs.arrays import FloatArray, IntArray
+from mixgym.envs.random_streams import stream
 
 RESAMPLES = 2000
 LEVELS = (0.025, 0.975)

@@ -5,9 +5,9 @@ from typing import Any
 
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.finetune import quiet_transformers
+from mixgym.trainer.finetuning.finetune import quiet_transformers
 from mixgym.trainer.orders.study import study
-from mixgym.trainer.tables import number, show, table
+from mixgym.trainer.runs.tables import number, show, table
 
 
 def orders_command(

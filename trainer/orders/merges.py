@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixgym.envs import storage
 from mixgym.envs.learners.causal_lm import CausalLM
-from mixgym.trainer import storage
 from mixgym.trainer.merging import MergeReport, Recipe, merge
 from mixgym.trainer.merging.held_out import load_weights
-from mixgym.trainer.orders.lab import Lab
 from mixgym.trainer.orders.runs import MODEL, RunRecord, checkpoint, marks
+from mixgym.trainer.orders.shared_setup import StudySetup
 
 BASE = "base"
 MERGES: dict[str, dict[str, Any]] = {
@@ -54,33 +54,35 @@ class Merged:
     losses: list[float] | None = None
 
 
-def merge_all(lab: Lab, learner: CausalLM, folder: Path, runs: Sequence[RunRecord]) -> list[Merged]:
+def merge_all(
+    setup: StudySetup, learner: CausalLM, folder: Path, runs: Sequence[RunRecord]
+) -> list[Merged]:
     """Merge and measure the runs at every mark, and their final models in bfloat16 as well.
 
     Args:
-        lab: of the study.
+        setup: of the study.
         learner: takes the merged weights one after the other.
         folder: of the study; holds the base model.
         runs: finished ones, of the main set.
     """
     found = []
-    final = marks(lab.steps, lab.config.orders.checkpoints)[-1]
-    for step in marks(lab.steps, lab.config.orders.checkpoints):
-        models = [checkpoint(run.folder, step, lab.steps) for run in runs]
+    final = marks(setup.steps, setup.config.orders.checkpoints)[-1]
+    for step in marks(setup.steps, setup.config.orders.checkpoints):
+        models = [checkpoint(run.folder, step, setup.steps) for run in runs]
         for name in MERGES:
-            found.append(_merged(lab, learner, folder, name, models, step, FLOAT32))
+            found.append(_merged(setup, learner, folder, name, models, step, FLOAT32))
     rounded = [_rounded(run.folder) for run in runs]
     for name in MERGES:
-        found.append(_merged(lab, learner, folder, name, rounded, final, BFLOAT16))
+        found.append(_merged(setup, learner, folder, name, rounded, final, BFLOAT16))
     return found
 
 
-def rounded_losses(lab: Lab, learner: CausalLM, run: RunRecord) -> dict[str, float]:
+def rounded_losses(setup: StudySetup, learner: CausalLM, run: RunRecord) -> dict[str, float]:
     """Select and test loss of a run's final model, stored in bfloat16."""
     file = run.folder / f"{BFLOAT16}.json"
     if not file.is_file():
         load_weights(learner, _rounded(run.folder))
-        losses = {split: lab.mean(learner.evaluate(split)) for split in ("select", "test")}
+        losses = {split: setup.mean(learner.evaluate(split)) for split in ("select", "test")}
         storage.write_json(file, losses)
     found: dict[str, float] = storage.read_json(file)
     return found
@@ -96,7 +98,7 @@ def _rounded(run: Path) -> Path:
 
 
 def _merged(
-    lab: Lab,
+    setup: StudySetup,
     learner: CausalLM,
     folder: Path,
     name: str,
@@ -114,19 +116,19 @@ def _merged(
         kept = storage.read_json(file)
         if kept.pop("models") == len(models):
             return Merged(**kept)
-    is_final = step == lab.steps
+    is_final = step == setup.steps
     out = place / (MODEL if is_final else f"step-{step}")
-    report = _merge(lab, folder, name, models, out)
+    report = _merge(setup, folder, name, models, out)
     load_weights(learner, out)
     zeros = report.zero_share
     measured: dict[str, Any] = {
         "name": name,
         "step": step,
         "precision": precision,
-        "select": lab.mean(learner.evaluate("select")),
-        "test": lab.mean(learner.evaluate("test")) if is_final else None,
+        "select": setup.mean(learner.evaluate("select")),
+        "test": setup.mean(learner.evaluate("test")) if is_final else None,
         "zero_share": sum(zeros) / len(zeros) if zeros else None,
-        "losses": lab.training_losses(learner).tolist()
+        "losses": setup.training_losses(learner).tolist()
         if is_final and precision == FLOAT32
         else None,
     }
@@ -136,7 +138,9 @@ def _merged(
     return Merged(**measured)
 
 
-def _merge(lab: Lab, folder: Path, name: str, models: Sequence[Path], out: Path) -> MergeReport:
+def _merge(
+    setup: StudySetup, folder: Path, name: str, models: Sequence[Path], out: Path
+) -> MergeReport:
     return merge(
         Recipe.parse(
             {
@@ -144,7 +148,7 @@ def _merge(lab: Lab, folder: Path, name: str, models: Sequence[Path], out: Path)
                 "models": [str(model) for model in models],
                 "base": str(folder / BASE),
                 "statistics": True,
-                "seed": lab.config.seed,
+                "seed": setup.config.seed,
                 "overwrite": True,
                 "out": str(out),
             }

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mixgym.envs.arrays import BoolArray, FloatArray, IntArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import BoolArray, FloatArray, Mixture
+from mixgym.envs.interval_plan import Budget, IntervalPlan, Pack
 from mixgym.envs.packing.packers import best_fit_decreasing
-from mixgym.envs.plan import Budget, IntervalPlan, Pack
-from mixgym.envs.sources.source import IntArray, Source
-from mixgym.envs.sources.streams import stream
+from mixgym.envs.random_streams import stream
+from mixgym.envs.sources.source import Source
+from mixgym.envs.spaces.mixture import Mixture
 
 Kind = Literal["samples", "positions"]
 Batches = list[IntArray]
@@ -123,7 +124,7 @@ def positions(batches: Batches) -> FloatArray:
 
 
 class OrderedPlane:
-    """Emits given batches one after the other; a :class:`mixgym.envs.plan.DataPlane`.
+    """Emits given batches one after the other; a :class:`mixgym.envs.interval_plan.DataPlane`.
 
     A batch is one optimiser step. The mixture that is asked for changes nothing.
 
@@ -143,7 +144,7 @@ class OrderedPlane:
         self._sizes = self._by_cell(np.arange(len(rows)), np.ones(len(rows), np.int64))
 
     def plan(self, mixture: Mixture, budget: Budget) -> IntervalPlan:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         batches = self._affordable(budget)
         self._next += len(batches)
         drawn = np.concatenate([*batches, np.zeros(0, np.int64)])
@@ -176,11 +177,11 @@ class OrderedPlane:
         return total
 
     def available(self) -> BoolArray:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         return self._counted(self._batches[self._next :]) > 0
 
     def epochs(self) -> FloatArray:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         return self._counted(self._batches[: self._next]) / np.maximum(self._sizes, 1)
 
     def _counted(self, batches: Batches) -> IntArray:
@@ -188,9 +189,9 @@ class OrderedPlane:
         return self._by_cell(drawn, np.ones_like(drawn))
 
     def snapshot(self) -> dict[str, Any]:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         return {"next": self._next}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See :class:`mixgym.envs.plan.DataPlane`."""
+        """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         self._next = int(state["next"])

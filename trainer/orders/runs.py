@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from mixgym.envs import storage
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import DivergenceError
+from mixgym.envs.interval_plan import Budget
 from mixgym.envs.learners.base import PlainStep
 from mixgym.envs.learners.causal_lm import OPTIMIZER_FILE, CausalLM
-from mixgym.envs.mixture import FloatArray
-from mixgym.envs.plan import Budget
-from mixgym.trainer import storage
-from mixgym.trainer.orders.lab import Lab, Setting
 from mixgym.trainer.orders.plane import Batches, positions
+from mixgym.trainer.orders.shared_setup import Setting, StudySetup
 
 MODEL, SUMMARY, VALIDATION = "model", "summary.json", "validation.json"
 
@@ -64,12 +64,12 @@ def checkpoint(folder: Path, step: int, steps: int) -> Path:
     return folder / (MODEL if step == steps else f"step-{step}")
 
 
-def finished_run(folder: Path, lab: Lab, setting: Setting, run: int) -> RunRecord | None:
+def finished_run(folder: Path, setup: StudySetup, setting: Setting, run: int) -> RunRecord | None:
     """What the run left, if it is finished."""
     if not (folder / SUMMARY).is_file():
         return None
     found: dict[str, Any] = storage.read_json(folder / SUMMARY)
-    batches = lab.batches(setting, run)
+    batches = setup.batches(setting, run)
     return RunRecord(
         folder,
         positions(batches[0]),
@@ -81,7 +81,7 @@ def finished_run(folder: Path, lab: Lab, setting: Setting, run: int) -> RunRecor
     )
 
 
-def train_run(lab: Lab, setting: Setting, run: int, folder: Path) -> RunRecord:
+def train_run(setup: StudySetup, setting: Setting, run: int, folder: Path) -> RunRecord:
     """Train one model in the run's order, or continue it, or read what it left.
 
     Raises:
@@ -89,46 +89,46 @@ def train_run(lab: Lab, setting: Setting, run: int, folder: Path) -> RunRecord:
     """
     folder.mkdir(parents=True, exist_ok=True)
     storage.clean(folder)
-    done = finished_run(folder, lab, setting, run)
+    done = finished_run(folder, setup, setting, run)
     if done is not None:
         return done
-    learner = lab.learner(setting)
+    learner = setup.learner(setting)
     try:
-        _train(lab, learner, lab.batches(setting, run), folder)
-        summary = _measured(lab, learner, folder)
+        _train(setup, learner, setup.batches(setting, run), folder)
+        summary = _measured(setup, learner, folder)
     except DivergenceError as error:
         raise DivergenceError(
             f"{folder}: {error}; lower training.learning_rate, in another folder"
         ) from error
     storage.write_json(folder / SUMMARY, summary)
     _drop_optimizers(folder)
-    record = finished_run(folder, lab, setting, run)
+    record = finished_run(folder, setup, setting, run)
     assert record is not None
     return record
 
 
-def _train(lab: Lab, learner: CausalLM, batches: list[Batches], folder: Path) -> None:
+def _train(setup: StudySetup, learner: CausalLM, batches: list[Batches], folder: Path) -> None:
     """Train to the last mark; each mark leaves a checkpoint that a killed run goes on from."""
-    plane = lab.plane(batches, learner.shape)
-    total = lab.steps
-    step = _continue(learner, folder, total, lab)
+    plane = setup.plane(batches, learner.shape)
+    total = setup.steps
+    step = _continue(learner, folder, total, setup)
     plane.restore({"next": step})
-    for mark in marks(total, lab.config.orders.checkpoints):
+    for mark in marks(total, setup.config.orders.checkpoints):
         if mark <= step:
             continue
-        plan = plane.plan(lab.mixture, Budget(mark - step))
+        plan = plane.plan(setup.mixture, Budget(mark - step))
         learner.train(plan, PlainStep(), step / total)
         step = mark
-        validation = {"step": step, "select": lab.mean(learner.evaluate("select"))}
+        validation = {"step": step, "select": setup.mean(learner.evaluate("select"))}
         with storage.atomic_folder(checkpoint(folder, step, total)) as temporary:
             learner.save(temporary)
             storage.write_json(temporary / VALIDATION, validation)
         _drop_optimizers(folder, but=checkpoint(folder, step, total))
 
 
-def _continue(learner: CausalLM, folder: Path, total: int, lab: Lab) -> int:
+def _continue(learner: CausalLM, folder: Path, total: int, setup: StudySetup) -> int:
     """Load the newest checkpoint that can be gone on from; return its step, or 0."""
-    for mark in reversed(marks(total, lab.config.orders.checkpoints)):
+    for mark in reversed(marks(total, setup.config.orders.checkpoints)):
         kept = checkpoint(folder, mark, total)
         if (kept / OPTIMIZER_FILE).is_file():
             learner.load(kept)
@@ -143,15 +143,15 @@ def _drop_optimizers(folder: Path, but: Path | None = None) -> None:
             file.unlink()
 
 
-def _measured(lab: Lab, learner: CausalLM, folder: Path) -> dict[str, Any]:
+def _measured(setup: StudySetup, learner: CausalLM, folder: Path) -> dict[str, Any]:
     """The summary of a run whose training is over."""
     kept = [
-        json.loads((checkpoint(folder, mark, lab.steps) / VALIDATION).read_text())
-        for mark in marks(lab.steps, lab.config.orders.checkpoints)
+        json.loads((checkpoint(folder, mark, setup.steps) / VALIDATION).read_text())
+        for mark in marks(setup.steps, setup.config.orders.checkpoints)
     ]
     return {
         "validation": [[found["step"], found["select"]] for found in kept],
-        "test": lab.mean(learner.evaluate("test")),
-        "losses": lab.training_losses(learner),
-        "held_out": lab.held_out_losses(learner),
+        "test": setup.mean(learner.evaluate("test")),
+        "losses": setup.training_losses(learner),
+        "held_out": setup.held_out_losses(learner),
     }

@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from mixgym.envs import storage
 from mixgym.envs.errors import ConfigError, RunError
 from mixgym.envs.learners.causal_lm import CausalLM
-from mixgym.envs.sources.streams import stream
-from mixgym.trainer import storage
+from mixgym.envs.random_streams import stream
 from mixgym.trainer.config import RunConfig, dump_config, load_config
 from mixgym.trainer.merging.held_out import load_weights
 from mixgym.trainer.orders import plots
 from mixgym.trainer.orders.analysis import PositionEffect, position_effect
-from mixgym.trainer.orders.lab import Lab, Setting
 from mixgym.trainer.orders.merges import (
     BASE,
     BFLOAT16,
@@ -41,7 +40,8 @@ from mixgym.trainer.orders.merges import (
 )
 from mixgym.trainer.orders.plane import Kind
 from mixgym.trainer.orders.runs import MODEL, RunRecord, train_run
-from mixgym.trainer.runs import CONFIG, FINISHED, SUMMARY
+from mixgym.trainer.orders.shared_setup import Setting, StudySetup
+from mixgym.trainer.runs.folder import CONFIG, FINISHED, SUMMARY
 
 ANALYSIS, POSITIONS, ROWS = "analysis.json", "position_loss.csv", "rows.json"
 MATTERS = {"seed", "sources", "data", "model", "training", "orders"}  # parts of a configuration
@@ -67,19 +67,19 @@ def study(config: RunConfig, tell: Tell = lambda _: None) -> dict[str, Any]:
     """
     folder = Path(config.run.dir)
     _check_folder(folder, config)
-    lab = Lab(config)  # before anything is written: a mistake leaves no folder behind
-    _prepare(folder, config, lab)
+    setup = StudySetup(config)  # before anything is written: a mistake leaves no folder behind
+    _prepare(folder, config, setup)
     main, *controls = settings(config)
-    learner = lab.learner(main)
-    base = _base(lab, learner, folder)
-    runs = _runs(lab, main, folder, tell)
-    others = {c.name: _runs(lab, c, folder / "controls" / c.name, tell) for c in controls}
+    learner = setup.learner(main)
+    base = _base(setup, learner, folder)
+    runs = _runs(setup, main, folder, tell)
+    others = {c.name: _runs(setup, c, folder / "controls" / c.name, tell) for c in controls}
     tell("merging and measuring")
-    merges = merge_all(lab, learner, folder, runs)
-    rows = _table(lab, learner, base, runs, merges)
-    effects = analysed(lab, runs, others)
-    _leave(lab, folder, base, runs, others, merges, effects)
-    summary = _summary(lab, folder, rows, effects)
+    merges = merge_all(setup, learner, folder, runs)
+    rows = _table(setup, learner, base, runs, merges)
+    effects = analysed(setup, runs, others)
+    _leave(setup, folder, base, runs, others, merges, effects)
+    summary = _summary(setup, folder, rows, effects)
     storage.write_json(folder / SUMMARY, summary)
     return summary
 
@@ -107,7 +107,7 @@ def _check_folder(folder: Path, config: RunConfig) -> None:
         raise RunError(f"{folder}: is not empty and no study; choose another folder (--out)")
 
 
-def _prepare(folder: Path, config: RunConfig, lab: Lab) -> None:
+def _prepare(folder: Path, config: RunConfig, setup: StudySetup) -> None:
     """Make the folder, or go on with it if its sources have not changed since.
 
     Raises:
@@ -122,7 +122,7 @@ def _prepare(folder: Path, config: RunConfig, lab: Lab) -> None:
         ) from None
     storage.clean(folder)
     file = folder / ROWS
-    now = {"fingerprint": lab.fingerprint, "samples": len(lab.rows), "steps": lab.steps}
+    now = {"fingerprint": setup.fingerprint, "samples": len(setup.rows), "steps": setup.steps}
     if file.is_file() and storage.read_json(file) != now:
         raise ConfigError(
             f"{folder}: its sources hold other rows than when the study was started; restore them, "
@@ -148,7 +148,7 @@ def _check_same(config: RunConfig, had: RunConfig, folder: Path) -> None:
         )
 
 
-def _base(lab: Lab, learner: CausalLM, folder: Path) -> dict[str, float]:
+def _base(setup: StudySetup, learner: CausalLM, folder: Path) -> dict[str, float]:
     """Save and measure the model that every run starts from."""
     file = folder / "base.json"
     if not (folder / BASE).is_dir():
@@ -156,21 +156,23 @@ def _base(lab: Lab, learner: CausalLM, folder: Path) -> dict[str, float]:
             learner.save_model(temporary)
     if not file.is_file():
         load_weights(learner, folder / BASE)
-        storage.write_json(file, {s: lab.mean(learner.evaluate(s)) for s in ("select", "test")})
+        storage.write_json(file, {s: setup.mean(learner.evaluate(s)) for s in ("select", "test")})
     found: dict[str, float] = storage.read_json(file)
     return found
 
 
-def _runs(lab: Lab, setting: Setting, folder: Path, tell: Tell) -> list[RunRecord]:
+def _runs(setup: StudySetup, setting: Setting, folder: Path, tell: Tell) -> list[RunRecord]:
     found = []
-    for run in range(lab.config.orders.runs):
-        tell(f"{setting.name or 'run'} {run + 1} of {lab.config.orders.runs}: {lab.steps} steps")
-        found.append(train_run(lab, setting, run, folder / f"run-{run}"))
+    for run in range(setup.config.orders.runs):
+        tell(
+            f"{setting.name or 'run'} {run + 1} of {setup.config.orders.runs}: {setup.steps} steps"
+        )
+        found.append(train_run(setup, setting, run, folder / f"run-{run}"))
     return found
 
 
 def _table(
-    lab: Lab,
+    setup: StudySetup,
     learner: CausalLM,
     base: dict[str, float],
     runs: Sequence[RunRecord],
@@ -181,7 +183,7 @@ def _table(
     rows += [
         _line(f"run {k}", FLOAT32, run.validation[-1][1], run.test) for k, run in enumerate(runs)
     ]
-    rounded = [rounded_losses(lab, learner, run) for run in runs]
+    rounded = [rounded_losses(setup, learner, run) for run in runs]
     singles = {
         FLOAT32: [(row["select"], row["test"]) for row in rows[1:]],
         BFLOAT16: [(row["select"], row["test"]) for row in rounded],
@@ -192,7 +194,7 @@ def _table(
         rows += [
             _line(m.name, precision, m.select, m.test, m.zero_share)
             for m in merges
-            if m.step == lab.steps and m.precision == precision
+            if m.step == setup.steps and m.precision == precision
         ]
     return rows
 
@@ -210,23 +212,23 @@ def _line(
 
 
 def analysed(
-    lab: Lab, runs: Sequence[RunRecord], others: dict[str, list[RunRecord]]
+    setup: StudySetup, runs: Sequence[RunRecord], others: dict[str, list[RunRecord]]
 ) -> dict[str, PositionEffect]:
     """The effect of the position in the first epoch, and its controls by name.
 
     ``last epoch`` takes the position in the last epoch instead; ``held-out`` gives rows that were
     never trained on random positions, and must show nothing; the rest are further sets of runs.
     """
-    bins, seed = lab.config.orders.bins, lab.config.seed
+    bins, seed = setup.config.orders.bins, setup.config.seed
 
     def effect(losses: list[Any], places: list[Any]) -> PositionEffect:
         return position_effect(np.stack(losses), np.stack(places), bins=bins, seed=seed)
 
     found = {"first epoch": effect([r.losses for r in runs], [r.first for r in runs])}
-    if lab.config.orders.epochs > 1:
+    if setup.config.orders.epochs > 1:
         found["last epoch"] = effect([r.losses for r in runs], [r.last for r in runs])
-    if len(lab.held_out):
-        count = len(lab.held_out)
+    if len(setup.held_out):
+        count = len(setup.held_out)
         pseudo = [
             stream(seed, "orders", "pseudo", str(k)).permutation(count) / count
             for k in range(len(runs))
@@ -238,7 +240,7 @@ def analysed(
 
 
 def _leave(
-    lab: Lab,
+    setup: StudySetup,
     folder: Path,
     base: dict[str, float],
     runs: Sequence[RunRecord],
@@ -247,41 +249,41 @@ def _leave(
     effects: dict[str, PositionEffect],
 ) -> None:
     """Write tables, analysis and pictures."""
-    storage.write_text(folder / POSITIONS, position_csv(lab, runs))
+    storage.write_text(folder / POSITIONS, position_csv(setup, runs))
     for name, records in others.items():
-        storage.write_text(folder / "controls" / name / POSITIONS, position_csv(lab, records))
+        storage.write_text(folder / "controls" / name / POSITIONS, position_csv(setup, records))
     storage.write_json(folder / ANALYSIS, {k: e.to_dict() for k, e in effects.items()})
     pictures = {
         "position_loss.png": plots.effect_figure(effects),
         "validation.png": plots.validation_figure(base["select"], runs, merges),
-        "anchor.png": plots.anchor_figure(runs[0], merges, lab.config.orders.bins),
+        "anchor.png": plots.anchor_figure(runs[0], merges, setup.config.orders.bins),
     }
     for name, figure in pictures.items():
         storage.write_bytes(folder / name, plots.png(figure))
 
 
-def position_csv(lab: Lab, runs: Sequence[RunRecord]) -> str:
+def position_csv(setup: StudySetup, runs: Sequence[RunRecord]) -> str:
     """A line per run and sample."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "sample", "position", "final_loss"])
     for k, run in enumerate(runs):
-        for name, place, loss in zip(lab.rows.names, run.first, run.losses, strict=True):
+        for name, place, loss in zip(setup.rows.names, run.first, run.losses, strict=True):
             writer.writerow([k, name, f"{place:.6f}", f"{loss:.6f}"])
     return text.getvalue()
 
 
 def _summary(
-    lab: Lab, folder: Path, rows: list[dict[str, Any]], effects: dict[str, PositionEffect]
+    setup: StudySetup, folder: Path, rows: list[dict[str, Any]], effects: dict[str, PositionEffect]
 ) -> dict[str, Any]:
-    orders = lab.config.orders
+    orders = setup.config.orders
     return {
         "status": FINISHED,
         "kind": orders.kind,
         "runs": orders.runs,
-        "samples": len(lab.rows),
+        "samples": len(setup.rows),
         "epochs": orders.epochs,
-        "steps": lab.steps,
+        "steps": setup.steps,
         "models": rows,
         "effects": {
             name: {

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from mixgym.envs.arrays import FloatArray, IntArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.packing.layout import FloatArray, Layout
-from mixgym.envs.sources.source import IntArray
+from mixgym.envs.packing.layout import Layout
 
 Barrier = Literal["micro_step", "step"]
 

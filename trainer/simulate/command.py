@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.packing.cost import CostModel
-from mixgym.envs.packing.descriptions import HARDWARE, MODELS
-from mixgym.envs.packing.groups import Cluster, Group, check_groups
-from mixgym.envs.packing.selection import candidate_degrees, candidate_lengths, select_groups
-from mixgym.envs.sources.source import IntArray
-from mixgym.envs.sources.streams import stream
+from mixgym.envs.packing.costs.cost_model import CostModel
+from mixgym.envs.packing.costs.descriptions import HARDWARE, MODELS
+from mixgym.envs.packing.grouping.groups import Cluster, Group, check_groups
+from mixgym.envs.packing.grouping.selection import (
+    candidate_degrees,
+    candidate_lengths,
+    select_groups,
+)
+from mixgym.envs.random_streams import stream
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.simulate.cluster import run_cluster
 from mixgym.trainer.simulate.methods import METHODS, Scenario, find_method
@@ -41,7 +45,7 @@ class SimulationOptions:
         documents: drawn from the mix; its own number if None.
         longest: tokens in the longest pack; documents are cut there. None: the longest document
             rounded up to a power of two, or ``data.max_length`` of a configuration.
-        model, hardware: names of :mod:`mixgym.envs.packing.descriptions`.
+        model, hardware: names of :mod:`mixgym.envs.packing.costs.descriptions`.
         link: GB/s inside a node, instead of the stated one.
         step_tokens: in an optimiser step; None: 16K for each device.
         groups: ``auto``, or ``LENGTHxDEGREE,...``.
@@ -73,7 +77,7 @@ def simulate_command(
     """
     report = make_report(options, config)
     if not json_output:
-        from mixgym.trainer.tables import show
+        from mixgym.trainer.runs.tables import show
 
         show(*simulation_tables(report))
     return report

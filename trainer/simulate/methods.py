@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.packing.balance import Balance
-from mixgym.envs.packing.groups import Cluster, Group
+from mixgym.envs.packing.grouping.groups import Cluster, Group
 from mixgym.envs.packing.layout import Layout
 from mixgym.envs.packing.planner import PlanConfig, make_plan
-from mixgym.envs.sources.source import IntArray
-from mixgym.envs.sources.streams import stream
+from mixgym.envs.random_streams import stream
 from mixgym.trainer.simulate.padded import padded_layout
 
 WINDOW_STEPS = 8

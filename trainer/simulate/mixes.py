@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixgym.envs.sources.source import IntArray
+from mixgym.envs.arrays import IntArray
 
 K = 1024
 CHAT_MEDIAN_TOKENS, CHAT_SIGMA = 500, 1.0

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from mixgym.envs.packing.groups import Cluster, Group
+from mixgym.envs.arrays import IntArray
+from mixgym.envs.packing.grouping.groups import Cluster, Group
 from mixgym.envs.packing.layout import Layout
-from mixgym.envs.sources.source import IntArray
 
 
 def padded_layout(

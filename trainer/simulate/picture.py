@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.envs.packing.layout import FloatArray
+from mixgym.envs.arrays import FloatArray
 from mixgym.trainer.simulate.cluster import Timeline
 
 COLUMNS = 240  # of a picture; longer runs are averaged

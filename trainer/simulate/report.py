@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.packing.cost import CostModel
-from mixgym.envs.packing.groups import Cluster, Group
-from mixgym.envs.packing.metrics import measure
-from mixgym.envs.sources.source import IntArray
+from mixgym.envs.packing.costs.cost_model import CostModel
+from mixgym.envs.packing.costs.metrics import measure
+from mixgym.envs.packing.grouping.groups import Cluster, Group
+from mixgym.trainer.runs.tables import number, table
 from mixgym.trainer.simulate.cluster import Barrier, run_cluster
 from mixgym.trainer.simulate.methods import Scenario, find_method
-from mixgym.trainer.tables import number, table
 
 REFERENCE = "isf"
 METRICS = ("fill", "padding", "data_imbalance", "attention_imbalance", "communication")

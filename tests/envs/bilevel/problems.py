@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mixgym.envs.bilevel.options import BilevelOptions
+from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.bilevel.rule import BilevelStep
 from mixgym.envs.bilevel.weights import Logits
 

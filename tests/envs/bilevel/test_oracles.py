@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mixgym.envs.bilevel.copies import Gradients, Values
-from mixgym.envs.bilevel.estimators import Paired
-from mixgym.envs.bilevel.gaps import Task
+from mixgym.envs.bilevel.estimation import StepData
 from mixgym.envs.bilevel.rule import BilevelStep
+from mixgym.envs.bilevel.two_model_estimators import Paired
 from mixgym.envs.learners.pairing import Tensors
-from mixgym.envs.sources.streams import stream
+from mixgym.envs.random_streams import stream
 
 from .problems import Affine, AffineRule, Array, Bowls, Regression, bilevel, run
 
@@ -190,7 +190,7 @@ def test_bowls_of_several_shapes(alpha: int, wanted: float) -> None:
 class Alone(Paired):
     """Without u: the loss of w instead of the difference."""
 
-    def step(self, task: Task) -> Any:
+    def step(self, task: StepData) -> Any:
         self.begin(task.model)
         sums = self._pull(task, task.model.parameters(), self._copies[0], 1.0)[0]
         measured = super().step(task)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mixgym.envs.bilevel.estimators import make_estimator
-from mixgym.envs.bilevel.options import BilevelOptions
+from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.bilevel.rule import BilevelStep
+from mixgym.envs.bilevel.two_model_estimators import make_estimator
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import Mixture
 from mixgym.envs.ranks import summed
+from mixgym.envs.spaces.mixture import Mixture
 
 from .problems import Bowls, Regression, bilevel, run
 

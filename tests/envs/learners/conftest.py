@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mixgym.envs.interval_plan import IntervalPlan, Pack
 from mixgym.envs.learners.causal_lm import CausalLM
-from mixgym.envs.mixture import Mixture
 from mixgym.envs.options import ModelOptions, TrainingOptions
-from mixgym.envs.plan import IntervalPlan, Pack
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
+from mixgym.envs.spaces.mixture import Mixture
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

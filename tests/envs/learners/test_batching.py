@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mixgym.envs.errors import PackingError
+from mixgym.envs.interval_plan import Pack
 from mixgym.envs.learners.batching import evaluation_packs, make_batch
-from mixgym.envs.plan import Pack
 from mixgym.envs.sources.source import EncodedRows, Source
 
 PackMaker = Callable[..., Pack]

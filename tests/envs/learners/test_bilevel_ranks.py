@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mixgym.envs.bilevel.options import BilevelOptions
+from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.bilevel.rule import BilevelStep
+from mixgym.envs.interval_plan import IntervalPlan, Pack
 from mixgym.envs.learners.causal_lm import CausalLM
-from mixgym.envs.plan import IntervalPlan, Pack
 from mixgym.envs.sources.source import Source
 from mixgym.envs.sources.splits import halve_reward
 

@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mixgym.envs.errors import ConfigError, DivergenceError
-from mixgym.envs.learners.attention import DOCUMENTS
+from mixgym.envs.interval_plan import IntervalPlan, Pack
 from mixgym.envs.learners.base import PlainStep, TrainReport
 from mixgym.envs.learners.causal_lm import CausalLM
-from mixgym.envs.learners.schedule import learning_rate_factor
+from mixgym.envs.learners.learning_rate import learning_rate_factor
+from mixgym.envs.learners.models.attention import DOCUMENTS
 from mixgym.envs.options import TrainingOptions
-from mixgym.envs.plan import IntervalPlan, Pack
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
 
 LearnerMaker = Callable[..., CausalLM]
@@ -616,7 +616,7 @@ def test_gradient_checkpointing_changes_nothing(
 
 
 def test_onednn_is_true_float32_or_refused(make_learner: LearnerMaker, plan: IntervalPlan) -> None:
-    from mixgym.envs.learners.precision import FLOAT32_ERROR, onednn_error
+    from mixgym.envs.learners.models.precision import FLOAT32_ERROR, onednn_error
 
     before = torch.backends.mkldnn.matmul.fp32_precision
     if onednn_error() > FLOAT32_ERROR:
@@ -632,6 +632,6 @@ def test_onednn_is_true_float32_or_refused(make_learner: LearnerMaker, plan: Int
 def test_onednn_that_rounds_is_refused(
     make_learner: LearnerMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mixgym.envs.learners.precision.onednn_error", lambda: 3e-3)
+    monkeypatch.setattr("mixgym.envs.learners.models.precision.onednn_error", lambda: 3e-3)
     with pytest.raises(ConfigError, match=r"would round .* 3\.0e-03.*use default"):
         make_learner(model={"fp32_matmul": "onednn"})

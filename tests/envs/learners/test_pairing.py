@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.bilevel.blocks import BlockDraws
 from mixgym.envs.bilevel.copies import lent
-from mixgym.envs.bilevel.options import BilevelOptions
 from mixgym.envs.bilevel.rule import BilevelStep
 from mixgym.envs.errors import ConfigError, DivergenceError, SourceError
+from mixgym.envs.interval_plan import IntervalPlan, Pack
 from mixgym.envs.learners.base import PlainStep
 from mixgym.envs.learners.causal_lm import CausalLM
 from mixgym.envs.learners.pairing import reweighted
-from mixgym.envs.plan import IntervalPlan, Pack
 from mixgym.envs.sources.source import Source
 from mixgym.envs.sources.splits import VALIDATION, halve_reward
 
@@ -563,7 +563,7 @@ def test_a_broken_gap_stops_with_its_source(
     learner.train(part(plan, 0, 1, make_plan), rule, 0.0)
     before = weights(learner)
     monkeypatch.setattr(
-        "mixgym.envs.bilevel.gaps.summed", lambda values: values + np.array([0, np.inf])
+        "mixgym.envs.bilevel.estimation.summed", lambda values: values + np.array([0, np.inf])
     )
     with pytest.raises(DivergenceError, match=r"value gap of source 'second'.*lower training"):
         learner.train(part(plan, 1, 2, make_plan), rule, 0.1)

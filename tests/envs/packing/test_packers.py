@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixgym.envs.errors import ConfigError, PackingError
-from mixgym.envs.packing.length_set import LengthSet
+from mixgym.envs.packing.grouping.length_set import LengthSet
 from mixgym.envs.packing.packed import Packing, Placement
 from mixgym.envs.packing.packers import (
     PACKERS,

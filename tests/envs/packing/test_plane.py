@@ -7,26 +7,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.mixture import Mixture
+from mixgym.envs.interval_plan import Budget, IntervalPlan
 from mixgym.envs.packing.balance import Balance, freedom
-from mixgym.envs.packing.cost import CostModel
-from mixgym.envs.packing.descriptions import HARDWARE, MODELS
-from mixgym.envs.packing.groups import Cluster, Group
+from mixgym.envs.packing.costs.cost_model import CostModel
+from mixgym.envs.packing.costs.descriptions import HARDWARE, MODELS
+from mixgym.envs.packing.grouping.groups import Cluster, Group
 from mixgym.envs.packing.normalisers import Weighing
-from mixgym.envs.packing.options import PackingOptions
+from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.packing.plane import PackedPlane
 from mixgym.envs.packing.planner import PlanConfig
 from mixgym.envs.packing.setup import (
     PackingSetup,
-    Task,
+    PackingTask,
     find_hardware,
     hardware_text,
     make_setup,
     warnings_of,
 )
 from mixgym.envs.packing.whole_run import WholeRunPlane
-from mixgym.envs.plan import Budget, IntervalPlan
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
+from mixgym.envs.spaces.mixture import Mixture
 
 CLUSTER = Cluster(2, 128)
 
@@ -197,9 +197,9 @@ def test_a_schedule_that_changes_cannot_be_packed_at_once() -> None:
 # from options
 
 
-def task(**changes: Any) -> Task:
+def task(**changes: Any) -> PackingTask:
     lengths = np.random.default_rng(0).integers(1, 65, 500)
-    return Task(**({"lengths": lengths, "max_length": 64, "packs": 8} | changes))
+    return PackingTask(**({"lengths": lengths, "max_length": 64, "packs": 8} | changes))
 
 
 def test_the_default_is_one_length_at_random_in_one_process() -> None:

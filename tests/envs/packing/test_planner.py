@@ -16,11 +16,16 @@ from mixgym.envs.packing.balance import (
     order_packs,
 )
 from mixgym.envs.packing.filling import greedy_fill
-from mixgym.envs.packing.groups import Cluster, Group, fit_lengths, group_of
+from mixgym.envs.packing.grouping.groups import Cluster, Group, fit_lengths, group_of
 from mixgym.envs.packing.packed import Packing
 from mixgym.envs.packing.packers import PACKERS
-from mixgym.envs.packing.planner import PackingPlan, PlanConfig, make_plan, steps_needed
-from mixgym.envs.packing.schedule import schedule_steps
+from mixgym.envs.packing.planner import (
+    PackingPlan,
+    PlanConfig,
+    make_plan,
+    schedule_steps,
+    steps_needed,
+)
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=120)
 SEEDS = st.integers(0, 2**31)

@@ -163,6 +163,6 @@ def test_default_sources_are_imbalanced_and_only_noise_is_no_target():
 
 def test_an_unknown_task_suggests_the_nearest():
     with pytest.raises(
-        SourceError, match=r"'additon'; did you mean 'addition'\? choose one of addition, "
+        SourceError, match=r"'additon'; did you mean addition\? \(known: addition, "
     ):
         generate("additon", 10, 0)

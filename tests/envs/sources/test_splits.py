@@ -4,9 +4,9 @@ from hypothesis import strategies as st
 
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS, SourceOptions
+from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.reading import Row
 from mixgym.envs.sources.splits import find_files, handle_duplicates, split_rows
-from mixgym.envs.sources.streams import stream
 
 
 def rows(count, file="f", start=0):

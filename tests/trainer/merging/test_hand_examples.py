@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mixgym.trainer.merging.geometry import model_stock, spherical_mean
+from mixgym.trainer.merging.methods.geometry import model_stock, spherical_mean
 
 A = [1.0, 0.0, 0.0, 2.0, 0.0, -1.0]
 B = [0.0, 0.0, 3.0, 2.0, 0.0, 1.0]

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixgym.trainer.merging import MERGE_METHODS
-from mixgym.trainer.merging.catalogue import METHODS, accepted_parameters
+from mixgym.trainer.merging.methods.catalogue import METHODS, accepted_parameters
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 DENSE = {"density": 1.0, "epsilon": 0.0, "gamma": 0.0, "select_topk": 1.0}

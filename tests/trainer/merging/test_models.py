@@ -17,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from mixgym.envs.learners import smollm2
+from mixgym.envs.learners.models import smollm2
 from mixgym.trainer.merging import MergeError, Recipe, merge
 from mixgym.trainer.merging.soup import greedy_soup, uniform_soup
 

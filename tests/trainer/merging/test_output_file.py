@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixgym.trainer.merging import merge, output_file
-from mixgym.trainer.merging.output_file import (
+from mixgym.trainer.merging import merge
+from mixgym.trainer.merging.files import output_file
+from mixgym.trainer.merging.files.output_file import (
     BLOCK_BYTES,
     OutputFile,
     Sink,

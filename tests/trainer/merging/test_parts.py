@@ -10,17 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mixgym.trainer.merging.geometry import slerp, spherical_mean
-from mixgym.trainer.merging.numerics import (
-    STORAGE,
-    bits_of,
-    decode,
-    encode,
-    first_nonfinite,
-    round_to_odd,
-)
-from mixgym.trainer.merging.parameters import depth_of, layer_of, value_at
-from mixgym.trainer.merging.picking import (
+from mixgym.trainer.merging.methods.element_choice import (
     Lots,
     choose,
     places_of,
@@ -28,9 +18,19 @@ from mixgym.trainer.merging.picking import (
     unequal,
     zero_places,
 )
-from mixgym.trainer.merging.radix import RankSelector
-from mixgym.trainer.merging.sums import GramSum
-from mixgym.trainer.merging.words import Draw, RepeatedDraw, WordStream, thresholds
+from mixgym.trainer.merging.methods.geometry import slerp, spherical_mean
+from mixgym.trainer.merging.methods.numerics import (
+    STORAGE,
+    bits_of,
+    decode,
+    encode,
+    first_nonfinite,
+    round_to_odd,
+)
+from mixgym.trainer.merging.methods.parameters import depth_of, layer_of, value_at
+from mixgym.trainer.merging.methods.radix import RankSelector
+from mixgym.trainer.merging.methods.random_words import Draw, RepeatedDraw, WordStream, thresholds
+from mixgym.trainer.merging.methods.sums import GramSum
 
 FLOATS32 = hnp.arrays(
     np.float32, st.integers(1, 300), elements=st.floats(-(2.0**100), 2.0**100, width=32)

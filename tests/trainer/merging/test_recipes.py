@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from mixgym.trainer.merging import MERGE_METHODS, MergeError, Recipe, merge_command
-from mixgym.trainer.merging.catalogue import (
+from mixgym.trainer.merging.command import describe_method
+from mixgym.trainer.merging.methods.catalogue import (
     COMBINERS,
     METHODS,
     PARAMETERS,
@@ -18,9 +19,8 @@ from mixgym.trainer.merging.catalogue import (
     accepted_parameters,
     default_of,
 )
-from mixgym.trainer.merging.combine import COMBINE
-from mixgym.trainer.merging.command import describe_method
-from mixgym.trainer.merging.sparsify import SPARSIFY
+from mixgym.trainer.merging.methods.combine import COMBINE
+from mixgym.trainer.merging.methods.sparsify import SPARSIFY
 
 
 def test_catalogue_and_kernels_agree():

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mixgym.trainer.merging import MERGE_METHODS
-from mixgym.trainer.merging.sparsify import keep_probabilities
-from mixgym.trainer.merging.words import WordStream
+from mixgym.trainer.merging.methods.random_words import WordStream
+from mixgym.trainer.merging.methods.sparsify import keep_probabilities
 
 WEIGHTS = [0.5, 0.3, 0.2]
 
@@ -185,7 +185,7 @@ def test_every_method_has_a_formula():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("method", FORMULAS)
 def test_method_equals_the_formula(bench, make_tensors, method, dtype):
-    from mixgym.trainer.merging.catalogue import METHODS, accepted_parameters
+    from mixgym.trainer.merging.methods.catalogue import METHODS, accepted_parameters
 
     spec = METHODS[method]
     base = make_tensors(0, dtype)

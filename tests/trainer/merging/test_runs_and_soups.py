@@ -8,12 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from mixgym.envs.errors import ConfigError
-from mixgym.trainer.cli import app
+from mixgym.trainer.cli.main import app
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.finetune import finetune
+from mixgym.trainer.finetuning.finetune import finetune
 from mixgym.trainer.merging import MergeError, merge_command
+from mixgym.trainer.merging.files.run_folders import base_of, model_in
 from mixgym.trainer.merging.held_out import HeldOutLoss
-from mixgym.trainer.merging.run_folders import base_of, model_in
 
 SETTINGS: dict[str, Any] = {
     "sources": {
@@ -69,7 +69,7 @@ def test_the_start_of_runs_is_their_base(runs: list[Path], tmp_path: Path) -> No
     assert max(report.zero_share) < 0.5
     from safetensors.torch import load_file
 
-    from mixgym.envs.learners.presets import PRESETS, build_model
+    from mixgym.envs.learners.models.small_models import PRESETS, build_model
 
     made = build_model(PRESETS["0.1m"], seed=0, max_positions=64).state_dict()
     for name, tensor in load_file(runs[0] / "base" / "model.safetensors").items():

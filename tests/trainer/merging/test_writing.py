@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mixgym.trainer.merging import MergeError, merge, writing
-from mixgym.trainer.merging.checkpoint import TensorInfo
-from mixgym.trainer.merging.numerics import STORAGE
-from mixgym.trainer.merging.writing import OutputFolder, parse_bytes, plan_shards
+from mixgym.trainer.merging import MergeError, merge
+from mixgym.trainer.merging.files import writing
+from mixgym.trainer.merging.files.checkpoint import TensorInfo
+from mixgym.trainer.merging.files.writing import OutputFolder, parse_bytes, plan_shards
+from mixgym.trainer.merging.methods.numerics import STORAGE
 
 
 class CrashError(Exception):

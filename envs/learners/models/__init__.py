@@ -1,0 +1,1 @@
+"""Models and how they compute: loading, small presets, precision, attention over packs."""

@@ -1,0 +1,1 @@
+"""Several processes: shares of a step, and packs that ranks share."""

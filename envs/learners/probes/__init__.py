@@ -1,0 +1,1 @@
+"""What is measured on a causal LM: losses, gradients and difficulty of rows."""

@@ -1,0 +1,1 @@
+"""Groups of lengths, which of them suit a machine, and whether they pay."""

@@ -1,0 +1,1 @@
+"""What goes in and out of an environment: mixtures, actions, observations, signals, pictures."""

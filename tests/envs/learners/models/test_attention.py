@@ -1,0 +1,287 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from mixgym.envs.errors import PackingError
+from mixgym.envs.learners.models.attention import (
+    DOCUMENTS,
+    choose_attention,
+    document_attention,
+    leak,
+    packed_forward,
+    register,
+)
+
+LENGTHS = (7, 1, 12, 4)
+KINDS = ("llama", "qwen2", "gpt2", "gemma")
+VOCABULARY = 61
+
+ModelMaker = Callable[..., Any]
+
+
+def tokens() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, VOCABULARY, (1, sum(LENGTHS)), generator=generator)
+
+
+def positions() -> torch.Tensor:
+    return torch.cat([torch.arange(n) for n in LENGTHS])[None]
+
+
+def loss_of(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Summed NLL of everything after a document's first token."""
+    return cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+
+
+def unpacked(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and loss, one document and one ordinary call at a time."""
+    model.set_attn_implementation("eager" if model.dtype == torch.float32 else "sdpa")
+    outputs = [model(part, use_cache=False).logits for part in ids.split(LENGTHS, 1)]
+    losses = [loss_of(o, part) for o, part in zip(outputs, ids.split(LENGTHS, 1), strict=True)]
+    return torch.cat(outputs, 1), torch.stack(losses).sum()
+
+
+def packed(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = packed_forward(model, ids, positions(), LENGTHS)
+    parts = zip(logits.split(LENGTHS, 1), ids.split(LENGTHS, 1), strict=True)
+    return logits, torch.stack([loss_of(o, part) for o, part in parts]).sum()
+
+
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def embed(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    return model.get_input_embeddings()(ids).detach().requires_grad_()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("attention", "dtype", "tolerance"),
+    [
+        ("eager", torch.float32, 1e-5),
+        ("sdpa", torch.float32, 1e-5),
+        (DOCUMENTS, torch.float32, 1e-5),
+        ("sdpa", torch.float64, 1e-12),
+        (DOCUMENTS, torch.float64, 1e-12),
+    ],
+)
+def test_packed_equals_unpacked(
+    make_model: ModelMaker, kind: str, attention: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    register()
+    model, ids = make_model(kind).to(dtype).eval(), tokens()
+    wanted_logits, wanted_loss = unpacked(model, ids)
+    wanted = gradients(model, wanted_loss)
+    model.set_attn_implementation(attention)
+    logits, loss = packed(model, ids)
+    found = gradients(model, loss)
+    assert (logits - wanted_logits).abs().max() <= tolerance * wanted_logits.abs().max()
+    assert abs(loss - wanted_loss) <= tolerance * wanted_loss
+    assert found.keys() == wanted.keys()
+    largest = max(gradient.abs().max() for gradient in wanted.values())
+    # Gemma's norms are float32 inside, whatever the model is
+    tolerance = max(tolerance, 1e-6) if kind == "gemma" else tolerance
+    for name in wanted:
+        assert (found[name] - wanted[name]).abs().max() <= tolerance * largest, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa", DOCUMENTS])
+def test_changing_a_document_leaves_the_others_bit_equal(
+    make_model: ModelMaker, kind: str, attention: str
+) -> None:
+    register()
+    model, ids = make_model(kind).eval(), tokens()
+    model.set_attn_implementation(attention)
+    other = ids.clone()
+    other[0, 2] = (other[0, 2] + 1) % VOCABULARY
+    with torch.no_grad():
+        first, second = packed(model, ids)[0], packed(model, other)[0]
+    assert torch.equal(first[:, 7:], second[:, 7:])
+    assert not torch.equal(first[:, :7], second[:, :7])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa", DOCUMENTS])
+def test_no_gradient_reaches_another_document(
+    make_model: ModelMaker, kind: str, attention: str
+) -> None:
+    register()
+    model, ids = make_model(kind).eval(), tokens()
+    model.set_attn_implementation(attention)
+    inputs = embed(model, ids)
+    hook = model.get_input_embeddings().register_forward_hook(lambda *_: inputs)
+    logits = packed_forward(model, ids, positions(), LENGTHS)
+    hook.remove()
+    loss_of(logits[:, 8:20], ids[:, 8:20]).backward()
+    assert inputs.grad is not None
+    assert torch.count_nonzero(inputs.grad[0, :8]) == 0
+    assert torch.count_nonzero(inputs.grad[0, 20:]) == 0
+    assert torch.count_nonzero(inputs.grad[0, 8:20]) > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_traps_of_transformers_are_real(
+    make_model: ModelMaker, kind: str, attention: str
+) -> None:
+    model, ids = make_model(kind).eval(), tokens()
+    model.set_attn_implementation(attention)
+    traps: list[dict[str, Any]] = [
+        {"position_ids": positions()},
+        {"position_ids": positions(), "use_cache": False, "attention_mask": torch.ones_like(ids)},
+        {"use_cache": False},
+    ]
+    with torch.no_grad():
+        wanted = unpacked(model, ids)[0]
+        model.set_attn_implementation(attention)
+        for trap in traps:
+            wrong = (model(ids, **trap).logits - wanted).abs().max()
+            assert wrong > 1e-2, (trap.keys(), wrong)
+        right = model(ids, position_ids=positions(), use_cache=False).logits
+    assert (right - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attention_mask": torch.ones(1, 24, dtype=torch.long)}, "mask"),
+        ({"use_cache": True}, "cache"),
+        ({"position_ids": None}, "need position_ids"),
+        ({"position_ids": torch.arange(24)[None]}, "do not restart"),
+        ({"position_ids": positions()[:, :-1]}, "do not restart"),
+        ({"position_ids": positions().roll(1, 1)}, "do not restart"),
+        ({"document_lengths": (8, 12, 4)}, "do not restart"),
+    ],
+)
+@pytest.mark.parametrize("attention", ["sdpa", DOCUMENTS])
+def test_the_traps_are_refused(
+    make_model: ModelMaker, attention: str, change: dict[str, Any], words: str
+) -> None:
+    register()
+    model = make_model("llama")
+    model.set_attn_implementation(attention)
+    arguments: dict[str, Any] = {
+        "input_ids": tokens(),
+        "position_ids": positions(),
+        "document_lengths": LENGTHS,
+    }
+    with pytest.raises(PackingError, match=words):
+        packed_forward(model, **(arguments | change))
+
+
+def test_logits_to_keep_are_those_positions(make_model: ModelMaker) -> None:
+    model, ids = make_model("llama").eval(), tokens()
+    keep = torch.tensor([3, 9, 20])
+    everything = packed_forward(model, ids, positions(), LENGTHS)
+    some = packed_forward(model, ids, positions(), LENGTHS, logits_to_keep=keep)
+    torch.testing.assert_close(some, everything[:, keep])
+
+
+def test_our_attention_is_refused_outside_packed_forward(make_model: ModelMaker) -> None:
+    register()
+    model = make_model("llama")
+    model.set_attn_implementation(DOCUMENTS)
+    with pytest.raises(PackingError, match="packed_forward"):
+        model(tokens(), use_cache=False)
+
+
+def test_our_attention_checks_what_it_is_given() -> None:
+    heads = torch.zeros(1, 2, 6, 4)
+
+    def call(**changes: Any) -> None:
+        arguments = {"attention_mask": None, "document_lengths": (2, 4)} | changes
+        document_attention(None, heads, heads, heads, **arguments)
+
+    call()
+    call(sliding_window=4)
+    with pytest.raises(PackingError, match="sum to 5"):
+        call(document_lengths=(2, 3))
+    with pytest.raises(PackingError, match="no attention mask"):
+        call(attention_mask=torch.zeros(1, 1, 6, 6))
+    with pytest.raises(PackingError, match="sliding window"):
+        call(sliding_window=3)
+    with pytest.raises(PackingError, match="soft cap"):
+        call(softcap=50.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_is_our_attention_on_cpu(make_model: ModelMaker, kind: str) -> None:
+    model = make_model(kind).train()
+    assert choose_attention(model, "auto", "cpu", 32) == DOCUMENTS
+    assert model.config._attn_implementation == DOCUMENTS
+    assert leak(model) <= 1e-5
+    assert model.training
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_a_named_attention_is_taken(make_model: ModelMaker, name: str) -> None:
+    assert choose_attention(make_model("qwen2"), name, "cpu", 32) == name
+
+
+def test_documents_is_the_short_name(make_model: ModelMaker) -> None:
+    assert choose_attention(make_model("llama"), "documents", "cpu", 32) == DOCUMENTS
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3"])
+def test_sliding_windows_go_to_transformers(make_model: ModelMaker, kind: str) -> None:
+    model = make_model(kind, sliding_window=16)
+    with pytest.raises(PackingError, match=r"window of 16 .* 32: set model\.attention to sdpa"):
+        choose_attention(model, "documents", "cpu", 32)
+    assert choose_attention(model, "auto", "cpu", 32) == "sdpa"
+    assert choose_attention(model, "auto", "cpu", 16) == DOCUMENTS
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_sliding_windows_keep_documents_apart(make_model: ModelMaker, attention: str) -> None:
+    model, ids = make_model("mistral", sliding_window=4).eval(), tokens()
+    wanted = unpacked(model, ids)[0]
+    model.set_attn_implementation(attention)
+    assert (packed(model, ids)[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_soft_caps_go_to_eager(make_model: ModelMaker) -> None:
+    model = make_model("gemma2", attn_logit_softcapping=2.0)
+    with pytest.raises(PackingError, match=r"soft cap.*model\.attention"):
+        choose_attention(model, "documents", "cpu", 8)
+    with pytest.raises(PackingError, match=r"model\.attention"):
+        choose_attention(model, "sdpa", "cpu", 8)
+    assert choose_attention(model, "auto", "cpu", 8) == "eager"
+
+
+def test_an_unknown_attention_is_one_line(make_model: ModelMaker) -> None:
+    with pytest.raises(PackingError, match=r"flashy.*model\.attention") as error:
+        choose_attention(make_model("llama"), "flashy", "cpu", 8)
+    assert "\n" not in str(error.value)
+
+
+def test_a_leak_is_found_whatever_the_weights(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even freshly initialised, where attention hardly moves the logits."""
+    from mixgym.envs.learners.models import attention
+
+    def leaky(
+        model: Any, ids: Any, position_ids: Any, *_: Any, logits_to_keep: Any = 0, **__: Any
+    ) -> Any:
+        return model(ids, position_ids=position_ids, logits_to_keep=logits_to_keep).logits
+
+    monkeypatch.setattr(attention, "packed_forward", leaky)
+    for kind in KINDS:
+        model = make_model(kind, initializer_range=0.02)
+        with pytest.raises(PackingError, match="differ from unpacked"):
+            choose_attention(model, "sdpa", "cpu", 8)
+
+
+def test_a_model_that_ignores_positions_is_refused() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(PackingError, match="does not keep packed documents apart"):
+        choose_attention(MambaForCausalLM(config), "auto", "cpu", 8)

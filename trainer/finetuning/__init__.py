@@ -1,0 +1,1 @@
+"""Fine-tuning runs: an agent in a run, from configuration to a Hugging Face model."""

@@ -1,0 +1,1 @@
+"""Model folders: opened, checked for merging, written whole or not at all."""

@@ -1,0 +1,1 @@
+"""The arithmetic of merging: methods, their parameters, statistics."""

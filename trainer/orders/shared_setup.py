@@ -1,0 +1,184 @@
+"""What all runs of a study share: where they start, their rows, and how they are measured."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mixgym.envs.arrays import FloatArray, IntArray
+from mixgym.envs.build import build_environment
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.interval_plan import Pack
+from mixgym.envs.learners.base import Evaluation
+from mixgym.envs.learners.batching import Batch, make_batch
+from mixgym.envs.learners.causal_lm import EVALUATION_LOGITS, EVALUATION_TOKENS, CausalLM
+from mixgym.envs.learners.models.attention import DOCUMENTS, packed_forward
+from mixgym.envs.learners.models.loading import load_model
+from mixgym.envs.learners.models.precision import evaluation_mode, matmul
+from mixgym.envs.packing.packers import best_fit_decreasing
+from mixgym.envs.rewards import target_mean
+from mixgym.envs.sources.source import EncodedRows
+from mixgym.envs.spaces.mixture import Mixture
+from mixgym.trainer.config import RunConfig
+from mixgym.trainer.orders.plane import (
+    Batches,
+    Kind,
+    OrderedPlane,
+    Rows,
+    all_rows,
+    choose_rows,
+    epoch_batches,
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One set of runs.
+
+    Attributes:
+        name: of its folder; the main set has none.
+        kind: what is shuffled.
+        constant: whether the learning rate stays as it is from the first step to the last.
+    """
+
+    name: str
+    kind: Kind
+    constant: bool = False
+
+
+class StudySetup:
+    """Builds the learner and the rows once; every run starts from the same weights.
+
+    Args:
+        config: of the study.
+
+    Raises:
+        ConfigError: for a learner without rows, or too few rows.
+        MixgymError: whatever else is wrong with sources or model.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        if config.environment.learner != "causal_lm":
+            raise ConfigError(
+                f"environment.learner={config.environment.learner}: it has no rows to order; "
+                "use causal_lm"
+            )
+        world = build_environment(config).world
+        learner: Any = world.learner
+        assert isinstance(learner, CausalLM)
+        self.config = config
+        self.names, self.targets, self.prior = world.names, world.targets, world.prior
+        self.fingerprint = world.fingerprint
+        self.sources, self.tokenizer = learner.sources, learner.tokenizer
+        self.rows = choose_rows(self.sources, config.orders.rows, config.seed)
+        self.held_out = all_rows(self.sources, "select")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a run."""
+        return self.config.orders.epochs * -(-len(self.rows) // self.config.orders.batch)
+
+    @property
+    def mixture(self) -> Mixture:
+        """Asked of planes, which do not heed it."""
+        return self.prior
+
+    def learner(self, setting: Setting) -> CausalLM:
+        """A learner at the start of a run."""
+        config = self.config
+        update: dict[str, Any] = {"steps": self.steps, "supervised_tokens": None}
+        if setting.constant:
+            update |= {"schedule": "constant", "warmup": 0.0}
+        return CausalLM(
+            lambda: load_model(config.model, config.data.max_length),
+            self.tokenizer,
+            self.sources,
+            max_length=config.data.max_length,
+            model_options=config.model,
+            training=config.training.model_copy(update=update),
+            seed=config.seed,
+        )
+
+    def batches(self, setting: Setting, run: int) -> list[Batches]:
+        """The batches of every epoch of a run."""
+        orders = self.config.orders
+        return [
+            epoch_batches(setting.kind, len(self.rows), orders.batch, self.config.seed, run, epoch)
+            for epoch in range(orders.epochs)
+        ]
+
+    def plane(self, batches: list[Batches], shape: tuple[int, int]) -> OrderedPlane:
+        """A plane that emits the batches."""
+        everything = [batch for epoch in batches for batch in epoch]
+        return OrderedPlane(self.rows, everything, shape, self.config.data.max_length)
+
+    def mean(self, evaluation: Evaluation) -> float:
+        """Target-weighted mean NLL of an evaluation, nats per supervised token."""
+        return target_mean(evaluation.source_nll, self.targets)
+
+    def training_losses(self, learner: CausalLM) -> FloatArray:
+        """float64[n], mean NLL of the supervised tokens of each sample."""
+        return row_losses(learner, self.rows, "train", self.config)
+
+    def held_out_losses(self, learner: CausalLM) -> FloatArray:
+        """The same of every row of the select split."""
+        return row_losses(learner, self.held_out, "select", self.config)
+
+
+def row_losses(learner: CausalLM, rows: Rows, split: str, config: RunConfig) -> FloatArray:
+    """Mean NLL of the supervised tokens of each row, nats, in evaluation mode.
+
+    Args:
+        learner: whose model is measured and left as it was.
+        rows: of ``split``, n of them.
+        split: which split they belong to.
+        config: lengths and precision.
+    """
+    import torch
+
+    sums = np.zeros(len(rows))
+    autocast = torch.autocast(
+        torch.device(learner.device).type,
+        torch.bfloat16,
+        enabled=config.model.precision == "bf16",
+    )
+    with (
+        evaluation_mode(learner.model),
+        torch.no_grad(),
+        matmul(config.model.fp32_matmul),
+        autocast,
+    ):
+        for batch in _row_batches(learner, rows, split, config.data.max_length):
+            logits = packed_forward(
+                learner.model,
+                batch.input_ids,
+                batch.position_ids,
+                batch.document_lengths,
+                logits_to_keep=batch.predictors,
+            )
+            losses = torch.nn.functional.cross_entropy(
+                logits[0].float(), batch.labels, reduction="none"
+            )
+            sums += np.bincount(batch.cells, losses.cpu().double().numpy(), len(rows))
+    return sums / rows.supervised
+
+
+def _row_batches(learner: CausalLM, rows: Rows, split: str, capacity: int) -> Iterator[Batch]:
+    """Forward passes whose cells are the rows: each row is given as a stratum of its own."""
+    splits: list[EncodedRows] = [source.splits[split] for source in learner.sources]
+    groups = list(best_fit_decreasing(rows.lengths, capacity))
+    together = 1
+    if learner.attention == DOCUMENTS:  # packs share a row at no cost, as far as memory goes
+        vocabulary = int(learner.model.config.get_text_config().vocab_size)
+        tokens = min(EVALUATION_TOKENS, EVALUATION_LOGITS // vocabulary)
+        together = max(1, tokens // capacity)
+    for start in range(0, len(groups), together):
+        packs = [_pack(rows, group, capacity) for group in groups[start : start + together]]
+        yield make_batch(packs, splits, 0, learner.device)  # 0 strata per source: cell = stratum
+
+
+def _pack(rows: Rows, group: Sequence[int] | IntArray, capacity: int) -> Pack:
+    where = rows.where[group].copy()
+    where[:, 1] = group
+    return Pack(where, rows.lengths[group], capacity)

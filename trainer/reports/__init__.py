@@ -1,0 +1,1 @@
+"""What tells about runs and agents: dry run, doctor, comparison, placebo, profile."""

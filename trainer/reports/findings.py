@@ -1,0 +1,143 @@
+"""What ``mixgym doctor`` answers: pure functions from numbers to findings in plain sentences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SOUND, FAILED, UNKNOWN = "sound", "failed", "unknown"
+LEAST = 0.001  # share of weight; what moves less does not move
+MOST_AT_BOUND = 0.5  # share of logits
+ERRORS = 2.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one question.
+
+    Attributes:
+        check: its name.
+        status: ``sound``, ``failed`` or ``unknown``: the run cannot tell.
+        sentence: in plain words.
+        numbers: that it rests on.
+    """
+
+    check: str
+    status: str
+    sentence: str
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+def judge_movement(parameters: float, moved: float) -> Finding:
+    """Did the policy leave its start?
+
+    Args:
+        parameters: largest change of any acting parameter.
+        moved: share of weight that lies elsewhere than under the frozen twin.
+    """
+    numbers = {"largest_parameter_change": parameters, "weight_moved": moved}
+    if parameters == 0:
+        words = (
+            "the actor never learnt: its parameters are those that it was made with; is its "
+            "optimiser stepped, and with its parameters?"
+        )
+        return Finding("moves", FAILED, words, numbers)
+    if moved < LEAST:
+        words = (
+            f"the actor's parameters changed, but its distribution did not: {_share(moved)} of the "
+            "weight moved; train longer, or with a larger learning rate"
+        )
+        return Finding("moves", FAILED, words, numbers)
+    words = f"{_share(moved)} of the weight lies elsewhere than under the frozen twin"
+    return Finding("moves", SOUND, words, numbers)
+
+
+def judge_attention(to_shuffled: float, to_constant: float) -> Finding:
+    """Do actions depend on observations?
+
+    Args:
+        to_shuffled: share of weight that moves if rows are shuffled.
+        to_constant: the same if every row is the mean row.
+    """
+    numbers = {"moved_by_shuffling": to_shuffled, "moved_by_constants": to_constant}
+    if max(to_shuffled, to_constant) < LEAST:
+        words = (
+            f"the agent ignores what it observes: with shuffled observations {_share(to_shuffled)} "
+            f"of the weight moves, with constant ones {_share(to_constant)}"
+        )
+        return Finding("observes", FAILED, words, numbers)
+    words = (
+        f"with shuffled observations {_share(to_shuffled)} of the weight moves, with constant ones "
+        f"{_share(to_constant)}"
+    )
+    return Finding("observes", SOUND, words, numbers)
+
+
+def judge_gain(name: str, gap: Sequence[float], other: str) -> Finding:
+    """Does the agent end lower than something else on the same tasks?
+
+    Args:
+        name: of the check.
+        gap: NLL of the agent minus that of the other, task by task.
+        other: what it is compared with.
+    """
+    values = np.asarray(gap, np.float64)
+    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    numbers = {"difference": mean, "standard_error": error, "tasks": float(len(values))}
+    place = f"on {len(values)} validation tasks it ends {abs(mean):.4f} nats (s.e. {error:.4f})"
+    if mean < 0 and -mean > ERRORS * error:
+        return Finding(name, SOUND, f"{place} below {other}", numbers)
+    side = "below" if mean < 0 else "above"
+    words = f"it is not better than {other}: {place} {side} it"
+    return Finding(name, FAILED, words, numbers)
+
+
+def judge_pay(spread: float) -> Finding:
+    """Are sources paid differently?"""
+    numbers = {"spread": spread}
+    if np.isnan(spread):
+        words = "fewer than two sources are measured, so that there is nothing to compare"
+        return Finding("rewards", UNKNOWN, words)
+    if spread < LEAST:
+        words = (
+            "all sources are always paid alike: no policy can learn from that which of them to "
+            "prefer; look at environment.reward and at the reward split"
+        )
+        return Finding("rewards", FAILED, words, numbers)
+    words = f"rewards of sources deviate by {_share(spread)} of their mean size in a decision"
+    return Finding("rewards", SOUND, words, numbers)
+
+
+def judge_bounds(top: float, inner: float) -> Finding:
+    """Are logits at their bounds?"""
+    numbers = {"sources_at_bound": top, "strata_at_bound": inner}
+    words = f"{_share(top)} of the sources' logits and {_share(inner)} of the strata's are at +-1"
+    if max(top, inner) > MOST_AT_BOUND:
+        advice = "the policy has run into its limits: raise environment.reach, or train less hard"
+        return Finding("bounds", FAILED, f"{words}; {advice}", numbers)
+    return Finding("bounds", SOUND, words, numbers)
+
+
+def judge_values(explained: Mapping[str, float]) -> Finding:
+    """Is the value function better than a constant?
+
+    Args:
+        explained: by level, the share of the variance of returns that values explain.
+    """
+    numbers = {f"explained_{level}": value for level, value in explained.items()}
+    known = {level: value for level, value in explained.items() if np.isfinite(value)}
+    if not known:
+        words = "the algorithm has no value function that can be asked"
+        return Finding("values", UNKNOWN, words)
+    shown = ", ".join(f"{_share(value)} ({level})" for level, value in known.items())
+    if min(known.values()) <= 0:
+        words = (
+            f"the value function is no better than a constant: it explains {shown} of the variance "
+            "of returns on tasks that it was not trained on"
+        )
+        return Finding("values", FAILED, words, numbers)
+    return Finding("values", SOUND, f"values explain {shown} of the variance of returns", numbers)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}%"

@@ -1,0 +1,145 @@
+"""The placebo suite: what schedulers do where the right answer is known beforehand.
+
+``identical``: all sources alike, so that nobody may differ from uniform beyond noise. ``noise``: a
+source that cannot be learnt and does not count; whoever pays attention to targets must end below
+half of uniform's share of it. ``duplicate``: one source under two names; what they get together,
+and whether the two are treated alike.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mixgym.envs.arrays import FloatArray
+from mixgym.envs.curves.control_tasks import (
+    NOISE,
+    TWINS,
+    duplicate_tasks,
+    identical_tasks,
+    noise_tasks,
+)
+from mixgym.envs.curves.core import DECISIONS
+from mixgym.envs.curves.task import CurveTask
+from mixgym.envs.curves.vector import CurvesVecEnv
+from mixgym.trainer.reports.schedulers import Scheduler
+
+SEED = 4_321
+MARGIN = 0.005
+"""Nats of the mean NLL that are too few to matter."""
+ERRORS = 3.0
+"""Standard errors that are beyond noise, with some thirty schedulers looked at."""
+LATE = DECISIONS // 4
+"""Decisions at the end of an episode by which a scheduler has made up its mind."""
+
+CONTROLS: dict[str, Callable[[int], list[CurveTask]]] = {
+    "identical": identical_tasks,
+    "noise": noise_tasks,
+    "duplicate": duplicate_tasks,
+}
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a scheduler did on tasks.
+
+    Attributes:
+        weights: float64[decisions, tasks, K].
+        mean: float64[tasks], target-weighted mean NLL at the end, without noise.
+    """
+
+    weights: FloatArray
+    mean: FloatArray
+
+
+def course(one: Scheduler, tasks: Sequence[CurveTask], seed: int = SEED) -> Course:
+    """Let a scheduler drive one episode of each task, all with the same measurement noise."""
+    env = CurvesVecEnv(len(tasks), tasks, one.options, seed=seed, in_order=True)
+    core, observation = env.core, env.reset()
+    state, start, weights = None, np.ones(len(tasks), np.bool_), []
+    for _ in range(DECISIONS):
+        action, state = one.predict(observation, state, start, True)
+        core.step(action)
+        weights.append([list(record["mixture"].values()) for record in core.records()])
+        observation, start = core.observe(), np.zeros(len(tasks), np.bool_)
+    targets = core.task.targets / core.task.targets.sum(-1, keepdims=True)
+    return Course(np.array(weights), (np.nan_to_num(core.final_nll()) * targets).sum(-1))
+
+
+def report(found: Mapping[str, Scheduler], tasks: int) -> list[dict[str, Any]]:
+    """A row per scheduler, each measured against ``uniform``, which has to be among them.
+
+    Args:
+        found: the schedulers by name.
+        tasks: how many of each control.
+    """
+    drawn = {name: make(tasks) for name, make in CONTROLS.items()}
+    base = {name: course(found["uniform"], drawn[name]) for name in drawn}
+    rows = []
+    for name, one in found.items():
+        done = {control: course(one, drawn[control]) for control in drawn}
+        rows.append(
+            {
+                "agent": name,
+                "target_aware": one.target_aware,
+                **identical_row(done["identical"], base["identical"]),
+                **noise_row(done["noise"], base["noise"], one.target_aware),
+                **duplicate_row(done["duplicate"], base["duplicate"]),
+            }
+        )
+    return rows
+
+
+def identical_row(done: Course, base: Course) -> dict[str, Any]:
+    """Difference of the NLL, and the largest mean tilt of a source, with their standard errors."""
+    gap, error = paired(done.mean, base.mean)
+    over = done.weights.mean(0) - base.weights.mean(0)  # [tasks, K]
+    tilt = over.mean(0)
+    errors = over.std(0, ddof=1) / np.sqrt(len(over))
+    which = int(np.abs(tilt).argmax())
+    count = over.shape[1]
+    nll_same = abs(gap) <= max(MARGIN, ERRORS * error)
+    tilted = abs(tilt[which]) > max(0.01 / count, ERRORS * errors[which])
+    return {
+        "identical_nll": gap,
+        "identical_nll_error": error,
+        "identical_tilt": float(tilt[which] * count),
+        "identical_tilt_error": float(errors[which] * count),
+        "identical_passed": bool(nll_same and not tilted),
+    }
+
+
+def noise_row(done: Course, base: Course, aware: bool) -> dict[str, Any]:
+    """Weight of the noise over uniform's, in the whole episode and in its last quarter."""
+    share = done.weights[..., NOISE].mean(-1) * done.weights.shape[-1]
+    gap, error = paired(done.mean, base.mean)
+    late = float(share[-LATE:].mean())
+    return {
+        "noise_share": float(share.mean()),
+        "noise_late": late,
+        "noise_nll": gap,
+        "noise_nll_error": error,
+        "noise_passed": late < 0.5 if aware else None,
+    }
+
+
+def duplicate_row(done: Course, base: Course) -> dict[str, Any]:
+    """Weight of both names over uniform's two, and how far apart the two are."""
+    first, second = (done.weights[..., twin].mean(0) for twin in TWINS)
+    apart, error = paired(first, second)
+    count = done.weights.shape[-1]
+    gap, gap_error = paired(done.mean, base.mean)
+    return {
+        "duplicate_share": float((first + second).mean() * count / 2.0),
+        "duplicate_apart": apart * count,
+        "duplicate_apart_error": error * count,
+        "duplicate_nll": gap,
+        "duplicate_nll_error": gap_error,
+    }
+
+
+def paired(one: FloatArray, other: FloatArray) -> tuple[float, float]:
+    """Mean of the differences, and its standard error."""
+    gap = one - other
+    return float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap)))

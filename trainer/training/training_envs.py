@@ -1,0 +1,172 @@
+"""Vector environments to train agents in, and their state for exact resume."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
+
+from mixgym.envs import storage
+from mixgym.envs.build import build_environment
+from mixgym.envs.curves.core import DECISIONS
+from mixgym.envs.curves.task import TASK_SETS
+from mixgym.envs.curves.vector import CurvesVecEnv
+from mixgym.envs.environment import MixtureEnv
+from mixgym.envs.options import EnvironmentOptions
+from mixgym.trainer.config import RunConfig
+
+STATE, ARRAYS = "world.json", "world.npz"
+_ARRAY = "<array>"  # key of what stands in plain data for an array
+
+Watch = Callable[[NDArray[Any], list[dict[str, Any]]], None]
+
+
+class Watched(VecEnvWrapper):
+    """Counts decisions, and shows each of them to who watches, whoever takes them.
+
+    A decision is one of the joint environment: levels that see it as rows, or decide more rarely,
+    are all counted alike.
+
+    Attributes:
+        decisions: taken so far.
+        watch: called with rewards and infos after every step.
+    """
+
+    decisions = 0
+    watch: Watch | None = None
+
+    def reset(self) -> Any:
+        """Start all episodes."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Count, and show."""
+        observation, rewards, dones, infos = self.venv.step_wait()
+        self.decisions += self.num_envs
+        if self.watch is not None:
+            self.watch(rewards, infos)
+        return observation, rewards, dones, infos
+
+
+class TrainingEnv(Protocol):
+    """A vector environment that can be saved between two decisions.
+
+    Attributes:
+        env: the joint environment.
+        episode: decisions in an episode.
+    """
+
+    env: Watched
+    episode: int
+
+    def save(self, folder: Path) -> None:
+        """Write its state."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Continue from :meth:`save`, bit-equal."""
+        ...
+
+
+class FastTrainingEnv:
+    """The fast world on its training tasks.
+
+    Args:
+        config: number of environments, seed, action range.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._curves = CurvesVecEnv(
+            config.train.environments,
+            TASK_SETS["train"],
+            agent_options(config.environment, padded=False),
+            seed=config.seed,
+            bilevel=config.bilevel,
+        )
+        self.env = Watched(self._curves)
+        self.episode = DECISIONS
+
+    def save(self, folder: Path) -> None:
+        """See :class:`TrainingEnv`."""
+        arrays: dict[str, NDArray[Any]] = {}
+        plain = _without_arrays(self._curves.state(), "", arrays)
+        np.savez(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
+        storage.write_json(folder / STATE, {"curves": plain, "decisions": self.env.decisions})
+
+    def load(self, folder: Path) -> None:
+        """See :class:`TrainingEnv`."""
+        state = storage.read_json(folder / STATE)
+        with np.load(folder / ARRAYS) as file:
+            self._curves.set_state(_with_arrays(state["curves"], file))
+        self.env.decisions = state["decisions"]
+
+
+class LanguageTrainingEnv:
+    """One environment around a language model; an episode is a fine-tuning run.
+
+    Args:
+        config: sources, model, training.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        options = agent_options(config.environment, padded=True).model_copy(
+            update={"learner": "causal_lm"}
+        )
+        self._inner: MixtureEnv = build_environment(
+            config.model_copy(update={"environment": options})
+        )
+        self._monitor = Monitor(self._inner)
+        self.env = Watched(DummyVecEnv([lambda: self._monitor]))
+        self.episode = -(-config.training.steps // config.training.interval)
+
+    def save(self, folder: Path) -> None:
+        """See :class:`TrainingEnv`."""
+        self._inner.save(folder / "environment")
+        rewards = [float(r) for r in self._monitor.rewards]
+        storage.write_json(folder / STATE, {"rewards": rewards, "decisions": self.env.decisions})
+
+    def load(self, folder: Path) -> None:
+        """See :class:`TrainingEnv`."""
+        self.env.reset()
+        self._inner.load(folder / "environment")
+        state = storage.read_json(folder / STATE)
+        self._monitor.rewards = state["rewards"]
+        self.env.decisions = state["decisions"]
+
+
+def make_training_env(stage: str, config: RunConfig) -> TrainingEnv:
+    """The world of a training stage."""
+    return FastTrainingEnv(config) if stage == "curves" else LanguageTrainingEnv(config)
+
+
+def agent_options(options: EnvironmentOptions, *, padded: bool) -> EnvironmentOptions:
+    """The options under which trained agents act: their action kind, and the flat observation."""
+    update: dict[str, Any] = {"observation": "flat"}
+    if not padded:
+        update |= {"learner": "curves", "max_sources": None, "max_strata": None}
+    return options.model_copy(update=update)
+
+
+def _without_arrays(value: Any, path: str, arrays: dict[str, NDArray[Any]]) -> Any:
+    """A nested state as plain data: its arrays go into ``arrays``, their names in their place."""
+    if isinstance(value, np.ndarray):
+        arrays[path] = value
+        return {_ARRAY: path}
+    if isinstance(value, dict):
+        return {k: _without_arrays(inner, f"{path}/{k}", arrays) for k, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_arrays(inner, f"{path}/{i}", arrays) for i, inner in enumerate(value)]
+    return value
+
+
+def _with_arrays(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """The opposite of :func:`_without_arrays`; tuples come back as lists."""
+    if isinstance(value, dict):
+        if _ARRAY in value:
+            return arrays[value[_ARRAY]]
+        return {name: _with_arrays(inner, arrays) for name, inner in value.items()}
+    return [_with_arrays(inner, arrays) for inner in value] if isinstance(value, list) else value
