@@ -50,19 +50,21 @@ def _found(path: str) -> Callable[..., Any]:
 
 
 TRAINED = Requires()
+"""What a trained agent needs."""
 
-_RULE = Requires(action="weights", observation="dict", signals=True)
+RULE = Requires(action="weights", observation="dict", signals=True)
+"""What a rule needs."""
 
 
 def _rule(name: str, summary: str) -> Algorithm:
-    return Algorithm(summary, f"mixgym.agents.rules:{name}", _RULE)
+    return Algorithm(summary, f"mixgym.agents.rules:{name}", RULE)
 
 
 _REFERENCE = Requires(action="weights", observation="dict", signals=True, reference=True)
 
 
 def _mixer(
-    name: str, summary: str, requires: Requires = _RULE, needs: str | None = None
+    name: str, summary: str, requires: Requires = RULE, needs: str | None = None
 ) -> Algorithm:
     path = None if needs is None else f"mixgym.agents.mixers.needs:{needs}"
     fixed: Requires = requires if path is None else _found(path)({})
@@ -73,7 +75,7 @@ def _mixer(
 
 def _hbo(name: str, summary: str, needs: str) -> Algorithm:
     factory, needs_from = f"mixgym.agents.hbo.{name}", f"mixgym.agents.hbo.settings:{needs}"
-    return Algorithm(summary, factory, _RULE, needs_from)
+    return Algorithm(summary, factory, RULE, needs_from)
 
 
 def _trained(summary: str) -> Algorithm:

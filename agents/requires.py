@@ -1,7 +1,7 @@
 """What an agent asks of its environment; the trainer builds the environment from it."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Action = Literal["logits", "weights", "delta", "nudge"]
 
@@ -18,6 +18,7 @@ class Requires:
         probe_at_start: whether the probes are measured before the first decision too.
         step_rule: how optimiser steps are taken; ``plain`` leaves what is configured.
         reference: whether it needs the losses of a reference model.
+        settings: other options of the environment that it was trained with, by name.
     """
 
     action: Action = "logits"
@@ -27,3 +28,4 @@ class Requires:
     probe_at_start: bool = False
     step_rule: Literal["plain", "bilevel"] = "plain"
     reference: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)

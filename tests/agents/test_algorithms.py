@@ -29,15 +29,15 @@ from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.spaces.actions import ACTIONS
 from mixgym.envs.spaces.observations import local_observation
 from mixgym.trainer.config import RunConfig
+from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.training.algorithms import (
     OWN,
     _named,
     load_algorithm,
     log_interval,
     make_algorithm,
-    needs_environment,
     save_algorithm,
-    with_algorithm_needs,
+    training_needs,
 )
 from mixgym.trainer.training.global_random_state import global_streams, set_global_streams
 from mixgym.trainer.training.training_envs import FastTrainingEnv
@@ -71,6 +71,11 @@ def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(task.TASK_SETS, "train", range(8))
 
 
+def suited(config: RunConfig) -> RunConfig:
+    """The configuration with the environment that its algorithm is trained in."""
+    return environment_for(training_needs(config), config)
+
+
 def small(algo: str, **train: Any) -> RunConfig:
     """A configuration in which a rollout is four decisions in two environments."""
     preset = PRESETS[algo]
@@ -79,7 +84,7 @@ def small(algo: str, **train: Any) -> RunConfig:
         policy["n_quantiles"] = 5
     options = {**SMALL[preset.family], **MORE.get(algo, {}), **train.pop("options", {})}
     train = {"algo": algo, "environments": 2, "options": options, "policy": policy, **train}
-    return with_algorithm_needs(RunConfig.model_validate({"train": train, "seed": 3}))
+    return suited(RunConfig.model_validate({"train": train, "seed": 3}))
 
 
 class Saver(BaseCallback):
@@ -268,7 +273,8 @@ def test_presets_name_options_that_exist_and_say_where_they_come_from(algo: str)
         parts = value.values() if isinstance(value, dict) and "start" in value else [value]
         read = not any(isinstance(part, str) for part in parts)
         assert name in texts or read, f"{name}: YAML read it as text"
-    assert needs_environment(algo) == ("nudge" if algo in ("dqn", "qrdqn") else "logits")
+    needs = training_needs(RunConfig.model_validate({"train": {"algo": algo}}))
+    assert needs.action == ("nudge" if algo in ("dqn", "qrdqn") else "logits")
 
 
 def test_without_noise_td3_and_ddpg_would_not_explore() -> None:
@@ -295,13 +301,13 @@ def test_what_is_unknown_is_named(train: dict[str, Any], words: str) -> None:
     config = RunConfig.model_validate({"train": {"environments": 2, **train}})
     env = FastTrainingEnv(RunConfig.model_validate({"train": {"environments": 2}})).env
     with pytest.raises(ConfigError, match=words):
-        make_algorithm(with_algorithm_needs(config), env)
+        make_algorithm(suited(config), env)
 
 
 def test_the_environment_suits_the_algorithm_unless_told_otherwise() -> None:
     def environment(algo: str, **given: Any) -> EnvironmentOptions:
         data = {"train": {"algo": algo}, "environment": given}
-        return with_algorithm_needs(RunConfig.model_validate(data)).environment
+        return suited(RunConfig.model_validate(data)).environment
 
     assert environment("ppo").action == "logits"
     assert environment("ppo", action="delta").action == "delta"

@@ -1,7 +1,7 @@
-"""From a configuration to an environment with an agent in its seat."""
+"""From a configuration to an environment and the agent that acts in it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mixgym.envs.build import build_environment
 from mixgym.envs.environment import EpisodeHook, MixtureEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.config import AgentOptions, RunConfig
+from mixgym.trainer.environment_needs import environment_for
 
 
 @dataclass(frozen=True)
@@ -31,56 +32,19 @@ class AgentKind:
     Attributes:
         requires: the environment that it needs.
         make: ``(vector environment or None, names of the sources) -> agent``.
-        environment: options of the environment that it was trained with.
     """
 
     requires: Requires
     make: Callable[[Any, tuple[str, ...]], Any]
-    environment: dict[str, Any]
 
 
 def assemble(config: RunConfig, on_episode_end: EpisodeHook | None = None) -> Assembly:
     """Build the environment that the agent asks for, and the agent in it."""
     kind = find_agent(config.agent)
-    env = build_environment(with_agent_needs(config, kind), on_episode_end=on_episode_end)
+    env = build_environment(environment_for(kind.requires, config), on_episode_end=on_episode_end)
     vector = DummyVecEnv([lambda: env])
     vector.seed(config.seed)
     return Assembly(env, vector, kind.make(vector, env.world.names))
-
-
-def with_agent_needs(config: RunConfig, kind: AgentKind) -> RunConfig:
-    """The configuration with the environment that the agent needs; what it does not ask for stays.
-
-    Raises:
-        ConfigError: if it needs a reference model and none is configured.
-    """
-    needs, given = kind.requires, config.environment
-    update: dict[str, Any] = {"action": needs.action, "observation": needs.observation}
-    if needs.probes:
-        update["probes"] = merged_probes(given.probes, needs.probes)
-    if needs.probe_at_start:
-        update["probe_at_start"] = True
-    if needs.step_rule != "plain":
-        update["step_rule"] = needs.step_rule
-    if needs.reference and given.reference is None:
-        raise ConfigError(
-            f"environment.reference: {config.agent.name} reads the losses of a reference model; "
-            "give the folder of one"
-        )
-    environment = given.model_copy(update={**update, **kind.environment})
-    return config.model_copy(update={"environment": environment})
-
-
-def merged_probes(given: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, int]:
-    """Probes that somebody asked for, each at the smaller of its periods.
-
-    >>> merged_probes({"loss": 4}, {"loss": 2, "gradient_norm": 3})
-    {'loss': 2, 'gradient_norm': 3}
-    """
-    periods = dict(given)
-    for name, period in needed.items():
-        periods[name] = min(period, periods.get(name, period))
-    return periods
 
 
 def find_agent(options: AgentOptions) -> AgentKind:
@@ -97,7 +61,7 @@ def find_agent(options: AgentOptions) -> AgentKind:
     if algorithm.requires is TRAINED:
         algorithm.load()()
     needs = algorithm.needs(options.options)
-    return AgentKind(needs, lambda env, names: _rule(options, env, names), {})
+    return AgentKind(needs, lambda env, names: _rule(options, env, names))
 
 
 def _exported(folder: Path, options: AgentOptions) -> AgentKind:
@@ -112,11 +76,11 @@ def _exported(folder: Path, options: AgentOptions) -> AgentKind:
             f"agent.options: the agent in {where} is trained and takes none, "
             f"got {', '.join(options.options)}"
         )
-    acted_in = ("floor", "reach", "action", "step")
-    kept: dict[str, Any] = {name: card[name] for name in acted_in if name in card}
+    kept: dict[str, Any] = {name: card[name] for name in ("floor", "reach", "step") if name in card}
     if any(read_card(part).get("costs") for part in policy_folders(where).values()):
         kept["costs"] = True
-    return AgentKind(TRAINED, lambda env, names: load_agent(where, env), kept)
+    needs = replace(TRAINED, action=card.get("action", TRAINED.action), settings=kept)
+    return AgentKind(needs, lambda env, names: load_agent(where, env))
 
 
 def _rule(options: AgentOptions, vector: Any, names: tuple[str, ...]) -> Any:

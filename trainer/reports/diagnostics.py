@@ -33,7 +33,7 @@ from mixgym.trainer.runs.folder import RunFolder
 from mixgym.trainer.training.learner_group import LearnerGroup
 from mixgym.trainer.training.supervisor import AGENT, TWIN, score_agent
 from mixgym.trainer.training.train import OTHER
-from mixgym.trainer.training.training_envs import Watched, agent_options
+from mixgym.trainer.training.training_envs import Watched, trained_in
 from mixgym.trainer.training.validation import VALIDATION_SEED
 
 TASKS = 48
@@ -64,7 +64,7 @@ class _Place:
 
     def __init__(self, config: RunConfig) -> None:
         tasks = list(TASK_SETS["validation"])[:TASKS]
-        options = agent_options(config.environment, padded=False)
+        options = trained_in(config, "curves").environment
         inner = CurvesVecEnv(len(tasks), tasks, options, seed=VALIDATION_SEED, in_order=True)
         self.env = Watched(inner)
         self.episode = DECISIONS

@@ -20,7 +20,8 @@ from mixgym.envs.probes import BACKWARD
 from mixgym.envs.sources.source import Source
 from mixgym.envs.spaces.signals import probe_shape
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.finetuning.assembly import find_agent, with_agent_needs
+from mixgym.trainer.environment_needs import environment_for
+from mixgym.trainer.finetuning.assembly import find_agent
 from mixgym.trainer.reports.packing_report import packing_lines, packing_report
 from mixgym.trainer.runs.tables import number, show, table
 
@@ -55,7 +56,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> dict[str, Any]:
     Raises:
         MixgymError: for whatever ``finetune`` would refuse in the sources or the configuration.
     """
-    config = with_agent_needs(config, find_agent(config.agent))
+    config = environment_for(find_agent(config.agent).requires, config)
     if config.environment.learner == "curves":
         raise ConfigError(
             "environment.learner=curves has no rows: there is nothing to plan; use causal_lm"
@@ -151,7 +152,7 @@ class _IdleLearner:
 
 def _rehearse(config: RunConfig, sources: Sequence[Source], processes: int) -> _Rehearsal:
     kind = find_agent(config.agent)
-    suits = with_agent_needs(config, kind)
+    suits = environment_for(kind.requires, config)
     learner = _IdleLearner(suits, sources)
     world = row_world(config, sources, learner, processes)
     names = world.names

@@ -9,7 +9,8 @@ from mixgym.agents.registry import ALGORITHMS, TRAINED
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.trainer.config import AgentOptions
+from mixgym.trainer.config import AgentOptions, RunConfig
+from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.finetuning.assembly import find_agent
 from mixgym.trainer.training.validation import Predict
 
@@ -89,18 +90,7 @@ def _ready() -> list[str]:
 def _scheduler(name: str, given: dict[str, Any]) -> Scheduler:
     kind = find_agent(AgentOptions(name=name, options=given))
     needs = kind.requires
-    options = EnvironmentOptions().model_copy(
-        update={
-            "learner": "curves",
-            "action": needs.action,
-            "observation": needs.observation,
-            "probes": dict(needs.probes),
-            "probe_at_start": needs.probe_at_start,
-            "step_rule": needs.step_rule,
-            "reference": "curves" if needs.reference else None,
-            **kind.environment,
-        }
-    )
+    options = environment_for(needs, RunConfig(), learner="curves").environment
     agent = kind.make(CurvesVecEnv(1, options=options), ())
     aware = bool(getattr(agent, "target_aware", name in AWARE or Path(name).is_dir()))
     return Scheduler(agent.predict, options, aware, needs.probes, needs.reference)

@@ -22,6 +22,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
 from mixgym.agents.algorithm_presets import PRESETS, Preset
+from mixgym.agents.requires import Action, Requires
 from mixgym.envs.errors import ConfigError, did_you_mean
 from mixgym.trainer.config import RunConfig
 
@@ -45,13 +46,8 @@ def preset_of(algo: str) -> Preset:
     return PRESETS[algo]
 
 
-def needs_environment(algo: str) -> str:
-    """The action kind that an algorithm needs."""
-    return str(preset_of(algo).environment["action"])
-
-
-def with_algorithm_needs(config: RunConfig) -> RunConfig:
-    """The configuration with the environment that ``train.algo`` acts in.
+def training_needs(config: RunConfig) -> Requires:
+    """The environment that ``train.algo`` acts in.
 
     Value-based algorithms act by nudges, the others by vectors; reach and step are those of the
     preset unless they were given.
@@ -60,20 +56,21 @@ def with_algorithm_needs(config: RunConfig) -> RunConfig:
         ConfigError: if another action kind was asked for than the algorithm can take.
     """
     preset, given = preset_of(config.train.algo), config.environment.model_fields_set
-    own = str(preset.environment["action"])
+    own: Action = preset.environment["action"]
     if config.train.policy.get("head") == "dirichlet":
         own = "weights"
     takes = ("logits", "delta") if own == "logits" else (own,)
     asked = config.environment.action
-    if "action" in given and asked not in takes:
+    if "action" not in given:
+        asked = own
+    elif asked not in takes:
         raise ConfigError(
             f"environment.action={asked}: {config.train.algo} acts by {' or '.join(takes)}; "
             "leave the key out"
         )
-    update = {**preset.environment, "action": own}
-    update = {name: value for name, value in update.items() if name not in given}
-    environment = config.environment.model_copy(update={**update, "observation": "flat"})
-    return config.model_copy(update={"environment": environment})
+    settings = {name: value for name, value in preset.environment.items() if name not in given}
+    settings.pop("action", None)
+    return Requires(action=asked, settings=settings)
 
 
 def make_algorithm(

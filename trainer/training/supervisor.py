@@ -12,14 +12,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from mixgym.agents.policies.composed import load_agent
+from mixgym.agents.registry import RULE
 from mixgym.agents.rules import Uniform
 from mixgym.envs import storage
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
 from mixgym.trainer.config import RunConfig
+from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.runs.folder import RunFolder
 from mixgym.trainer.training.global_random_state import global_streams, set_global_streams
 from mixgym.trainer.training.learner_group import LearnerGroup
-from mixgym.trainer.training.training_envs import TrainingEnv, agent_options
+from mixgym.trainer.training.training_envs import TrainingEnv, trained_in
 from mixgym.trainer.training.training_log import TensorBoardScalars, log_rewards, pending
 from mixgym.trainer.training.validation import LanguageJudge, TaskScores, score
 
@@ -201,24 +203,18 @@ def make_judge(config: RunConfig, stage: str) -> LanguageJudge | None:
     runs = config.train.language_validations
     if stage == "curves" or runs == 0:
         return None
-    options = agent_options(config.environment, padded=True)
-    options = options.model_copy(update={"learner": "causal_lm"})
-    return LanguageJudge(config.model_copy(update={"environment": options}), runs)
+    return LanguageJudge(trained_in(config, "causal_lm"), runs)
 
 
 def score_agent(folder: Path, config: RunConfig, tasks: str = "validation") -> TaskScores:
     """The agent in a folder on a set of tasks of the fast world."""
-    options = agent_options(config.environment, padded=False)
     predict = load_agent(folder, shape=(MAX_SOURCES, MAX_STRATA)).predict
-    return score(predict, options, tasks)
+    return score(predict, trained_in(config, "curves").environment, tasks)
 
 
 def score_rule(rule: Any, config: RunConfig, tasks: str = "validation") -> TaskScores:
     """A rule on a set of tasks of the fast world."""
-    options = agent_options(config.environment, padded=False).model_copy(
-        update={"action": "weights", "observation": "dict"}
-    )
-    return score(rule.predict, options, tasks)
+    return score(rule.predict, environment_for(RULE, config, learner="curves").environment, tasks)
 
 
 def export_agent(run: RunFolder, group: LearnerGroup, name: str, card: dict[str, Any]) -> None:

@@ -16,9 +16,10 @@ from mixgym.agents.rules import Proportional, Uniform
 from mixgym.envs import storage
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.config import RunConfig
+from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.runs.folder import FINISHED, RunFolder
 from mixgym.trainer.runs.tables import show
-from mixgym.trainer.training.algorithms import log_interval, preset_of, with_algorithm_needs
+from mixgym.trainer.training.algorithms import log_interval, preset_of, training_needs
 from mixgym.trainer.training.global_random_state import set_global_streams
 from mixgym.trainer.training.learner_group import LearnerGroup
 from mixgym.trainer.training.supervisor import (
@@ -97,7 +98,7 @@ def _checked(config: RunConfig) -> RunConfig:
         ConfigError: if one is unknown, or cannot act at the level.
     """
     train = config.train
-    config = with_algorithm_needs(config)
+    config = environment_for(training_needs(config), config)
     if train.level == "joint":
         return config
     preset_of(train.local_algo or train.algo)

@@ -16,8 +16,8 @@ from mixgym.envs.curves.core import DECISIONS
 from mixgym.envs.curves.task import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import MixtureEnv
-from mixgym.envs.options import EnvironmentOptions
 from mixgym.trainer.config import RunConfig
+from mixgym.trainer.environment_needs import Learner, as_configured, environment_for
 
 STATE, ARRAYS = "world.json", "world.npz"
 _ARRAY = "<array>"  # key of what stands in plain data for an array
@@ -83,7 +83,7 @@ class FastTrainingEnv:
         self._curves = CurvesVecEnv(
             config.train.environments,
             TASK_SETS["train"],
-            agent_options(config.environment, padded=False),
+            trained_in(config, "curves").environment,
             seed=config.seed,
             bilevel=config.bilevel,
         )
@@ -113,12 +113,7 @@ class LanguageTrainingEnv:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        options = agent_options(config.environment, padded=True).model_copy(
-            update={"learner": "causal_lm"}
-        )
-        self._inner: MixtureEnv = build_environment(
-            config.model_copy(update={"environment": options})
-        )
+        self._inner: MixtureEnv = build_environment(trained_in(config, "causal_lm"))
         self._monitor = Monitor(self._inner)
         self.env = Watched(DummyVecEnv([lambda: self._monitor]))
         self.episode = -(-config.training.steps // config.training.interval)
@@ -143,12 +138,9 @@ def make_training_env(stage: str, config: RunConfig) -> TrainingEnv:
     return FastTrainingEnv(config) if stage == "curves" else LanguageTrainingEnv(config)
 
 
-def agent_options(options: EnvironmentOptions, *, padded: bool) -> EnvironmentOptions:
-    """The options under which trained agents act: their action kind, and the flat observation."""
-    update: dict[str, Any] = {"observation": "flat"}
-    if not padded:
-        update |= {"learner": "curves", "max_sources": None, "max_strata": None}
-    return options.model_copy(update=update)
+def trained_in(config: RunConfig, learner: Learner) -> RunConfig:
+    """The configuration of the environment that an agent is trained and judged in."""
+    return environment_for(as_configured(config.environment), config, learner=learner)
 
 
 def _without_arrays(value: Any, path: str, arrays: dict[str, NDArray[Any]]) -> Any:

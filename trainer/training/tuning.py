@@ -18,14 +18,15 @@ from mixgym.envs import storage
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.config import RunConfig, load_config
+from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.runs.tables import number, show, table
 from mixgym.trainer.training.algorithms import (
     log_interval,
     make_algorithm,
     preset_of,
-    with_algorithm_needs,
+    training_needs,
 )
-from mixgym.trainer.training.training_envs import FastTrainingEnv, agent_options
+from mixgym.trainer.training.training_envs import FastTrainingEnv
 from mixgym.trainer.training.validation import score
 
 if TYPE_CHECKING:
@@ -164,14 +165,13 @@ def _trained(config: RunConfig) -> float:
 
     from mixgym.agents.policies.export import ExportedPolicy, export_policy
 
-    config = with_algorithm_needs(config)
+    config = environment_for(training_needs(config), config, learner="curves")
     algorithm = make_algorithm(config, FastTrainingEnv(config).env)
     algorithm.learn(config.train.decisions, log_interval=log_interval(algorithm))
     with tempfile.TemporaryDirectory() as name:
         export_policy(algorithm.policy, Path(name), {})
         agent = ExportedPolicy(Path(name), shape=(MAX_SOURCES, MAX_STRATA))
-        options = agent_options(config.environment, padded=False)
-        return float(score(agent.predict, options).mean.mean())
+        return float(score(agent.predict, config.environment).mean.mean())
 
 
 def _with(config: RunConfig, values: Mapping[str, Any], seed: int) -> RunConfig:

@@ -11,8 +11,9 @@ import pytest
 from mixgym.envs import storage
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.config import AgentOptions, RunConfig
+from mixgym.trainer.environment_needs import environment_for, merged_probes
 from mixgym.trainer.finetuning import finetune as finetune_module
-from mixgym.trainer.finetuning.assembly import find_agent, merged_probes, with_agent_needs
+from mixgym.trainer.finetuning.assembly import find_agent
 from mixgym.trainer.finetuning.finetune import finetune
 from mixgym.trainer.runs.recorder import Recorder
 
@@ -95,7 +96,7 @@ def test_the_environment_is_built_from_what_the_agent_needs(make_config: Make) -
         environment={"probes": {"loss": 4, "gradient_norm": 1, "gradient_norm_last": 5}},
         agent={"name": "hbo", "options": {"global": {"period": 3}, "update_at_start": True}},
     )
-    environment = with_agent_needs(config, find_agent(config.agent)).environment
+    environment = environment_for(find_agent(config.agent).requires, config).environment
     assert environment.probes == {"loss": 4, "gradient_norm": 1, "gradient_norm_last": 3}
     assert environment.probe_at_start
     assert (environment.action, environment.observation) == ("weights", "dict")

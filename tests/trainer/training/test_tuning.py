@@ -12,8 +12,9 @@ from mixgym.envs.curves import task
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.cli.main import app
 from mixgym.trainer.config import RunConfig, load_config
+from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.training import tuning
-from mixgym.trainer.training.algorithms import with_algorithm_needs
+from mixgym.trainer.training.algorithms import training_needs
 from mixgym.trainer.training.tuning import tune
 
 from ..conftest import Make
@@ -74,7 +75,8 @@ def test_what_is_given_is_not_searched(search: Callable[..., RunConfig]) -> None
 def test_a_trial_reaches_algorithm_policy_and_environment(search: Callable[..., RunConfig]) -> None:
     config = search("study", algo="sac")
     values = {"options.gamma": 0.5, "policy.width": 8, "environment.reach": 0.6}
-    made = with_algorithm_needs(tuning._with(config, values, 7))
+    made = tuning._with(config, values, 7)
+    made = environment_for(training_needs(made), made)
     assert (made.train.options["gamma"], made.train.policy["width"], made.seed) == (0.5, 8, 7)
     assert made.environment.reach == 0.6
 
