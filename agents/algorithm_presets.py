@@ -44,7 +44,8 @@ class Preset:
 
 def read_presets(path: Path = FILE) -> dict[str, Preset]:
     """The presets of a file, by the algorithms' names."""
-    data: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where it is there
+    data: dict[str, dict[str, Any]] = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     return {name: Preset(**values) for name, values in data.items()}
 
 

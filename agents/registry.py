@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mixgym.agents.algorithm_presets import PRESETS
 from mixgym.agents.mixers.needs import cost
 from mixgym.agents.requires import Requires
 from mixgym.envs.errors import ConfigError, did_you_mean
@@ -20,16 +21,33 @@ class Algorithm:
         requires: the environment that it needs, whatever its options.
         needs_from: ``module:name`` of a function ``options -> Requires``, for one whose needs
             depend on its options.
+        options: ``module:name`` of the model of its options, where they are not the factory's
+            keyword arguments.
+        variant: which of HBO's sets of options is its default.
     """
 
     summary: str
     factory: str
     requires: Requires
     needs_from: str | None = None
+    options: str | None = None
+    variant: str | None = None
+
+    def preset(self) -> Mapping[str, Any]:
+        """The values that its options have unless others are given."""
+        from mixgym.agents.hbo.variants import PRESETS as VARIANTS
+
+        return {"preset": self.variant, **VARIANTS[self.variant]} if self.variant else {}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it decides only after a training."""
+        return self.requires is TRAINED
 
     def load(self) -> Callable[..., Any]:
         """Import the factory."""
-        return _found(self.factory)
+        factory: Callable[..., Any] = load_object(self.factory)
+        return factory
 
     def needs(self, options: Mapping[str, Any]) -> Requires:
         """The environment that it needs with these options.
@@ -39,14 +57,14 @@ class Algorithm:
         """
         if self.needs_from is None:
             return self.requires
-        needs: Requires = _found(self.needs_from)(dict(options))
+        needs: Requires = load_object(self.needs_from)(dict(options))
         return needs
 
 
-def _found(path: str) -> Callable[..., Any]:
+def load_object(path: str) -> Any:
+    """What ``module:name`` stands for, imported now."""
     module, _, name = path.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    return getattr(importlib.import_module(module), name)
 
 
 TRAINED = Requires()
@@ -67,15 +85,23 @@ def _mixer(
     name: str, summary: str, requires: Requires = RULE, needs: str | None = None
 ) -> Algorithm:
     path = None if needs is None else f"mixgym.agents.mixers.needs:{needs}"
-    fixed: Requires = requires if path is None else _found(path)({})
+    fixed: Requires = requires if path is None else load_object(path)({})
     spent = cost(fixed)
     whole = f"{summary} ({spent})" if spent else summary
     return Algorithm(whole, f"mixgym.agents.mixers.{name}", fixed, path)
 
 
-def _hbo(name: str, summary: str, needs: str) -> Algorithm:
-    factory, needs_from = f"mixgym.agents.hbo.{name}", f"mixgym.agents.hbo.settings:{needs}"
-    return Algorithm(summary, factory, RULE, needs_from)
+def _hbo(variant: str, summary: str) -> Algorithm:
+    """One of HBO's sets of options; each has a factory and a function of needs of its name."""
+    own = variant if variant != "recommended" else ""
+    factory = f"mixgym.agents.hbo.agent:{own or 'Hbo'}"
+    needs_from = f"mixgym.agents.hbo.settings:{own}{'_' if own else ''}needs"
+    options = "mixgym.agents.hbo.settings:HboOptions"
+    return Algorithm(summary, factory, RULE, needs_from, options, variant)
+
+
+HBO = "hbo"
+"""The one algorithm that learns inside a run, and can be trained over many as well."""
 
 
 def _trained(summary: str) -> Algorithm:
@@ -127,28 +153,13 @@ ALGORITHMS = {
         "mixgym.agents.scalebio:ScaleBio",
         Requires(action="weights", observation="dict", signals=True, step_rule="bilevel"),
     ),
-    "hbo": _hbo("agent:Hbo", "HBO: actors over sources and strata, moved by probes", "needs"),
-    "hbo_released": _hbo(
-        "agent:released", "HBO as its released code has it, without its defects", "released_needs"
-    ),
-    "hbo_paper": _hbo("agent:paper", "HBO as the paper's text has it", "paper_needs"),
+    "hbo": _hbo("recommended", "HBO: actors over sources and strata, moved by probes"),
+    "hbo_released": _hbo("released", "HBO as its released code has it, without its defects"),
+    "hbo_paper": _hbo("paper", "HBO as the paper's text has it"),
     "closed_form": _hbo(
-        "agent:closed_form",
-        "p = R / sum R with HBO's rewards: what any actor must beat",
-        "closed_form_needs",
+        "closed_form", "p = R / sum R with HBO's rewards: what any actor must beat"
     ),
-    "ppo": _trained("PPO with the hierarchical policy"),
-    "a2c": _trained("A2C with the hierarchical policy"),
-    "trpo": _trained("TRPO with the hierarchical policy"),
-    "recurrent_ppo": _trained("PPO with a memory on the pooled context"),
-    "sac": _trained("SAC with row-wise critics"),
-    "td3": _trained("TD3 with row-wise critics, exploring by action noise"),
-    "ddpg": _trained("DDPG with a row-wise critic, exploring by action noise"),
-    "tqc": _trained("TQC with row-wise quantile critics"),
-    "crossq": _trained("CrossQ with row-wise critics, no target networks"),
-    "dqn": _trained("DQN on nudges: a value per source and stratum"),
-    "qrdqn": _trained("QR-DQN on nudges: quantiles per source and stratum"),
-    "ars": _trained("random search on scores that are linear in the rows"),
+    **{name: _trained(preset.summary) for name, preset in PRESETS.items() if name != HBO},
 }
 
 

@@ -173,5 +173,5 @@ def words(mistake: Any, where: tuple[str, ...] = ("agent", "options")) -> str:
     """A mistake that pydantic found, as one line with the key below ``where``."""
     key = ".".join((*where, *(str(part) for part in mistake["loc"])))
     if mistake["type"] == "extra_forbidden":
-        return f"{key}: HBO has no such option"
+        return f"{key}: HBO has no such option; see: mixgym list options hbo"
     return f"{key}={mistake['input']!r}: {mistake['msg']}"

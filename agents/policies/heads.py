@@ -9,11 +9,14 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from mixgym.agents.policies.distributions import MaskedDirichlet, MaskedNormal
-from mixgym.agents.policies.network import HierarchicalActor, LinearActor, Spread
+from mixgym.agents.policies.network import HierarchicalActor, LinearActor, Spread, bounded
 from mixgym.agents.policies.rows import Level, Rows, action_mask, by_entry
 
 LstmState = tuple[torch.Tensor, torch.Tensor]
 """Hidden and cell state of an LSTM, float[1, n, size] each."""
+
+FAR = 4.0
+"""Where the mean of a squashed Gaussian ends: beyond, tanh has no gradient left."""
 
 Head = Literal["gaussian", "dirichlet", "squashed", "deterministic", "greedy"]
 
@@ -147,7 +150,7 @@ class ActingNet(nn.Module):
         """The Gaussian whose tanh is the action."""
         level, shape = self.spec.level, rows.shape
         mask = action_mask(rows, level)
-        mean = scores.squeeze(-1).clamp(-4.0, 4.0) * mask  # tanh has no gradient left beyond
+        mean = bounded(scores.squeeze(-1), -FAR, FAR) * mask
         return MaskedNormal(mean, by_entry(self.spread(context).exp(), shape, level), mask)
 
 

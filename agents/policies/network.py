@@ -7,6 +7,7 @@ the same weights serve any number of sources and strata. Absent and used-up rows
 every pool. Critics see each row beside its own entry of the action.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -206,6 +207,15 @@ class LinearActor(nn.Module):
         return torch.cat(parts, 1)
 
 
+def bounded(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Values between two bounds, by c + h tanh((x - c) / h): the slope is 1 in the middle.
+
+    Unlike a clamp it has a gradient everywhere, so that what went too far can come back.
+    """
+    half, middle = (high - low) / 2, (high + low) / 2
+    return middle + half * torch.tanh((values - middle) / half)
+
+
 class Spread(nn.Module):
     """A log standard deviation per level, from the pooled context.
 
@@ -220,11 +230,13 @@ class Spread(nn.Module):
     def __init__(self, width: int, levels: int, start: float) -> None:
         super().__init__()
         self.net = mlp([width, width, levels], 0.01)
-        nn.init.constant_(self.net[-1].bias, start)  # type: ignore[arg-type]
+        half, middle = (self.HIGH - self.LOW) / 2, (self.HIGH + self.LOW) / 2
+        inside = min(max((start - middle) / half, -0.99), 0.99)
+        nn.init.constant_(self.net[-1].bias, middle + half * math.atanh(inside))  # type: ignore[arg-type]
 
     def forward(self, context: torch.Tensor) -> torch.Tensor:
         """Float[n, levels]."""
-        return self.net(context).clamp(self.LOW, self.HIGH)
+        return bounded(self.net(context), self.LOW, self.HIGH)
 
 
 class ValueNet(nn.Module):

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from mixgym.envs.arrays import IntArray
-from mixgym.envs.errors import ConfigError, PackingError
+from mixgym.envs.errors import ConfigError, PackingError, did_you_mean
 from mixgym.envs.packing.grouping.length_set import LengthSet
 from mixgym.envs.packing.packed import Packing, Placement
 
@@ -188,7 +188,7 @@ def find_packer(name: str) -> PackerKind:
         ConfigError: if there is none, with the names there are.
     """
     if name not in PACKERS:
-        raise ConfigError(f"packer {name!r} is unknown: choose one of {', '.join(PACKERS)}")
+        raise ConfigError(f"packer {name!r} is unknown; {did_you_mean(name, PACKERS)}")
     return PACKERS[name]
 
 

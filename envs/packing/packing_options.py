@@ -1,14 +1,19 @@
 """The options of packing, as validated plain data (``data.packing``)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from mixgym.envs.packing.packers import find_packer
 from mixgym.envs.strict_options import Options
 
-PackerName = Literal[
-    "best_fit_decreasing", "first_fit_decreasing", "knapsack", "spfhp", "isf", "next_fit"
-]
+
+def _known_packer(name: str) -> str:
+    find_packer(name)
+    return name
+
+
+PackerName = Annotated[str, AfterValidator(_known_packer)]
 NormaliserName = Literal[
     "token",
     "ave_token",
@@ -38,7 +43,7 @@ class PackingOptions(Options):
         description="one: packs of max_length; auto: lengths and degrees that the cost model finds "
         "fastest; or a list, short to long",
     )
-    packer: PackerName = Field("best_fit_decreasing", description="see README")
+    packer: PackerName = Field("best_fit_decreasing", description="see: mixgym list packers")
     balance: Literal["auto", "sort", "none"] = Field(
         "auto",
         description="sort: packs of like attention work share a step; none: at random; auto: sort "

@@ -18,7 +18,7 @@ from mixgym.agents.policies.export import (
     export_policy,
     load_weights,
 )
-from mixgym.agents.registry import ALGORITHMS, TRAINED
+from mixgym.agents.registry import ALGORITHMS, load_object
 from mixgym.envs.curves import task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import make_mixture_env
@@ -32,7 +32,6 @@ from mixgym.trainer.config import RunConfig
 from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.training.algorithms import (
     OWN,
-    _named,
     load_algorithm,
     log_interval,
     make_algorithm,
@@ -255,7 +254,7 @@ def test_trpo_takes_the_dirichlet_head(tmp_path: Path) -> None:
 
 
 def test_every_trained_algorithm_has_a_preset_and_a_registry_line() -> None:
-    listed = {name for name, entry in ALGORITHMS.items() if entry.requires is TRAINED}
+    listed = {name for name, entry in ALGORITHMS.items() if entry.is_trained}
     assert listed == set(PRESETS) - {"hbo"}, "HBO can also decide without training"
     assert set(PRESETS) <= set(ALGORITHMS)
 
@@ -263,7 +262,7 @@ def test_every_trained_algorithm_has_a_preset_and_a_registry_line() -> None:
 @pytest.mark.parametrize("algo", PRESETS)
 def test_presets_name_options_that_exist_and_say_where_they_come_from(algo: str) -> None:
     preset = PRESETS[algo]
-    known = set(inspect.signature(_named(preset.algorithm)).parameters) - set(OWN)
+    known = set(inspect.signature(load_object(preset.algorithm)).parameters) - set(OWN)
     assert set(preset.options) | set(preset.language) <= known
     assert preset.environment["action"] in ACTIONS
     assert set(preset.environment) <= set(EnvironmentOptions.model_fields)

@@ -1,5 +1,6 @@
 """From a configuration to an environment and the agent that acts in it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from mixgym.agents.agent_options import check_options
 from mixgym.agents.registry import TRAINED, find_algorithm
 from mixgym.agents.requires import Requires
 from mixgym.envs.build import build_environment
@@ -54,11 +56,16 @@ def find_agent(options: AgentOptions) -> AgentKind:
         ConfigError: for an unknown name, a folder without an agent, or options that it does not
             know.
     """
-    folder = Path(options.name)
+    folder = Path(options.name).expanduser()
     if folder.is_dir():
         return _exported(folder, options)
+    if "/" in options.name or os.sep in options.name:  # no algorithm has one in its name
+        raise ConfigError(
+            f"agent.name={options.name}: there is no such folder; give the folder of a run of "
+            "`mixgym train`, or an algorithm's name (mixgym list algorithms)"
+        )
     algorithm = find_algorithm(options.name)
-    if algorithm.requires is TRAINED:
+    if algorithm.is_trained:
         algorithm.load()()
     needs = algorithm.needs(options.options)
     return AgentKind(needs, lambda env, names: _rule(options, env, names))
@@ -85,6 +92,7 @@ def _exported(folder: Path, options: AgentOptions) -> AgentKind:
 
 def _rule(options: AgentOptions, vector: Any, names: tuple[str, ...]) -> Any:
     factory = find_algorithm(options.name).load()
+    check_options(options.name, options.options)
     try:
         return factory(vector, names=names, **options.options)
     except TypeError as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixgym.agents.registry import ALGORITHMS, TRAINED
+from mixgym.agents.registry import ALGORITHMS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions
@@ -83,7 +83,7 @@ def _ready() -> list[str]:
     return [
         name
         for name, algorithm in ALGORITHMS.items()
-        if algorithm.requires is not TRAINED and name not in CONFIGURED
+        if not algorithm.is_trained and name not in CONFIGURED
     ]
 
 

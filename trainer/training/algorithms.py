@@ -5,7 +5,6 @@ One word, ``train.algo``, chooses the algorithm. Its defaults are in ``agents/pr
 know is refused.
 """
 
-import importlib
 import inspect
 import json
 import warnings
@@ -22,6 +21,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
 from mixgym.agents.algorithm_presets import PRESETS, Preset
+from mixgym.agents.registry import load_object
 from mixgym.agents.requires import Action, Requires
 from mixgym.envs.errors import ConfigError, did_you_mean
 from mixgym.trainer.config import RunConfig
@@ -89,13 +89,13 @@ def make_algorithm(
         ConfigError: for options that it does not take.
     """
     preset = preset_of(config.train.algo)
-    algorithm = _named(preset.algorithm)
+    algorithm = load_object(preset.algorithm)
     _check_names(config, algorithm)
     options = _options(config, preset, env, stage)
     policy_options = {**preset.policy_options, **config.train.policy, "level": level}
     try:
         made: BaseAlgorithm = algorithm(
-            _named(preset.policy),
+            load_object(preset.policy),
             env,
             seed=config.seed,
             device="cpu",
@@ -180,7 +180,7 @@ def save_algorithm(algorithm: BaseAlgorithm, folder: Path) -> None:
 
 def load_algorithm(folder: Path, env: Any, config: RunConfig) -> BaseAlgorithm:
     """Continue from :func:`save_algorithm`; the environment is put in its state afterwards."""
-    loader = _named(preset_of(config.train.algo).algorithm)
+    loader = load_object(preset_of(config.train.algo).algorithm)
     with warnings.catch_warnings():
         # the class of the buffer was chosen by n_steps, and is now taken for the user's own choice
         warnings.filterwarnings("ignore", message=".*is ignored because a custom")
@@ -230,8 +230,3 @@ def _buffer_arrays(buffer: ReplayBuffer) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return value.tolist()
-
-
-def _named(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)

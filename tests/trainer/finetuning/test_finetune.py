@@ -402,7 +402,10 @@ def test_a_test_split_that_is_not_finite_names_the_checkpoint(
     ("sections", "words"),
     [
         ({"agent": {"name": "unifrom"}}, "agent.name=unifrom: unknown; did you mean uniform?"),
-        ({"agent": {"name": "uniform", "options": {"tua": 1}}}, "agent.options: uniform does not"),
+        (
+            {"agent": {"name": "uniform", "options": {"tua": 1}}},
+            "agent.options.tua: uniform has no such option",
+        ),
         ({"agent": {"name": "temperature", "options": {"tau": -1}}}, "agent.options.tau=-1"),
         (
             {"agent": {"name": "fixed", "options": {"weights": {"maths": 1}}}},

@@ -245,3 +245,10 @@ def accepted_parameters(spec: MethodSpec, sparsify: str, combine: str) -> set[st
 def default_of(spec: MethodSpec, parameter: str) -> float | int | str | bool:
     """Return the default of a parameter under a method."""
     return spec.defaults.get(parameter, _DEFAULTS[parameter])
+
+
+def options_of_method(name: str) -> list[tuple[str, float | int | str | bool, str]]:
+    """Name, default and meaning of every parameter of a method with its own stages."""
+    spec = METHODS[name]
+    names = sorted(accepted_parameters(spec, spec.sparsify, spec.combine))
+    return [(key, default_of(spec, key), PARAMETERS[key]) for key in names]
