@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 
 from mixgym.envs import storage
-from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.trainer.config import AgentOptions, RunConfig
 from mixgym.trainer.finetuning.assembly import find_agent
 from mixgym.trainer.finetuning.finetune import finetune, quiet_transformers
 from mixgym.trainer.reports.dry_run import make_plan
+from mixgym.trainer.reports.leaderboard import leaderboard, leaderboard_table
 from mixgym.trainer.runs.folder import RunFolder
-from mixgym.trainer.runs.tables import number, show, table
-
-RESAMPLES = 10_000
+from mixgym.trainer.runs.tables import show
 
 
 def compare_command(
@@ -123,83 +121,39 @@ def _run(config: RunConfig, agent: str, seed: int, out: Path, progress: bool) ->
 
 
 def _diverged(out: Path, reason: str) -> dict[str, Any]:
-    """A diverged run counts with its last finite losses."""
-    run = RunFolder.open(out)
-    records = run.read_decisions()
-    nothing: dict[str, Any] = {"reward": {}, "reward_mean": float("nan")}
-    last: dict[str, Any] = records[-1]["loss"] if records else nothing
-    losses = last["reward"]
-    sources = run.config.sources
-    pools = {n for n, s in sources.items() if s.target == 0} if isinstance(sources, dict) else set()
+    """What a diverged run has to tell: how far it came. It has no test loss."""
+    records = RunFolder.open(out).read_decisions()
+    last: dict[str, Any] = records[-1] if records else {}
     return {
         "status": "diverged",
         "failure": reason,
-        "supervised_tokens": records[-1]["supervised_tokens"] if records else 0,
-        "test": {
-            "mean_after": last["reward_mean"],
-            "worst_after": max(
-                (value for name, value in losses.items() if name not in pools), default=float("nan")
-            ),
-        },
-        "sources": {name: {"test_after": value} for name, value in losses.items()},
+        "steps": last.get("steps", 0),
+        "supervised_tokens": last.get("supervised_tokens", 0),
+        "cost": last.get("cost", {"train_tokens": 0}),
+        "test": {"mean_after": None, "worst_after": None},
+        "sources": {},
     }
 
 
 def _row(label: str, seed: int, summary: Mapping[str, Any]) -> dict[str, Any]:
     sources = summary["sources"]
     measured = [row["test_after"] for row in sources.values() if row["test_after"] is not None]
+    cost = summary["cost"]
     return {
         "agent": label,
         "seed": seed,
         "status": summary["status"],
+        "steps": summary["steps"],
+        "tokens": cost["train_tokens"],
+        "measure_tokens": cost.get("measure_tokens", 0),
+        "probe_tokens": cost.get("probe_tokens", 0),
         "supervised_tokens": summary["supervised_tokens"],
-        "mean": float(np.mean(measured)),
+        "mean": float(np.mean(measured)) if measured else None,
         "target_mean": summary["test"]["mean_after"],
         "worst": summary["test"]["worst_after"],
         **{f"nll/{name}": row["test_after"] for name, row in sources.items()},
         **{f"exact/{name}": value for name, value in (summary.get("exact") or {}).items()},
     }
-
-
-def leaderboard(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """A row per agent: means, spread over seeds, paired difference to the first agent.
-
-    The interval is a percentile bootstrap over seeds; with fewer than eight it is too narrow, and
-    the table says how many there were.
-    """
-    scores = {
-        label: np.array([row["target_mean"] for row in rows if row["agent"] == label])
-        for label in labels
-    }
-    board = []
-    for label in labels:
-        mine = [row for row in rows if row["agent"] == label]
-        gap = scores[label] - scores[labels[0]]
-        low, high = _interval(gap)
-        board.append(
-            {
-                "agent": label,
-                "seeds": len(mine),
-                "diverged": sum(row["status"] == "diverged" for row in mine),
-                "mean": float(np.mean([row["mean"] for row in mine])),
-                "target_mean": float(scores[label].mean()),
-                "spread": float(scores[label].std(ddof=1)) if len(mine) > 1 else None,
-                "worst": float(np.mean([row["worst"] for row in mine])),
-                "difference": float(gap.mean()),
-                "difference_spread": float(gap.std(ddof=1)) if len(mine) > 1 else None,
-                "low": low,
-                "high": high,
-            }
-        )
-    return board
-
-
-def _interval(gap: FloatArray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(gap, (RESAMPLES, len(gap))).mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -209,28 +163,3 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     storage.write_text(path, text.getvalue())
-
-
-def leaderboard_table(report: Mapping[str, Any]) -> Any:
-    """The leaderboard for the terminal."""
-    board = report["leaderboard"]
-    rows = [
-        [
-            row["agent"],
-            str(row["seeds"]) + (f" ({row['diverged']} diverged)" if row["diverged"] else ""),
-            number(row["mean"], 4),
-            number(row["target_mean"], 4),
-            number(row["spread"], 4),
-            number(row["worst"], 4),
-            number(row["difference"], 4),
-            number(row["difference_spread"], 4),
-            f"{row['low']:+.4f} .. {row['high']:+.4f}",
-        ]
-        for row in board
-    ]
-    return table(
-        f"test NLL after {report['budget_supervised_tokens']:,} supervised tokens; "
-        f"differences to {board[0]['agent']}, paired by seed (negative: better)",
-        ["agent", "seeds", "mean", "target mean", "sd", "worst", "difference", "its sd", "95 %"],
-        rows,
-    )

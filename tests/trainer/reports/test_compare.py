@@ -11,7 +11,8 @@ import pytest
 from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.reports import compare as module
-from mixgym.trainer.reports.compare import compare, leaderboard
+from mixgym.trainer.reports.compare import compare
+from mixgym.trainer.reports.leaderboard import PAIRS, interval, leaderboard, leaderboard_table
 
 from ..conftest import Make
 
@@ -67,32 +68,62 @@ def check_numbers(report: dict[str, Any], folder: Path) -> None:
     assert proportional["difference"] == pytest.approx(sum(other) / 2 - sum(mine) / 2)
     gaps = [b - a for a, b in zip(mine, other, strict=True)]
     assert proportional["difference_spread"] == pytest.approx(abs(gaps[0] - gaps[1]) / 2**0.5)
-    assert min(gaps) <= proportional["low"] <= proportional["high"] <= max(gaps)
+    half = 12.706 * abs(gaps[0] - gaps[1]) / 2  # Student's t with one degree of freedom
+    assert proportional["low"] == pytest.approx(np.mean(gaps) - half)
+    assert proportional["high"] == pytest.approx(np.mean(gaps) + half)
+    assert all(int(row["steps"]) > 0 for row in rows)
+    assert uniform["tokens"] == np.mean([int(r["tokens"]) for r in rows if r["agent"] == "uniform"])
     assert (uniform["difference"], uniform["low"], uniform["high"]) == (0, 0, 0)
     assert json.loads((folder / "compare.json").read_text())["leaderboard"] == report["leaderboard"]
 
 
-def test_the_leaderboard_by_hand() -> None:
-    def row(agent: str, value: float, status: str = "finished") -> dict[str, Any]:
-        return {
-            "agent": agent, "status": status, "mean": value + 1, "target_mean": value,
-            "worst": 2 * value,
-        }  # fmt: skip
+def run(agent: str, seed: int, value: float | None, status: str = "finished") -> dict[str, Any]:
+    return {
+        "agent": agent, "seed": seed, "status": status, "steps": 10 + seed, "tokens": 100,
+        "mean": None if value is None else value + 1, "target_mean": value,
+        "worst": None if value is None else 2 * value,
+    }  # fmt: skip
 
-    rows = [row("a", 1.0), row("b", 0.5), row("a", 2.0), row("b", 3.0, "diverged")]
+
+def test_the_leaderboard_by_hand() -> None:
+    rows = [run("a", 0, 1.0), run("b", 0, 0.5), run("a", 1, 2.0), run("b", 1, 3.0)]
     first, second = leaderboard(rows, ["a", "b"])
-    assert first["seeds"] == second["seeds"] == 2
-    assert (first["diverged"], second["diverged"]) == (0, 1)
+    assert first["seeds"] == second["seeds"] == first["pairs"] == second["pairs"] == 2
+    assert (first["diverged"], second["diverged"]) == (0, 0)
     assert (second["mean"], second["target_mean"], second["worst"]) == (2.75, 1.75, 3.5)
+    assert (second["steps"], second["tokens"]) == (10.5, 100)
     assert second["difference"] == 0.25
     assert second["difference_spread"] == pytest.approx(1.5 / 2**0.5)
-    assert (second["low"], second["high"]) == (-0.5, 1.0)
+    assert second["interval"] == "t"
     alone = leaderboard(rows[:2], ["a", "b"])
     assert alone[1]["spread"] is None
     assert alone[1]["difference_spread"] is None
+    assert (alone[1]["low"], alone[1]["high"], alone[1]["interval"]) == (None, None, "none")
 
 
-def test_a_diverged_run_counts_with_its_last_finite_loss(
+def test_a_diverged_run_is_counted_and_takes_no_part() -> None:
+    rows = [run("a", 0, 1.0), run("b", 0, None, "diverged"), run("a", 1, 2.0), run("b", 1, 1.5)]
+    first, second = leaderboard(rows, ["a", "b"])
+    assert (first["diverged"], second["diverged"], second["pairs"]) == (0, 1, 1)
+    assert (first["target_mean"], second["target_mean"], second["difference"]) == (1.5, 1.5, -0.5)
+    nobody = leaderboard([run("a", 0, 1.0), run("b", 0, None, "diverged")], ["a", "b"])[1]
+    assert (nobody["target_mean"], nobody["difference"], nobody["pairs"]) == (None, None, 0)
+    report = {"leaderboard": leaderboard(rows, ["a", "b"]), "budget_supervised_tokens": 7}
+    shown = leaderboard_table(report)
+    assert "no claim" in str(shown.title)
+
+
+def test_a_bootstrap_is_drawn_from_eight_pairs_on() -> None:
+    gap = np.arange(PAIRS, dtype=np.float64)
+    assert interval(gap[:-1])[2] == "t"
+    low, high, kind = interval(gap)
+    assert kind == "bootstrap"
+    assert gap.min() <= low < gap.mean() < high <= gap.max()
+    # seven values of spread 2.16 and mean 3: 3 -+ 2.447 * 2.16 / sqrt(7)
+    assert interval(gap[:-1])[:2] == pytest.approx((1.0020, 4.9980), abs=1e-3)
+
+
+def test_a_run_that_diverges_has_no_loss_in_the_table(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = module.finetune
@@ -106,13 +137,13 @@ def test_a_diverged_run_counts_with_its_last_finite_loss(
     monkeypatch.setattr(module, "finetune", stub)
     report = compare(config, agents=["uniform", "proportional"], seeds=1)
     row = report["rows"][1]
-    run = Path(config.run.dir) / "proportional" / "seed-0" / "decisions.jsonl"
-    last = json.loads(run.read_text().splitlines()[-1])
-    assert row["status"] == "diverged"
-    assert row["target_mean"] == last["loss"]["reward_mean"]
-    assert row["nll/addition"] == last["loss"]["reward"]["addition"]
-    assert row["worst"] == last["loss"]["reward"]["addition"], "noise is no target"
+    assert (row["status"], row["target_mean"], row["worst"]) == ("diverged", None, None)
+    assert row["steps"] > 0
+    assert row["tokens"] > row["supervised_tokens"] > 0
     assert report["leaderboard"][1]["diverged"] == 1
+    assert report["leaderboard"][0]["target_mean"] is not None
+    with Path(report["csv"]).open() as file:
+        assert [one["status"] for one in csv.DictReader(file)] == ["finished", "diverged"]
 
 
 @pytest.mark.parametrize(
