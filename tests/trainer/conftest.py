@@ -88,7 +88,6 @@ def remains() -> Callable[[Path], dict[str, Any]]:
             "weights": weights.read_bytes() if weights.is_file() else b"",
             "decisions": [untimed(json.loads(line)) for line in lines],
             "curves": curves(run / "tensorboard"),
-            "curves by tokens": curves(run / "tensorboard" / "by_tokens"),
             "summary": untimed(json.loads((run / "summary.json").read_text())),
             "entries": sorted(path.name for path in run.iterdir()),
             "model": sorted(path.name for path in run.glob("model/*")),

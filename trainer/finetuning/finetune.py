@@ -96,8 +96,9 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
         if not resume:  # nothing was trained: leave no folder behind that looks like a run
             storage.remove_folder(run.path)
         raise
-    purge = _restore(assembly, run)
-    writer = RunWriter(run.tensorboard, *purge) if run.config.run.tensorboard else None
+    _restore(assembly, run)
+    known = run.read_decisions() if resume else None
+    writer = RunWriter(run.tensorboard, known) if run.config.run.tensorboard else None
     recorder = Recorder(run, assembly.env, writer)
     bar = ProgressBar(assembly.env, disable=not progress)
     try:
@@ -171,18 +172,14 @@ def _last_good(run: RunFolder) -> str:
     return f"{where}; lower training.learning_rate"
 
 
-def _restore(assembly: Assembly, run: RunFolder | None = None) -> tuple[int, int]:
-    """Go back to the last checkpoint, or to the start; what was recorded later is cut.
-
-    Returns:
-        The first decision and the first token count that will be recorded (again).
-    """
+def _restore(assembly: Assembly, run: RunFolder | None = None) -> None:
+    """Go back to the last checkpoint, or to the start; what was recorded later is cut."""
     latest = from_first(run.latest_checkpoint() if run else None)
     if latest is None:
         if run:
             run.cut_decisions(0)
         assembly.agent.begin(assembly.vector.reset())
-        return 1, 1
+        return
     decision, folder = latest
     if run:
         run.cut_decisions(decision)
@@ -190,7 +187,6 @@ def _restore(assembly: Assembly, run: RunFolder | None = None) -> tuple[int, int
     observation = assembly.env.load(folder / ENVIRONMENT)
     assembly.agent.set_memory(json.loads((folder / AGENT).read_text())["memory"])
     assembly.agent.begin(_batched(observation), decision)
-    return decision + 1, assembly.env.progress.supervised + 1
 
 
 def _batched(observation: Any) -> Any:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mixgym.agents.actor import Actor
 from mixgym.agents.policies.composed import load_agent, policy_folders
 from mixgym.agents.policies.export import CARD, acting_weights
+from mixgym.agents.rules import Uniform
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.core import DECISIONS
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, TASK_SETS
@@ -25,13 +26,15 @@ from mixgym.trainer.reports.findings import (
     judge_attention,
     judge_bounds,
     judge_gain,
+    judge_harm,
     judge_movement,
     judge_pay,
+    judge_updates,
     judge_values,
 )
 from mixgym.trainer.runs.folder import RunFolder
 from mixgym.trainer.training.learner_group import LearnerGroup
-from mixgym.trainer.training.supervisor import AGENT, TWIN, score_agent
+from mixgym.trainer.training.supervisor import AGENT, LAST, TWIN, score_agent, score_rule
 from mixgym.trainer.training.train import OTHER
 from mixgym.trainer.training.training_envs import Watched, trained_in
 from mixgym.trainer.training.validation import VALIDATION_SEED
@@ -112,15 +115,24 @@ def examine_training(run: RunFolder) -> list[Finding]:
     episode = play(agent, place.env)
     seen = episode.seen.reshape(-1, episode.seen.shape[-1])
     kind, reach = config.environment.action, config.environment.reach
-    own = _shares(agent, seen, SHAPE, kind, reach)
-    gap = score_agent(run.path / AGENT, config).mean - score_agent(run.path / TWIN, config).mean
+    # the best agent may be the twin itself, however far the training went
+    learnt = run.path / (LAST if (run.path / LAST).is_dir() else AGENT)
+    mine = score_agent(run.path / AGENT, config)
+    gap = mine.mean - score_agent(run.path / TWIN, config).mean
+    to_uniform = mine.mean - score_rule(Uniform(), config).mean
+    summary = run.read_summary() or {}
     return [
+        judge_updates(summary.get("stages", [])),
         judge_movement(
-            largest_change(run.path / TWIN, run.path / AGENT),
-            symptoms.moved(own, _shares(twin, seen, SHAPE, kind, reach)),
+            largest_change(run.path / TWIN, learnt),
+            symptoms.moved(
+                _shares(load_agent(learnt, shape=SHAPE), seen, SHAPE, kind, reach),
+                _shares(twin, seen, SHAPE, kind, reach),
+            ),
         ),
         attention(agent, seen, SHAPE, kind, reach),
         judge_gain("beats its twin", gap.tolist(), "its frozen twin"),
+        judge_harm("beats uniform", to_uniform.tolist(), "the uniform mixture"),
         judge_pay(symptoms.spread(episode.local.reshape(-1, SHAPE[0]))),
         bounds(episode.actions.reshape(len(seen), -1), seen, SHAPE, kind),
         judge_values(explained_values(run, place, episode)),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,45 @@ def judge_movement(parameters: float, moved: float) -> Finding:
         return Finding("moves", FAILED, words, numbers)
     words = f"{_share(moved)} of the weight lies elsewhere than under the frozen twin"
     return Finding("moves", SOUND, words, numbers)
+
+
+def judge_updates(stages: Sequence[Mapping[str, Any]]) -> Finding:
+    """Were the learners ever updated?
+
+    Args:
+        stages: of the summary, with ``stage``, ``decisions`` and ``updates`` by level; none while
+            the training is under way.
+    """
+    counts = {f"{s['stage']}/{level}": n for s in stages for level, n in s["updates"].items()}
+    if not counts:
+        return Finding("learns", UNKNOWN, "the training has no summary yet")
+    idle = [name for name, count in counts.items() if count == 0]
+    numbers = {name: float(count) for name, count in counts.items()}
+    if idle:
+        words = (
+            f"{', '.join(idle)} was never updated: the training ended before the "
+            "learning_starts of its algorithm; lower that option, or train longer"
+        )
+        return Finding("learns", FAILED, words, numbers)
+    words = ", ".join(f"{name} {count:,} times" for name, count in counts.items())
+    return Finding("learns", SOUND, f"parameters were updated: {words}", numbers)
+
+
+def judge_harm(name: str, gap: Sequence[float], other: str) -> Finding:
+    """Is the agent at least not worse than something simple on the same tasks?
+
+    Args:
+        name: of the check.
+        gap: NLL of the agent minus that of the other, task by task.
+        other: what it is compared with.
+    """
+    values = np.asarray(gap, np.float64)
+    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    numbers = {"difference": mean, "standard_error": error, "tasks": float(len(values))}
+    words = f"on {len(values)} validation tasks it ends {abs(mean):.4f} nats (s.e. {error:.4f})"
+    if mean > 0:
+        return Finding(name, FAILED, f"it does harm: {words} above {other}", numbers)
+    return Finding(name, SOUND, f"{words} below {other}", numbers)
 
 
 def judge_attention(to_shuffled: float, to_constant: float) -> Finding:

@@ -1,9 +1,10 @@
 """TensorBoard records of a run: the same tags for every agent, against two axes.
 
-``tensorboard/`` holds the scalars against decisions, its sub-run ``by_tokens`` the same, with
-``by_tokens/`` before every tag (two axes in one chart would squash the shorter one), against
-supervised tokens. :data:`TAGS` lists every tag that a decision record turns into; names of tags
-are an interface. What is recorded is decided elsewhere (see ``decisions.jsonl``).
+``tensorboard/`` holds the scalars against decisions; what runs are compared by stands there once
+more against supervised tokens, with ``tokens/`` before the tag (two axes in one chart would squash
+the shorter one). What never changes is no chart, but a line of the text ``constants``. :data:`TAGS`
+lists every tag that a decision record turns into; names of tags are an interface. What is recorded
+is decided elsewhere: a run's curves follow from its ``decisions.jsonl``.
 """
 
 import math
@@ -17,7 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BY_TOKENS = "by_tokens"
+from mixgym.trainer.runs.varying_scalars import VaryingScalars
+
+TOKENS = "tokens/"
+ON_TOKENS = ("loss/", "mixture/", "reward/global")
+"""Tags that are also drawn against supervised tokens begin like this."""
 
 TAGS = {
     "mixture/<source>": "weight of the source in the mixture that was asked for",
@@ -43,8 +48,12 @@ TAGS = {
     "bilevel/<name>/<source>": "weight, logit, gap, and share of steps without the source",
     "cost/<name>": "tokens and passes spent, measuring included",
     "time/<name>": "measured seconds; the only tags that differ between equal runs",
+    "tokens/<tag>": "losses, mixture and reward of the decision against supervised tokens",
 }
 """Every tag of :func:`scalars_of`, with its meaning."""
+
+KNOWN_AFTER = 3
+"""Decisions after which it is known what varies: the layout is written then."""
 
 FLAT_SECTIONS = ("optimizer", "packing", "bilevel", "cost", "time")
 
@@ -85,7 +94,7 @@ def layout_of(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """The custom-scalars layout that groups the tags of a run into shared charts.
 
     Args:
-        tags: those of :func:`scalars_of`; the sources are read from them.
+        tags: those that have a chart; the sources are read from them.
 
     Returns:
         Charts by category, as ``SummaryWriter.add_custom_scalars`` takes them. A chart names its
@@ -103,48 +112,50 @@ def layout_of(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
         },
         "strata": {source: f"strata/{re.escape(source)}/" for source in sources},
     }
-    return {
-        category: {title: ["Multiline", [_whole(start)]] for title, start in group.items()}
+    drawn = {
+        category: {
+            title: ["Multiline", [_whole(start)]]
+            for title, start in group.items()
+            if any(re.match(_whole(start), tag) for tag in tags)
+        }
         for category, group in charts.items()
-        if group
     }
+    return {category: group for category, group in drawn.items() if group}
 
 
 class RunWriter:
     """Writes a run's scalars, pictures and hyper-parameters.
 
-    A resumed run passes the first decision and token count that it will write again: what a killed
-    run recorded from there on vanishes from the curves.
+    A resumed run writes its curves anew from its records: what a killed run wrote before vanishes.
 
     Args:
         path: the run's ``tensorboard/`` folder, made when it is not there.
-        purge_decision: records at this decision and later are purged.
-        purge_tokens: likewise on the axis of supervised tokens: one more than the checkpoint's.
+        records: of a resumed run, the rows of ``decisions.jsonl`` that it continues from; None
+            for a new run.
 
     Attributes:
         skipped: how often each tag was left out because its value was not finite.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        purge_decision: int | None = None,
-        purge_tokens: int | None = None,
+        self, path: str | Path, records: Iterable[Mapping[str, Any]] | None = None
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         path = Path(path)
-        for folder in (path, path / BY_TOKENS):
-            _wait_until_newest(folder)
+        _wait_until_newest(path)
         self.skipped: Counter[str] = Counter()
         # Any: torch leaves most of its writer untyped
-        self._decisions: Any = SummaryWriter(str(path), purge_step=purge_decision)
-        self._tokens: Any = SummaryWriter(str(path / BY_TOKENS), purge_step=purge_tokens)
+        self._writer: Any = SummaryWriter(str(path), purge_step=None if records is None else 0)
+        self._scalars = VaryingScalars(self._writer)
         self._last_decision = 0
+        self._written = 0
         self._has_layout = False
+        for record in records or ():
+            self._add(record["decision"], record["supervised_tokens"], scalars_of(record))
 
     def write(self, decision: int, supervised_tokens: int, record: Mapping[str, float]) -> None:
-        """Record the scalars of one decision on both axes, and hand them to the disk.
+        """Record the scalars of one decision, and hand them to the disk.
 
         Args:
             decision: number of the decision.
@@ -152,16 +163,21 @@ class RunWriter:
             record: values by tag, see :func:`scalars_of`; those that are not finite are skipped
                 and counted in :attr:`skipped`.
         """
-        if not self._has_layout:
-            self._write_layout(record)
+        self._add(decision, supervised_tokens, record)
+        self.flush()
+
+    def _add(self, decision: int, supervised_tokens: int, record: Mapping[str, float]) -> None:
         for tag, value in record.items():
             if not math.isfinite(value):
                 self.skipped[tag] += 1
                 continue
-            self._decisions.add_scalar(tag, value, decision)
-            self._tokens.add_scalar(f"{BY_TOKENS}/{tag}", value, supervised_tokens)
+            self._scalars.add(tag, value, decision)
+            if tag.startswith(ON_TOKENS):
+                self._scalars.add(f"{TOKENS}{tag}", value, supervised_tokens)
         self._last_decision = decision
-        self.flush()
+        self._written += 1
+        if self._written == KNOWN_AFTER:
+            self._write_layout()
 
     def image(self, tag: str, picture: NDArray[np.uint8], decision: int) -> None:
         """Record a picture.
@@ -171,7 +187,7 @@ class RunWriter:
             picture: uint8[height, width, 3], such as ``render()`` gives.
             decision: where on the axis it stands.
         """
-        self._decisions.add_image(tag, picture, decision, dataformats="HWC")
+        self._writer.add_image(tag, picture, decision, dataformats="HWC")
 
     def hparams(
         self, values: Mapping[str, str | float | bool | None], metrics: Mapping[str, float]
@@ -191,24 +207,30 @@ class RunWriter:
         known = {name: value for name, value in values.items() if value is not None}
         finite = {tag: value for tag, value in metrics.items() if math.isfinite(value)}
         for part in summaries_of(known, finite):
-            self._decisions.file_writer.add_summary(part, self._last_decision)
+            self._writer.file_writer.add_summary(part, self._last_decision)
         for tag, value in finite.items():
-            self._decisions.add_scalar(tag, value, self._last_decision)
+            self._writer.add_scalar(tag, value, self._last_decision)
         self.flush()
 
     def flush(self) -> None:
         """Hand everything to the operating system; do so before a checkpoint is saved."""
-        self._decisions.flush()
-        self._tokens.flush()
+        self._writer.flush()
 
     def close(self) -> None:
-        """Flush and close both files."""
-        self._decisions.close()
-        self._tokens.close()
+        """Write what was held back and can be drawn, say what was constant, and close the file."""
+        self._scalars.finish()
+        self._write_layout()
+        constants = self._scalars.constants()
+        if constants:
+            rows = [f"| {tag} | {value:g} |" for tag, value in sorted(constants.items())]
+            self._writer.add_text("constants", "\n".join(["| tag | value |", "|---|---|", *rows]))
+        self._writer.close()
 
-    def _write_layout(self, tags: Iterable[str]) -> None:
-        self._decisions.add_custom_scalars(layout_of(tags))
-        self._has_layout = True
+    def _write_layout(self) -> None:
+        """Once: TensorBoard reads the first layout of a run."""
+        if not self._has_layout and self._scalars.varied:
+            self._writer.add_custom_scalars(layout_of(sorted(self._scalars.varied)))
+            self._has_layout = True
 
 
 def _section(prefix: str, values: Mapping[str, Any] | None) -> Iterator[tuple[str, float]]:

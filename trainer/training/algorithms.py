@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from sb3_contrib import ARS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
 from mixgym.agents.algorithm_presets import PRESETS, Preset
@@ -28,6 +30,9 @@ from mixgym.trainer.config import RunConfig
 
 Level = Literal["joint", "global", "local"]
 MODEL, MEMORY, STREAMS = "model.zip", "memory.npz", "streams.json"
+
+SHARES = ("gamma", "gae_lambda", "tau")
+"""Options that are numbers from 0 to 1."""
 
 OWN = ("self", "policy", "env", "policy_kwargs", "seed", "device", "_init_setup_model")
 """Keyword arguments of algorithms that are not the user's."""
@@ -143,9 +148,55 @@ def _options(config: RunConfig, preset: Preset, env: Any, stage: str) -> dict[st
         options["action_noise"] = (
             NormalActionNoise(np.zeros(size), np.full(size, float(noise))) if noise else None
         )
+    _check_shares(config, options)
     if isinstance(options.get("train_freq"), list):
         options["train_freq"] = tuple(options["train_freq"])
     return {name: _scheduled(value) for name, value in options.items()}
+
+
+def _check_shares(config: RunConfig, options: Mapping[str, Any]) -> None:
+    """Refuse discounts and the like that are no shares: nobody else does, and values explode.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for name in SHARES:
+        value = options.get(name)
+        if isinstance(value, int | float) and not 0.0 <= value <= 1.0:
+            raise ConfigError(
+                f"train.options.{name}={value}: {config.train.algo} takes a number from 0 to 1"
+            )
+
+
+def decisions_per_round(algorithm: BaseAlgorithm, episode: int) -> int:
+    """Steps of a learner that belong together: it takes all of them, or none.
+
+    Args:
+        algorithm: on-policy, the steps of a rollout; ARS, those that a set of candidates takes.
+        episode: steps of the learner in one episode of all environments.
+
+    Returns:
+        1 for algorithms that can stop after any step.
+    """
+    if isinstance(algorithm, ARS):
+        return 2 * int(algorithm.n_delta) * int(algorithm.n_eval_episodes) * episode
+    if isinstance(algorithm, OnPolicyAlgorithm):
+        return int(algorithm.n_steps) * int(algorithm.n_envs)
+    return 1
+
+
+def whole_rounds(steps: int, size: int) -> int:
+    """The most whole rounds of ``size`` in ``steps``, in steps; one round at the least.
+
+    >>> whole_rounds(100, 32), whole_rounds(20, 32), whole_rounds(0, 32)
+    (96, 32, 0)
+    """
+    return max(steps // size, 1) * size if steps > 0 else 0
+
+
+def updates_of(algorithm: BaseAlgorithm) -> int:
+    """How often the algorithm has changed its parameters, by its own count."""
+    return int(getattr(algorithm, "_n_updates", 0))
 
 
 def _scheduled(value: Any) -> Any:

@@ -75,6 +75,11 @@ class LearnerGroup:
         self.together: Together | None = None
         self._views: dict[str, VecEnv] = {level: self._view(level) for level in self.levels}
 
+    @property
+    def episode(self) -> int:
+        """Decisions in one episode of all environments."""
+        return self._world.episode * self._world.env.num_envs
+
     # --- what each sees ---------------------------------------------------------------------------
 
     @property

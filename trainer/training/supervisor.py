@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.runs.folder import RunFolder
 from mixgym.trainer.training.global_random_state import global_streams, set_global_streams
 from mixgym.trainer.training.learner_group import LearnerGroup
+from mixgym.trainer.training.outcome import StageOutcome
 from mixgym.trainer.training.training_envs import TrainingEnv, trained_in
-from mixgym.trainer.training.training_log import TensorBoardScalars, log_rewards, pending
+from mixgym.trainer.training.training_log import EpisodeRewards, TensorBoardScalars, pending
 from mixgym.trainer.training.validation import LanguageJudge, TaskScores, score
 
-AGENT, TWIN = "agent", "twin"
+AGENT, TWIN, LAST = "agent", "twin", "last"
+"""The best agent by validation, what the learners were made as, and what they were at the end."""
+
 STAGE = 10**9  # more than the decisions of a stage
 TRAINING, WORLD, LEARNERS = "training.json", "world", "learners"
 
@@ -44,6 +47,7 @@ class Supervisor:
         stage: number and name of the stage.
         output: where the curves are written.
         loggers: of the group, whose waiting values belong in a checkpoint.
+        before: what became of the stages before, kept in every checkpoint.
 
     Attributes:
         leg: number of the leg of the stage.
@@ -58,6 +62,7 @@ class Supervisor:
         stage: tuple[int, str],
         output: TensorBoardScalars,
         loggers: dict[str, Logger],
+        before: Sequence[StageOutcome] = (),
     ) -> None:
         self._run = run
         self._world = world
@@ -65,6 +70,7 @@ class Supervisor:
         self._index, self._stage = stage
         self._output = output
         self._loggers = loggers
+        self._before = before
         self._best = np.inf
         self._validated = 0
         self._saved = 0
@@ -72,6 +78,7 @@ class Supervisor:
         self.until: int | None = None
         self._uniform: TaskScores | None = None
         self._judge = make_judge(run.config, self._stage)
+        self._episodes = EpisodeRewards(world.env.num_envs, names=self._stage != "curves")
         world.env.watch = self._watch
 
     @property
@@ -84,11 +91,15 @@ class Supervisor:
         self._best = state["best"] if state["best"] is not None else np.inf
         self._validated = state["validated"]
         self._saved = self.decisions
+        self._episodes.set_state(state["episodes"])
+        self._output.set_state(state["scalars"])
         self.leg, self.until = state["leg"], state["until"]
 
-    def _watch(self, rewards: NDArray[Any], infos: list[dict[str, Any]]) -> None:
-        mean = float(np.asarray(rewards, np.float64).mean())
-        log_rewards(self._output, infos, mean, names=self._stage != "curves")
+    def _watch(
+        self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]
+    ) -> None:
+        for tag, value in self._episodes.take(rewards, dones, infos).items():
+            self._write(tag, value)
 
     def between(self) -> None:
         """Validate and save where it is due; called while no rollout is under way."""
@@ -109,8 +120,10 @@ class Supervisor:
         return min(self._run.config.train.save_every, self._evaluate_every)
 
     def admit(self) -> None:
-        """Judge the agent that a later stage starts from: it stays until it is beaten."""
+        """Judge what the stage starts from, its frozen twin or an agent: it stays until beaten."""
         self._best = self._judged()
+        if not (self._run.path / AGENT).exists():
+            export_agent(self._run, self._group, AGENT, {"decisions": 0, "stage": self._stage})
 
     def validate(self) -> None:
         """Judge the agent, and keep it if it is the best so far."""
@@ -122,9 +135,11 @@ class Supervisor:
             export_agent(self._run, self._group, AGENT, card)
 
     def finish(self) -> None:
-        """Judge the agent at the end of the stage."""
-        if self._validated < self.decisions or not (self._run.path / AGENT).exists():
+        """Judge the agent at the end of the stage, and keep it as it is, good or not."""
+        if self._validated < self.decisions:
             self.validate()
+        card = {"decisions": self.decisions, "stage": self._stage}
+        export_agent(self._run, self._group, LAST, card)
 
     def _judged(self) -> float:
         """The loss that decides which agent is the best; training goes on as if unjudged."""
@@ -159,7 +174,7 @@ class Supervisor:
 
     def _write(self, tag: str, value: float) -> None:
         # at once: the learners' loggers would write it a rollout later
-        self._output.writer.add_scalar(tag, value, self.decisions)
+        self._output.scalars.add(tag, value, self.decisions)
 
     def _save(self, folder: Path) -> None:
         self._output.writer.flush()
@@ -174,6 +189,9 @@ class Supervisor:
             "best": self._best if np.isfinite(self._best) else None,
             "pending": {level: pending(logger) for level, logger in self._loggers.items()},
             "streams": global_streams(),
+            "episodes": self._episodes.state(),
+            "scalars": self._output.scalars.state(),
+            "outcomes": [outcome.plain() for outcome in self._before],
         }
         (folder / TRAINING).write_text(json.dumps(state))
 

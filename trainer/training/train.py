@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,20 @@ from mixgym.trainer.config import RunConfig
 from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.runs.folder import FINISHED, RunFolder
 from mixgym.trainer.runs.tables import show
-from mixgym.trainer.training.algorithms import log_interval, preset_of, training_needs
+from mixgym.trainer.training.algorithms import (
+    decisions_per_round,
+    log_interval,
+    preset_of,
+    training_needs,
+    updates_of,
+    whole_rounds,
+)
 from mixgym.trainer.training.global_random_state import set_global_streams
 from mixgym.trainer.training.learner_group import LearnerGroup
+from mixgym.trainer.training.outcome import StageOutcome, notes
 from mixgym.trainer.training.supervisor import (
     AGENT,
+    LAST,
     LEARNERS,
     STAGE,
     TRAINING,
@@ -38,7 +48,7 @@ from mixgym.trainer.training.supervisor import (
 )
 from mixgym.trainer.training.training_envs import make_training_env
 from mixgym.trainer.training.training_log import TensorBoardScalars, level_loggers, set_pending
-from mixgym.trainer.training.validation import comparison, task_table
+from mixgym.trainer.training.validation import TaskScores, comparison, task_table
 
 OTHER, START = "other", "start"
 
@@ -50,6 +60,7 @@ def train_command(
     summary = train(config, resume=resume, progress=True)
     if not json_output:
         show(validation_table(summary), f"agent: {summary['agent']}")
+        show(*(f"note: {sentence}" for sentence in summary["notes"]))
     return summary
 
 
@@ -76,17 +87,21 @@ def train(config: RunConfig, *, resume: bool = False, progress: bool = False) ->
         return run.read_summary() or {}
     torch.set_num_threads(config.model.threads)
     saved = _saved(run)
+    outcomes = [] if saved is None else saved.outcomes
     try:
         _keep_other(run)
         for index, stage in enumerate(run.config.train.stages):
             if saved is None or index >= saved.state["stage"]:
-                _train_stage(run, (index, stage), saved, progress=progress)
+                outcomes = outcomes[:index]
+                outcomes.append(
+                    _train_stage(run, (index, stage), saved, outcomes, progress=progress)
+                )
                 saved = None
     except ConfigError:
         if not resume and run.latest_checkpoint() is None:
             storage.remove_folder(run.path)  # nothing was trained
         raise
-    summary = _summary(run)
+    summary = _summary(run, outcomes)
     run.write_summary(summary)
     return summary
 
@@ -131,6 +146,11 @@ class _Saved:
     state: dict[str, Any]
 
     @property
+    def outcomes(self) -> list[StageOutcome]:
+        """Of the stages before."""
+        return [StageOutcome(**outcome) for outcome in self.state["outcomes"]]
+
+    @property
     def start(self) -> Path | None:
         """The agent that the stage starts from, if nothing of it was trained yet."""
         folder = self.folder / START
@@ -145,27 +165,33 @@ def _saved(run: RunFolder) -> _Saved | None:
     return _Saved(latest[1], storage.read_json(latest[1] / TRAINING))
 
 
-def _save_start(run: RunFolder, index: int) -> _Saved:
+def _save_start(run: RunFolder, index: int, before: Sequence[StageOutcome]) -> _Saved:
     """Keep what a later stage starts from: what it learns may replace the agent."""
+    state = {"stage": index, "outcomes": [outcome.plain() for outcome in before]}
 
     def write(folder: Path) -> None:
         shutil.copytree(run.path / AGENT, folder / START)
-        (folder / TRAINING).write_text(json.dumps({"stage": index}))
+        (folder / TRAINING).write_text(json.dumps(state))
 
     folder = run.save_checkpoint(index * STAGE, write)
-    return _Saved(folder, {"stage": index})
+    return _Saved(folder, state)
 
 
 def _train_stage(
-    run: RunFolder, stage: tuple[int, str], saved: _Saved | None, *, progress: bool
-) -> None:
+    run: RunFolder,
+    stage: tuple[int, str],
+    saved: _Saved | None,
+    before: Sequence[StageOutcome],
+    *,
+    progress: bool,
+) -> StageOutcome:
     index, name = stage
     config = run.config
     world = make_training_env(name, config)
     other = run.path / OTHER
     group = LearnerGroup(config, world, name, other if other.is_dir() else None)
     if index > 0 and saved is None:
-        saved = _save_start(run, index)
+        saved = _save_start(run, index, before)
     continued = saved is not None and saved.start is None
     if saved is not None and continued:
         group.load(saved.folder / LEARNERS)
@@ -182,20 +208,22 @@ def _train_stage(
     loggers = level_loggers(output, group.levels)
     for level, logger in loggers.items():
         group.learners[level].set_logger(logger)
-    supervisor = Supervisor(run, world, group, stage, output, loggers)
+    supervisor = Supervisor(run, world, group, stage, output, loggers, before)
     if saved is not None and continued:
         supervisor.load(saved.state)
         for level, logger in loggers.items():
             set_pending(logger, saved.state["pending"][level])
         set_global_streams(saved.state["streams"])
-    elif saved is not None:
-        supervisor.admit()
+    else:
+        supervisor.admit()  # the twin, or the agent of the stage before
     total = config.train.decisions if name == "curves" else config.train.language_decisions
     _learn(group, supervisor, config, total, progress=progress)
     supervisor.finish()
     for logger in loggers.values():
         logger.dump(supervisor.decisions)
     output.close()
+    updates = {level: updates_of(learner) for level, learner in group.learners.items()}
+    return StageOutcome(name, total, supervisor.decisions, updates)
 
 
 def _learn(
@@ -218,7 +246,9 @@ def _learn(
         if supervisor.until is None:
             left = total * (leg + 1) // legs - supervisor.decisions
             supervisor.leg = leg
-            supervisor.until = algorithm.num_timesteps + group.steps_of(level, max(left, 0))
+            round_ = decisions_per_round(algorithm, group.steps_of(level, group.episode))
+            steps = whole_rounds(group.steps_of(level, max(left, 0)), round_)
+            supervisor.until = algorithm.num_timesteps + steps
             group.forget(level)
         hooks: list[BaseCallback] = [Between(supervisor.between), *bar]
         if supervisor.until > algorithm.num_timesteps:
@@ -240,16 +270,22 @@ class _Bar(ProgressBarCallback):
             super()._on_training_start()
 
 
-def task_rows(run: RunFolder, tasks: str) -> list[dict[str, Any]]:
+def task_scores(run: RunFolder, tasks: str) -> dict[str, TaskScores]:
     """The agent of a run, its frozen twin and two rules on a set of tasks of the fast world."""
     scores = {"uniform": score_rule(Uniform(), run.config, tasks)}
     for label, name in (("agent", AGENT), ("frozen twin", TWIN)):
         scores[label] = score_agent(run.path / name, run.config, tasks)
     scores["proportional"] = score_rule(Proportional(), run.config, tasks)
-    return comparison(scores)
+    return scores
 
 
-def _summary(run: RunFolder) -> dict[str, Any]:
+def task_rows(run: RunFolder, tasks: str) -> list[dict[str, Any]]:
+    """The rows of :func:`task_scores` beside uniform."""
+    return comparison(task_scores(run, tasks))
+
+
+def _summary(run: RunFolder, outcomes: list[StageOutcome]) -> dict[str, Any]:
+    scores = task_scores(run, "validation")
     card = read_card(run.path / AGENT)
     train = run.config.train
     summary = {
@@ -259,8 +295,10 @@ def _summary(run: RunFolder) -> dict[str, Any]:
         "agent": str(run.path / AGENT),
         "best_at_decision": card["decisions"],
         "best_in_stage": card["stage"],
-        "parameters_changed": parameters_changed(run.path / TWIN, run.path / AGENT),
-        "validation": task_rows(run, "validation"),
+        "parameters_changed": parameters_changed(run.path / TWIN, run.path / LAST),
+        "stages": [outcome.plain() for outcome in outcomes],
+        "validation": comparison(scores),
+        "notes": notes(run.config, outcomes, scores),
     }
     judge = make_judge(run.config, train.stages[-1])
     if judge is not None:

@@ -22,7 +22,7 @@ from mixgym.trainer.environment_needs import Learner, as_configured, environment
 STATE, ARRAYS = "world.json", "world.npz"
 _ARRAY = "<array>"  # key of what stands in plain data for an array
 
-Watch = Callable[[NDArray[Any], list[dict[str, Any]]], None]
+Watch = Callable[[NDArray[Any], NDArray[Any], list[dict[str, Any]]], None]
 
 
 class Watched(VecEnvWrapper):
@@ -33,7 +33,7 @@ class Watched(VecEnvWrapper):
 
     Attributes:
         decisions: taken so far.
-        watch: called with rewards and infos after every step.
+        watch: called with rewards, dones and infos after every step.
     """
 
     decisions = 0
@@ -48,7 +48,7 @@ class Watched(VecEnvWrapper):
         observation, rewards, dones, infos = self.venv.step_wait()
         self.decisions += self.num_envs
         if self.watch is not None:
-            self.watch(rewards, infos)
+            self.watch(rewards, dones, infos)
         return observation, rewards, dones, infos
 
 

@@ -1,16 +1,29 @@
-"""TensorBoard records of agent training: Stable-Baselines3's tags, and every decision's reward.
+"""TensorBoard records of agent training: Stable-Baselines3's tags, and what episodes were paid.
 
 All tags are against decisions of the joint environment, whatever a learner counts as its steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.logger import KVWriter, Logger
 
+from mixgym.trainer.runs.varying_scalars import VaryingScalars
+
 OWN = ("train/", "rollout/", "time/", "eval/")
+EPISODE = "episode/reward/"
+
+TAGS = {
+    "episode/reward/global": "return of an episode of the joint level, mean over those that end",
+    "episode/reward/local/<source>": "the same of a source's own pay; in the fast world ``mean``",
+    "episode/reward/components/<name>": "a part that rewards are made of, summed over the episode",
+    "validation/<name>": "loss on the validation tasks, or on the select split of a language model",
+    "agent/<level>/<tag>": "Stable-Baselines3's tags of one of several learners",
+}
+"""Tags of agent training besides Stable-Baselines3's own, with their meaning."""
 
 
 class TensorBoardScalars(KVWriter):
@@ -26,7 +39,9 @@ class TensorBoardScalars(KVWriter):
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer: Any = SummaryWriter(str(folder), purge_step=purge)
+        self.scalars = VaryingScalars(self.writer)
         self.clock = clock
+        self._folder = folder
 
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
@@ -35,11 +50,22 @@ class TensorBoardScalars(KVWriter):
         now = step if self.clock is None else self.clock()
         for tag, value in key_values.items():
             if isinstance(value, int | float) or getattr(value, "ndim", None) == 0:
-                self.writer.add_scalar(tag, float(value), now)
+                self.scalars.add(tag, float(value), now)
         self.writer.flush()
 
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of :attr:`scalars` at a checkpoint."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        self.writer.flush()
+        found = EventAccumulator(str(self._folder), size_guidance={"scalars": 0})
+        found.Reload()  # what is purged keeps its name and has no points
+        written = [tag for tag in found.Tags()["scalars"] if found.Scalars(tag)]
+        self.scalars.set_state(state, written)
+
     def close(self) -> None:
-        """Close the file."""
+        """Write what was recorded only once, and close the file."""
+        self.scalars.finish()
         self.writer.close()
 
 
@@ -84,35 +110,69 @@ def level_loggers(output: TensorBoardScalars, levels: tuple[str, ...]) -> dict[s
     }
 
 
-def log_rewards(
-    output: TensorBoardScalars, infos: list[dict[str, Any]], mean: float, names: bool
-) -> None:
-    """Write what a decision of all environments was paid.
+class EpisodeRewards:
+    """What episodes were paid: means over those that end together, under ``episode/reward/*``.
+
+    Within an episode rewards fall as the loss does, so that curves of single decisions are
+    sawteeth; a whole episode's are what training is to raise.
 
     Args:
-        output: where.
-        infos: of the environments; one without a record diverged.
-        mean: of the joint rewards.
+        count: environments.
         names: whether sources have names that last, as those of a language model's environment do;
             in the fast world they change with every task, and their mean is written.
     """
-    assert output.clock is not None
-    step = output.clock()
-    output.writer.add_scalar("reward/global", mean, step)
-    rewards = [info["decision"]["reward"] for info in infos if "decision" in info]
-    if not rewards:
-        return
-    for name in rewards[0]["components"]:
-        parts = [reward["components"][name] for reward in rewards]
-        output.writer.add_scalar(f"reward/components/{name}", float(np.mean(parts)), step)
-    local = [(name, value) for reward in rewards for name, value in reward["local"].items()]
-    known = [(name, float(value)) for name, value in local if np.isfinite(value)]
-    if names:
-        for name, value in known:
-            output.writer.add_scalar(f"reward/local/{name}", value, step)
-    elif known:
-        mean_local = float(np.mean([value for _, value in known]))
-        output.writer.add_scalar("reward/local/mean", mean_local, step)
+
+    def __init__(self, count: int, *, names: bool) -> None:
+        self._names = names
+        self._sums: list[dict[str, float]] = [{} for _ in range(count)]
+
+    def take(
+        self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]
+    ) -> dict[str, float]:
+        """Book a decision of all environments.
+
+        Args:
+            rewards: float[n], of the joint level.
+            dones: bool[n], where an episode ends with it.
+            infos: of the environments; one without a record diverged.
+
+        Returns:
+            Tag -> mean over the episodes that end now, of which there may be none.
+        """
+        ended = []
+        for index, (reward, done, info) in enumerate(zip(rewards, dones, infos, strict=True)):
+            sums = self._sums[index]
+            for name, value in self._paid(float(reward), info):
+                sums[name] = sums.get(name, 0.0) + value
+            if done:
+                ended.append(sums)
+                self._sums[index] = {}
+        tags = dict.fromkeys(name for sums in ended for name in sums)
+        return {
+            f"{EPISODE}{tag}": float(np.mean([sums[tag] for sums in ended if tag in sums]))
+            for tag in tags
+        }
+
+    def _paid(self, reward: float, info: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+        yield "global", reward
+        if "decision" not in info:
+            return
+        record = info["decision"]["reward"]
+        for name, value in record["components"].items():
+            yield f"components/{name}", float(value)
+        local = {name: float(v) for name, v in record["local"].items() if np.isfinite(v)}
+        if self._names:
+            yield from ((f"local/{name}", value) for name, value in local.items())
+        elif local:
+            yield "local/mean", float(np.mean(list(local.values())))
+
+    def state(self) -> list[dict[str, float]]:
+        """Plain data from which :meth:`set_state` continues."""
+        return [dict(sums) for sums in self._sums]
+
+    def set_state(self, state: list[dict[str, float]]) -> None:
+        """Continue from :meth:`state`."""
+        self._sums = [dict(sums) for sums in state]
 
 
 def pending(logger: Logger) -> dict[str, Any]:

@@ -150,6 +150,12 @@ def task_table(rows: Sequence[Mapping[str, Any]], tasks: str) -> Any:
     )
 
 
+def paired(one: TaskScores, other: TaskScores) -> tuple[float, float]:
+    """Mean paired difference of NLL (negative: ``one`` is better), and its standard error."""
+    gap = one.mean - other.mean
+    return float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap)))
+
+
 def comparison(
     scores: Mapping[str, TaskScores], reference: str = "uniform"
 ) -> list[dict[str, Any]]:
@@ -162,16 +168,16 @@ def comparison(
     base = scores[reference].mean
     rows = []
     for name, found in scores.items():
-        gap = found.mean - base
+        difference, error = paired(found, scores[reference])
         rows.append(
             {
                 "agent": name,
                 "tasks": len(base),
                 "mean": float(found.mean.mean()),
                 "worst": float(found.worst.mean()),
-                "difference": float(gap.mean()),
-                "standard_error": float(gap.std(ddof=1) / np.sqrt(len(gap))),
-                "better_on": float((gap < 0).mean()),
+                "difference": difference,
+                "standard_error": error,
+                "better_on": float((found.mean < base).mean()),
             }
         )
     return rows

@@ -100,17 +100,18 @@ def test_a_training_leaves_an_agent_its_twin_and_its_curves(tiny: Callable[..., 
         "uniform", "agent", "frozen twin", "proportional",
     ]  # fmt: skip
     assert all(row["tasks"] == 4 for row in summary["validation"])
-    assert parameters_changed(run / "twin", run / "agent")
+    assert parameters_changed(run / "twin", run / "last")
     assert not parameters_changed(run / "agent", run / "agent")
     found = curves(run / "tensorboard" / "training" / "0-curves")
-    steps = [step for step, _ in found["reward/global"]]
-    assert steps == list(range(2, 65, 2)), "every decision, from the first on"
-    assert steps == [step for step, _ in found["reward/components/progress"]]
-    assert found["rollout/ep_rew_mean"][0][0] == 64, "an episode has 32 decisions"
+    ((step, paid),) = found["episode/reward/global"]
+    assert step == 64, "an episode has 32 decisions"
+    assert found["rollout/ep_rew_mean"] == [(64, pytest.approx(paid, rel=1e-5))]
+    assert found["episode/reward/components/progress"] == [(64, pytest.approx(paid, rel=1e-5))]
+    assert "reward/global" not in found, "runs have that tag"
     assert {"validation/mean_nll", "validation/worst_excess", "validation/gain_over_uniform"} <= {
         *found
     }
-    assert [step for step, _ in found["validation/mean_nll"]] == [32, 64]
+    assert [step for step, _ in found["validation/mean_nll"]] == [0, 32, 64], "0 is the twin"
     assert "train/loss" in found
     assert ExportedPolicy(run / "agent", shape=(3, 2)).card["algorithm"] == "ppo"
     assert train(config, resume=True) == summary, "finished"
@@ -194,8 +195,8 @@ def test_stages_follow_each_other_and_resume_in_the_second(tiny: Callable[..., R
         "tensorboard/training/0-curves", "tensorboard/training/1-causal_lm",
     ]  # fmt: skip
     second = found["tensorboard/training/1-causal_lm"]
-    assert [step for step, _ in second["reward/global"]] == list(range(1, 13))
-    assert "rollout/ep_rew_mean" in second, "an episode of five decisions ended"
+    assert [step for step, _ in second["episode/reward/global"]] == [5, 10], "five decisions each"
+    assert "rollout/ep_rew_mean" in second
     assert any(name.startswith("step-100000") for name in expected["checkpoints"])
     for number in (total - 20, total - 60):
         config = staged(f"crash-{number}")
