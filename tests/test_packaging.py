@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,13 +73,28 @@ def test_pickles_store_the_package_name() -> None:
         assert pickle.loads(data) == options
 
 
-def test_the_wheel_holds_the_whole_tree(tmp_path: Path) -> None:
+def test_the_list_of_packages_is_that_of_the_folders() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {
+        f"mixgym.{'.'.join(file.parent.relative_to(ROOT).parts)}"
+        for floor in FLOORS
+        for file in (ROOT / floor).rglob("__init__.py")
+    }
+    assert setuptools["packages"] == sorted({"mixgym", *folders})
+    assert setuptools["package-dir"] == {"mixgym": "mixgym", **{f"mixgym.{f}": f for f in FLOORS}}
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with links", "without links"])
+def test_the_wheel_holds_the_whole_tree(tmp_path: Path, links: bool) -> None:
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("setuptools is not installed, and nothing is fetched here")
     tree = tmp_path / "tree"
     tree.mkdir()
     for name in (*FLOORS, "mixgym"):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=CACHES)
+    if not links:  # an archive, or a clone on a system that has none
+        for floor in FLOORS:
+            (tree / "mixgym" / floor).unlink()
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
     (tree / "README.md").touch()

@@ -31,6 +31,15 @@ def _no_failpoint_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "on_failpoint", None)
 
 
+@pytest.fixture
+def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fast world of a few training and validation tasks."""
+    from mixgym.envs.curves import task
+
+    monkeypatch.setitem(task.TASK_SETS, "train", range(8))
+    monkeypatch.setitem(task.TASK_SETS, "validation", range(1_000_000, 1_000_004))
+
+
 def small_settings(folder: Path) -> dict[str, Any]:
     """Five decisions of one step on two generated sources, a checkpoint after every second."""
     return {

@@ -25,6 +25,9 @@ def plan(
     processes: Annotated[
         int, typer.Option(min=1, help="How many will train (torchrun --nproc_per_node).")
     ] = 1,
+    details: Annotated[
+        bool, typer.Option("--details", help="Also strata, counts of rows, figures of packing.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Dry run: tokens, epochs and strata per source, packing, costs. Trains nothing."""
@@ -33,7 +36,9 @@ def plan(
         from mixgym.trainer.reports.dry_run import plan_command
 
         with only_json(json_output):
-            answer = plan_command(config, processes=processes, json_output=json_output)
+            answer = plan_command(
+                config, processes=processes, details=details, json_output=json_output
+            )
     answer_with(answer, json_output)
 
 

@@ -22,23 +22,26 @@ from mixgym.envs.spaces.signals import probe_shape
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.finetuning.assembly import find_agent
-from mixgym.trainer.reports.packing_report import packing_lines, packing_report
-from mixgym.trainer.runs.tables import number, show, table
+from mixgym.trainer.reports.dry_run_text import plan_details, plan_text
+from mixgym.trainer.reports.packing_report import packing_report
+from mixgym.trainer.runs.tables import show
 
 READ_WARNING = 8.0  # tokens read per supervised token, above which a source is pointed out
 MEASURE_WARNING = 0.1  # share of all compute that measuring should stay below
 
 
 def plan_command(
-    config: RunConfig, *, processes: int = 1, json_output: bool = False
+    config: RunConfig, *, processes: int = 1, details: bool = False, json_output: bool = False
 ) -> dict[str, Any]:
-    """Plan, and print the tables unless JSON is wanted."""
+    """Plan, and say it plainly unless JSON is wanted; ``details`` adds figures for experts."""
     from mixgym.trainer.finetuning.finetune import quiet_transformers
 
     quiet_transformers()
     report = make_plan(config, processes)
     if not json_output:
-        show(*plan_tables(report))
+        show(*plan_text(report))
+        if details:
+            show(*plan_details(report))
     return report
 
 
@@ -71,6 +74,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> dict[str, Any]:
         "sources": sources,
         "run": {
             "agent": config.agent.name,
+            "model": config.model.name,
             "steps": rehearsal.steps,
             "decisions": rehearsal.decisions,
             "tokens": rehearsal.tokens,
@@ -287,93 +291,3 @@ def _warnings(report: dict[str, Any]) -> list[str]:
             "raise training.interval, or lower data.held_out_tokens"
         )
     return found
-
-
-def plan_tables(report: dict[str, Any]) -> list[Any]:
-    """What is printed."""
-    sources = report["sources"]
-    rows = [
-        [
-            name,
-            number(row["target"], 1),
-            " / ".join(f"{row['rows'][split]:,}" for split in SPLITS),
-            f"{row['tokens']:,}",
-            f"{row['supervised_tokens']:,}",
-            number(row["tokens_per_supervised_token"], 1),
-            f"{row['expected_supervised_tokens']:,}",
-            number(row["expected_epochs"], 2),
-        ]
-        for name, row in sources.items()
-    ]
-    strata = [
-        [
-            name,
-            *(
-                f"{s['rows']:,} rows, {s['supervised_tokens']:,}, <= {s['longest']}"
-                for s in row["strata"]
-            ),
-        ]
-        for name, row in sources.items()
-    ]
-    groups = max(len(row["strata"]) for row in sources.values())
-    run, cost, memory = report["run"], report["cost"], report["memory"]
-    counts = [
-        f"{name}: {', '.join(f'{key} {value:,}' for key, value in row['counts'].items())}"
-        for name, row in sources.items()
-    ]
-    return [
-        table(
-            "sources",
-            [
-                "source",
-                "target",
-                "rows train / reward / select / test",
-                "tokens",
-                "supervised",
-                "read per supervised",
-                "expected supervised",
-                "epochs",
-            ],
-            rows,
-        ),
-        table(
-            "strata of the training rows: rows, supervised tokens, longest row in tokens",
-            ["source", *(f"stratum {g}" for g in range(groups))],
-            strata,
-        ),
-        *counts,
-        f"run: {run['steps']} steps in {run['decisions']} decisions of {run['agent']}, "
-        f"{run['tokens']:,} tokens, {run['supervised_tokens']:,} supervised, "
-        f"packs {100 * run['fill']:.1f}% full",
-        f"measuring: {cost['reward_evaluation_tokens']:,} tokens per decision, "
-        f"{100 * cost['measured_share_of_decisions']:.1f}% of the compute; the test split once "
-        f"before and once after, {cost['test_evaluation_tokens']:,} tokens each",
-        *_probe_lines(cost),
-        *_grading_lines(cost),
-        *packing_lines(report["packing"]),
-        f"memory: {memory['parameters']:,} parameters, "
-        f"{memory['weights_gradients_optimizer_bytes'] / 2**20:,.0f} MiB with gradients and "
-        f"AdamW, logits {memory['largest_logits_bytes'] / 2**20:,.0f} MiB at most",
-        *(f"warning: {line}" for line in report["warnings"]),
-    ]
-
-
-def _probe_lines(cost: dict[str, Any]) -> list[str]:
-    """One line on the probes, if there are any."""
-    if not cost["probes"]:
-        return []
-    periods = ", ".join(f"{name} every {n}" for name, n in cost["probes"].items())
-    return [
-        f"probes: {periods} decisions; {cost['probe_tokens']:,} tokens of a pass forward, "
-        f"{100 * cost['probed_share_of_decisions']:.1f}% of the compute"
-    ]
-
-
-def _grading_lines(cost: dict[str, Any]) -> list[str]:
-    """One line on the grading of rows, if a model does it."""
-    if not cost["grading_tokens"]:
-        return []
-    return [
-        f"grading the rows: {cost['grading_tokens']:,} tokens of a pass forward once, then cached; "
-        "until then the strata above are by length"
-    ]

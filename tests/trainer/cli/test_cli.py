@@ -37,7 +37,7 @@ class Commands:
         return {"status": "finished", "loss": math.nan, "mixture": {"é": 0.1}}
 
     def plan_command(
-        self, config: RunConfig, *, processes: int, json_output: bool
+        self, config: RunConfig, *, processes: int, details: bool, json_output: bool
     ) -> dict[str, Any]:
         return self.finetune_command(config, resume=False, json_output=json_output)
 

@@ -12,7 +12,8 @@ from mixgym.envs import storage
 from mixgym.envs.probes import PROBES
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.finetuning.finetune import finetune
-from mixgym.trainer.reports.dry_run import make_plan, plan_tables
+from mixgym.trainer.reports.dry_run import make_plan
+from mixgym.trainer.reports.dry_run_text import plan_details
 
 Make = Callable[..., RunConfig]
 PERIODS = {"gradient_norm_last": 1, "perplexity_ratio": 2, "training_loss_ratio": 1, "ifd_ratio": 2}
@@ -51,7 +52,7 @@ def test_a_run_that_probes_goes_on_bit_equal_and_costs_what_was_planned(
     records = decisions(whole)
     plan = make_plan(whole)
     assert records[-1]["cost"]["probe_tokens"] == plan["cost"]["probe_tokens"] > 0
-    (line,) = [text for text in plan_tables(plan) if str(text).startswith("probes: ")]
+    (line,) = [text for text in plan_details(plan) if str(text).startswith("probes: ")]
     assert "perplexity_ratio every 2" in line
     assert f"{plan['cost']['probe_tokens']:,} tokens" in line
     for number, record in enumerate(records, 1):

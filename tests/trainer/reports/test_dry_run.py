@@ -14,6 +14,7 @@ from mixgym.trainer.cli.main import app
 from mixgym.trainer.config import RunConfig, dump_config
 from mixgym.trainer.finetuning.finetune import finetune
 from mixgym.trainer.reports.dry_run import make_plan, plan_command
+from mixgym.trainer.reports.dry_run_text import plan_text
 
 Make = Callable[..., RunConfig]
 
@@ -131,12 +132,30 @@ def test_nothing_is_trained_or_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tables_name_everything(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    plan_command(make_config("run", training={"steps": 2, "interval": 1}))
-    shown = capsys.readouterr().out
-    for word in ("addition", "noise", "stratum 1", "2 steps in 2 decisions of uniform", "memory:"):
+def test_plain_words_come_first_and_figures_on_request(
+    make_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("run", training={"steps": 2, "interval": 1})
+    plan_command(config)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("run: uniform trains 0.1m for 2 steps in 2 decisions:")
+    for word in ("addition", "noise", "memory:", "warning: measuring takes"):
         assert word in shown
-    assert "warning: measuring takes" in shown
+    for expert in ("PR ", "DBR", "ABR", "stratum 1"):
+        assert expert not in shown
+    plan_command(config, details=True)
+    shown = capsys.readouterr().out
+    for expert in ("PR ", "DBR", "ABR", "stratum 1", "rows read 60"):
+        assert expert in shown
+
+
+def test_sources_that_are_repeated_are_named(make_config: Make) -> None:
+    report = make_plan(make_config("run", training={"steps": 60, "interval": 10}))
+    text = "\n".join(str(line) for line in plan_text(report))
+    epochs = {name: row["expected_epochs"] for name, row in report["sources"].items()}
+    assert max(epochs.values()) > 4, "the sources are small"
+    for name, passes in epochs.items():
+        assert (f"{name} {passes:.0f} times" in text) == (passes > 4)
 
 
 def test_json_is_all_of_the_standard_output(make_config: Make, tmp_path: Path) -> None:

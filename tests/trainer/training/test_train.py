@@ -54,13 +54,7 @@ class _CrashError(BaseException):
     """Not an Exception: nothing may handle it."""
 
 
-@pytest.fixture(autouse=True)
-def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sets of tasks are cut short: drawing thousands takes a second in every world."""
-    from mixgym.envs.curves import task
-
-    monkeypatch.setitem(task.TASK_SETS, "train", range(8))
-    monkeypatch.setitem(task.TASK_SETS, "validation", range(1_000_000, 1_000_004))
+pytestmark = pytest.mark.usefixtures("few_tasks")
 
 
 @pytest.fixture

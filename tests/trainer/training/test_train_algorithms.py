@@ -10,7 +10,6 @@ import pytest
 from mixgym.agents.algorithm_presets import PRESETS
 from mixgym.agents.policies.export import ExportedPolicy
 from mixgym.envs import storage
-from mixgym.envs.curves import task
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.finetuning.finetune import finetune
 from mixgym.trainer.training.train import train
@@ -41,10 +40,7 @@ class _CrashError(BaseException):
     """Not an Exception: nothing may handle it."""
 
 
-@pytest.fixture(autouse=True)
-def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(task.TASK_SETS, "train", range(8))
-    monkeypatch.setitem(task.TASK_SETS, "validation", range(1_000_000, 1_000_004))
+pytestmark = pytest.mark.usefixtures("few_tasks")
 
 
 @pytest.fixture

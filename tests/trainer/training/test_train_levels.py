@@ -53,12 +53,7 @@ LEVELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixgym.envs.curves import task
-
-    monkeypatch.setitem(task.TASK_SETS, "train", range(8))
-    monkeypatch.setitem(task.TASK_SETS, "validation", range(1_000_000, 1_000_004))
+pytestmark = pytest.mark.usefixtures("few_tasks")
 
 
 @pytest.fixture(autouse=True)
