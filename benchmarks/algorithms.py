@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import parse
 
 from mixgym.agents.algorithm_presets import PRESETS
 from mixgym.envs import storage
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/algorithms"))
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse(parser, decisions=1024, only=["ppo"], out=Path("runs/smoke/algorithms"))
     torch.set_num_threads(1)
     rows = []
     for algo in arguments.only or PRESETS:

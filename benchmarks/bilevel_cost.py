@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parse
 
 SIZES = {"0.1m": (256, 4), "1m": (256, 4), "5m": (256, 2), "smollm2": (128, 2)}  # tokens, packs
 LAYERS = {"0.1m": 2, "1m": 4, "5m": 5, "smollm2": 30}
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--variants", default=",,".join(VARIANTS), help="separated by ,,")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse(parser, model="0.1m", steps=10, repeats=1, variants="plain,,alignment")
     if arguments.worker:
         print(json.dumps(worker(arguments.model, arguments.worker, arguments.steps)))
         return

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parse
 
 KINDS = ("denoise", "small", "multitask", "multilingual", "curves")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -267,7 +268,7 @@ def curves(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Run one of the five."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=KINDS)
+    parser.add_argument("what", choices=KINDS, nargs="?", default="denoise")
     parser.add_argument("--model", default="1m", choices=tuple(SHAPE))
     parser.add_argument("--models", default="0.1m,1m,5m")
     parser.add_argument("--estimators", default="alignment")
@@ -282,7 +283,7 @@ def main() -> None:
     parser.add_argument("--packs", type=int, help="denoise: packs of 64 tokens in a step")
     parser.add_argument("--interval", type=int, default=10, help="steps between decisions")
     parser.add_argument("--held-out", type=int, default=600, help="supervised tokens per source")
-    arguments = parser.parse_args()
+    arguments = parse(parser, model="0.1m", models="0.1m", seeds=1, steps=20)
     if arguments.what == "curves":
         curves(arguments)
         return

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import parse
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.build import build_environment, row_world
@@ -225,12 +226,12 @@ def tables(report: dict[str, Any]) -> list[Any]:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config")
+    parser.add_argument("config", nargs="?", help="YAML; generated sources without one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--points", type=int, default=6, help="times that probes are taken")
     parser.add_argument("--every", type=int, default=50, help="optimiser steps between them")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse(parser, points=1, every=4)
     torch.set_num_threads(1)
     steps = arguments.points * arguments.every
     config = load_config(arguments.config, [*arguments.overrides, f"training.steps={steps}"])

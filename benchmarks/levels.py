@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parse
 
 from mixgym.agents.rules import Uniform
 from mixgym.envs import storage
@@ -26,6 +27,7 @@ from mixgym.trainer.training.supervisor import score_agent, score_rule
 from mixgym.trainer.training.train import train
 
 COST = "cpu_seconds.json"
+SMOKE = ["train.decisions=1024", "train.environments=16"]
 
 
 def run(folder: Path, level: str, seed: int, overrides: list[str]) -> tuple[Any, float]:
@@ -59,12 +61,12 @@ def row(level: str, gaps: list[Any], seconds: list[float]) -> dict[str, Any]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/levels"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--levels", default=",".join(LEVELS))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    given = parser.parse_args()
+    given = parse(parser, out=Path("runs/smoke/levels"), seeds=1, levels="global", overrides=SMOKE)
     uniform = score_rule(Uniform(), load_config(None, given.overrides))
     rows = []
     for level in given.levels.split(","):

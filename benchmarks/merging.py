@@ -17,6 +17,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parse
 
 MODELS = ("base", "ft1", "ft2", "ft3")
 MEGABYTE = 1e6
@@ -340,10 +342,15 @@ def report(runs: Runs) -> list[str]:
     return missed
 
 
-def parse() -> argparse.Namespace:
+def read_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, help="folder for checkpoints, reused if filled")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/merging"),
+        help="folder for checkpoints, reused if filled",
+    )
     parser.add_argument("--mergekit", default=shutil.which("mergekit-yaml"))
     parser.add_argument("--methods", default=",".join(RECIPES))
     parser.add_argument("--reps", type=int, default=3)
@@ -352,12 +359,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--check", default="all", help="all tensors, or a regular number of them")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    work = Path(tempfile.gettempdir()) / "mixgym-smoke-merging"
+    return parse(parser, work=work, methods="linear,select", reps=1, layers=1, check="3")
 
 
 def main() -> int:
     """Run the benchmark; the exit code is 1 if a target was missed."""
-    options = parse()
+    options = read_arguments()
     if options.run:
         from mixgym.trainer.merging import merge_command
 
@@ -385,7 +393,7 @@ def main() -> int:
     missed = report(runs)
     if options.double:
         missed += double(options, names, runs)
-    return 1 if missed else 0
+    return 1 if missed and not options.smoke else 0  # two small layers reach no target
 
 
 def double(options: argparse.Namespace, names: list[str], runs: Runs) -> list[str]:

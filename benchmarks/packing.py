@@ -30,7 +30,6 @@ import argparse
 import importlib.util
 import json
 import os
-import pickle
 import socket
 import statistics
 import subprocess
@@ -41,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parse, prepare_text, save_for_workers
 from packing_methods import PLANNED, Job
 
 METHODS = ("padded", "sorted", "trl", *PLANNED)
@@ -50,22 +50,8 @@ METHODS_FILE = Path(__file__).with_name("packing_methods.py")
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     """Encode the text once, draw rows, and save what every worker needs."""
-    from mixgym.envs.build import load_corpus
-    from mixgym.envs.learners.models.loading import load_model
-    from mixgym.envs.options import WorldOptions
-
-    options = WorldOptions.model_validate(
-        {
-            "sources": _sources(),
-            "data": {"max_length": arguments.length, "strata": 1},
-            "model": {"name": arguments.model},
-        }
-    )
-    corpus = load_corpus(options)
-    rows = draw(corpus.sources, arguments.rows, arguments.draw)
-    (folder / "data.pkl").write_bytes(pickle.dumps((corpus.sources, rows)))
-    load_model(options.model, arguments.length).save_pretrained(folder / "model")
-    corpus.tokenizer.save_pretrained(folder / "model")
+    sources = prepare_text(folder, arguments.model, arguments.length, SKIPPED)
+    save_for_workers(folder / "data.pkl", (sources, draw(sources, arguments.rows, arguments.draw)))
 
 
 def draw(sources: Sequence[Any], count: int, how: str) -> Any:
@@ -81,14 +67,6 @@ def draw(sources: Sequence[Any], count: int, how: str) -> Any:
         len(found), min(count, len(found)), replace=False, p=weight / weight.sum()
     )
     return found[chosen]
-
-
-def _sources() -> dict[str, dict[str, str]] | str:
-    root = os.environ.get("MIXGYM_DATA")
-    if root is None:
-        return "embedded"
-    folders = sorted(path for path in (Path(root) / "multitask").iterdir() if path.is_dir())
-    return {f.name: {"path": str(f)} for f in folders if f.name not in SKIPPED}
 
 
 def start(job: dict[str, Any], **ranks: str) -> "subprocess.Popen[str]":
@@ -242,7 +220,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--methods", help=f"some of {','.join(METHODS)}")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse(parser, rows=20, length=256, repeats=1, methods="packing,balanced")
     with tempfile.TemporaryDirectory() as name:
         prepare(arguments, Path(name))
         report = measure(arguments, Path(name))

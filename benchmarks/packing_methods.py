@@ -7,7 +7,6 @@ script has prepared, and its sizes. The answer is the last line of the standard 
 """
 
 import json
-import pickle
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import learner_of, quiet_libraries, saved_for_workers, sft_config
 
 PLANNED = ("packing", "balanced", "hbp")
 RANKS = 2
@@ -33,8 +33,7 @@ class Job:
     def __init__(self, asked: dict[str, Any]) -> None:
         folder = Path(asked["folder"])
         self.model = folder / "model"
-        # written by the other script a moment ago
-        self.sources, self.rows = pickle.loads((folder / "data.pkl").read_bytes())
+        self.sources, self.rows = saved_for_workers(folder / "data.pkl")
         self.length, self.packs, self.batch = asked["length"], asked["packs"], asked["batch"]
         self.lengths = np.array([len(self.row(i)[0]) for i in range(len(self.rows))], np.int64)
         self.steps = -(-int(self.lengths.sum()) // (self.length * self.packs))
@@ -51,23 +50,12 @@ class Job:
 
     def learner(self, passes: int) -> Any:
         """The learner with the starting weights."""
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from mixgym.envs.learners.causal_lm import CausalLM
         from mixgym.envs.options import ModelOptions, TrainingOptions
 
-        return CausalLM(
-            lambda: AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32),
-            AutoTokenizer.from_pretrained(self.model),
-            self.sources,
-            max_length=self.length,
-            model_options=ModelOptions(),
-            training=TrainingOptions(
-                steps=self.steps, accumulation=passes, schedule="constant", warmup=0.0
-            ),
-            seed=0,
+        training = TrainingOptions(
+            steps=self.steps, accumulation=passes, schedule="constant", warmup=0.0
         )
+        return learner_of(self.model, self.sources, self.length, ModelOptions(), training)
 
     def plan(self, method: str, processes: int) -> Any:
         """The rows as an interval plan, laid out as the data plane does."""
@@ -154,14 +142,11 @@ def _padded(rows: Sequence[Any]) -> Any:
 
 def run_trl(job: Job) -> float:
     """CPU seconds of SFTTrainer's loop; its packing was done before."""
-    import transformers
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    disable_progress_bars()
+    quiet_libraries()
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         """CPU time of the training loop."""
@@ -183,26 +168,13 @@ def run_trl(job: Job) -> float:
             processing_class=AutoTokenizer.from_pretrained(job.model),
             train_dataset=Dataset.from_list(list(_listed(job))),
             callbacks=[clock],
-            args=SFTConfig(
-                output_dir=output,
-                num_train_epochs=1,
-                max_length=job.length,
-                packing=True,
-                packing_strategy="bfd",
-                gradient_checkpointing=False,
+            args=sft_config(
+                output,
+                job.length,
                 per_device_train_batch_size=1,
                 gradient_accumulation_steps=job.packs,
                 learning_rate=1e-3,
-                lr_scheduler_type="constant",
-                weight_decay=0.01,
-                optim="adamw_torch_fused",
-                bf16=False,
-                use_cpu=True,
-                save_strategy="no",
-                report_to="none",
                 logging_steps=1000,
-                disable_tqdm=True,
-                seed=0,
             ),
         )
         _warm_up(trainer.model)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import parse
 
 from mixgym.trainer.reports.placebo import report
 from mixgym.trainer.reports.schedulers import schedulers
@@ -54,7 +55,7 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=64, help="of each control")
     parser.add_argument("--only", help="names, A,B,...", type=lambda text: text.split(","))
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse(parser, tasks=8, only=["uniform", "exp3"])
     torch.set_num_threads(1)
     rows = report(schedulers(arguments.agents, arguments.only), arguments.tasks)
     if arguments.json:
@@ -63,7 +64,7 @@ def main() -> int:
         lines = [HEADINGS, ["---"] * len(HEADINGS), *(cells(row) for row in rows)]
         print("\n".join(f"| {' | '.join(line)} |" for line in lines))
     failed = [row for row in rows if False in (row["identical_passed"], row["noise_passed"])]
-    return 1 if failed else 0
+    return 1 if failed and not arguments.smoke else 0  # eight tasks are no evidence
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from common import parse
 
 from mixgym.envs.arrays import IntArray
 from mixgym.envs.packing.grouping.groups import Cluster, Group
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--capacity", type=int, default=128 * K)
     parser.add_argument("--trl-documents", type=int, default=47_000)
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse(parser, documents=20_000, trl_documents=2_000)
     lengths = paper_like(arguments.documents, np.random.default_rng(0))
     lengths = np.minimum(lengths, arguments.capacity)
     rows = packer_rows(lengths, arguments.capacity)

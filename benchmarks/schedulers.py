@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import parse
 
 from mixgym.trainer.reports.schedulers import Scheduler, schedulers
 from mixgym.trainer.runs.folder import RunFolder
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--only", help="names, A,B,...", type=lambda text: text.split(","))
     parser.add_argument("--csv", type=Path, help="a row per schedule and task")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse(parser, tasks="validation", only=["uniform", "exp3"])
     torch.set_num_threads(1)
     found, seconds, extras = {}, {}, {}
     for name, one in schedulers(with_twins(arguments.runs), arguments.only).items():

@@ -22,7 +22,6 @@ import argparse
 import importlib.util
 import json
 import os
-import pickle
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import (
+    learner_of,
+    parse,
+    prepare_text,
+    quiet_libraries,
+    save_for_workers,
+    saved_for_workers,
+    sft_config,
+    text_sources,
+)
 
 AIMS = {"5m": 1.1, "smollm2": 1.4}  # ours / TRL
 SIZES = {"0.1m": (256, 4), "1m": (512, 4), "5m": (512, 2), "smollm2": (256, 4)}  # tokens, packs
@@ -43,30 +52,9 @@ SKIPPED = ("longcontext", "noise")
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     """Encode the text once, and save weights, tokenizer and rows for every worker."""
-    from mixgym.envs.build import load_corpus
-    from mixgym.envs.learners.models.loading import load_model
-    from mixgym.envs.options import WorldOptions
-
     length, _ = SIZES[arguments.model]
-    options = WorldOptions.model_validate(
-        {
-            "sources": _sources(),
-            "data": {"max_length": length, "strata": 1, "labels": arguments.labels},
-            "model": {"name": arguments.model},
-        }
-    )
-    corpus = load_corpus(options)
-    (folder / "sources.pkl").write_bytes(pickle.dumps(corpus.sources))
-    load_model(options.model, length).save_pretrained(folder / "model")
-    corpus.tokenizer.save_pretrained(folder / "model")
-
-
-def _sources() -> dict[str, dict[str, str]] | str:
-    root = os.environ.get("MIXGYM_DATA")
-    if root is None:
-        return "embedded"
-    folders = sorted(path for path in (Path(root) / "multitask").iterdir() if path.is_dir())
-    return {f.name: {"path": str(f)} for f in folders if f.name not in SKIPPED}
+    sources = prepare_text(folder, arguments.model, length, SKIPPED, labels=arguments.labels)
+    save_for_workers(folder / "sources.pkl", sources)
 
 
 class Job:
@@ -83,8 +71,7 @@ class Job:
         self.model = Path(arguments.worker_folder) / "model"
         self.length, self.packs = SIZES[arguments.model]
         self.rate = LEARNING_RATE[arguments.model]
-        data = (Path(arguments.worker_folder) / "sources.pkl").read_bytes()
-        self.sources = pickle.loads(data)  # written by `prepare` a moment ago
+        self.sources = saved_for_workers(Path(arguments.worker_folder) / "sources.pkl")
         count = len(self.sources)
         self.mixture = Mixture(np.full(count, 1 / count), np.ones((count, 1)))
         self.plane = PackedPlane(
@@ -93,29 +80,18 @@ class Job:
 
     def learner(self) -> Any:
         """The learner with the starting weights."""
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from mixgym.envs.learners.causal_lm import CausalLM
         from mixgym.envs.options import ModelOptions, TrainingOptions
 
-        return CausalLM(
-            lambda: AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32),
-            AutoTokenizer.from_pretrained(self.model),
-            self.sources,
-            max_length=self.length,
-            model_options=ModelOptions.model_validate(
-                {"precision": self.precision, "fp32_matmul": self.fp32_matmul}
-            ),
-            training=TrainingOptions(
-                steps=self.steps,
-                packs=self.packs,
-                schedule="constant",
-                warmup=0.0,
-                learning_rate=self.rate,
-            ),
-            seed=0,
+        model = {"precision": self.precision, "fp32_matmul": self.fp32_matmul}
+        training = TrainingOptions(
+            steps=self.steps,
+            packs=self.packs,
+            schedule="constant",
+            warmup=0.0,
+            learning_rate=self.rate,
         )
+        options = ModelOptions.model_validate(model)
+        return learner_of(self.model, self.sources, self.length, options, training)
 
 
 def run_ours(job: Job, profile: bool) -> dict[str, Any]:
@@ -149,10 +125,9 @@ def run_ours(job: Job, profile: bool) -> dict[str, Any]:
 def run_trl(job: Job, our_packs: bool = False) -> dict[str, Any]:
     """SFTTrainer on the rows of the same plan, packed by TRL or as we pack them."""
     import torch
-    import transformers
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     from mixgym.envs.interval_plan import Budget
 
@@ -183,9 +158,7 @@ def run_trl(job: Job, our_packs: bool = False) -> dict[str, Any]:
             self.tokens += inputs["labels"].numel()
             return super().training_step(model, inputs, *rest, **named)
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    disable_progress_bars()
+    quiet_libraries()
     plan = job.plane.plan(job.mixture, Budget(job.steps))
     rows = _packs(job, plan) if our_packs else _documents(job, plan)
     clock = Clock()
@@ -195,29 +168,16 @@ def run_trl(job: Job, our_packs: bool = False) -> dict[str, Any]:
             processing_class=AutoTokenizer.from_pretrained(job.model),
             train_dataset=Dataset.from_list(list(rows)),
             callbacks=[clock],
-            args=SFTConfig(
-                output_dir=output,
-                num_train_epochs=1,
-                max_length=job.length,
-                packing=True,
-                packing_strategy="bfd",
+            args=sft_config(
+                output,
+                job.length,
                 dataset_kwargs={"skip_prepare_dataset": our_packs},
                 train_sampling_strategy="sequential" if our_packs else "random",
-                gradient_checkpointing=False,
                 per_device_train_batch_size=1 if job.accumulate else job.packs,
                 gradient_accumulation_steps=job.packs if job.accumulate else 1,
                 learning_rate=job.rate,
-                lr_scheduler_type="constant",
-                weight_decay=0.01,
-                max_grad_norm=1.0,
-                optim="adamw_torch_fused",
                 bf16=job.precision == "bf16",
-                use_cpu=not torch.cuda.is_available(),
                 logging_steps=1,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                seed=0,
             ),
         )
         trainer.supervised = []
@@ -400,7 +360,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "labels": arguments.labels,
         "model": arguments.model,
         "precision": arguments.precision,
-        "text": "embedded" if _sources() == "embedded" else "multitask",
+        "text": "embedded" if text_sources(SKIPPED) == "embedded" else "multitask",
         "tokens_per_step": SIZES[arguments.model][0] * SIZES[arguments.model][1],
         "steps": arguments.steps,
         "repeats": arguments.repeats,
@@ -487,7 +447,7 @@ def main() -> None:
         "--worker", choices=["ours", "trl", "check", "profile"], help=argparse.SUPPRESS
     )
     parser.add_argument("--worker-folder", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse(parser, model="0.1m", steps=2, repeats=1, fp32_matmul="default")
     if arguments.worker:
         work(arguments)
         return
