@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.runs.tensorboard import TAGS
+from mixgym.trainer.training.training_log import TAGS as TRAINING_TAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -60,7 +61,7 @@ def _choices(kind: Any) -> str:
 def tables() -> dict[str, str]:
     """The generated parts of the README by name."""
     rows = [f"| `{key}` | `{default}` | {text} |" for key, default, text in keys(RunConfig)]
-    tags = [f"| `{tag}` | {text} |" for tag, text in TAGS.items()]
+    tags = [f"| `{tag}` | {text} |" for tag, text in {**TAGS, **TRAINING_TAGS}.items()]
     return {
         "keys": "\n".join(["| key | default | meaning |", "|---|---|---|", *rows]),
         "tags": "\n".join(["| tag | meaning |", "|---|---|", *tags]),
