@@ -13,12 +13,12 @@ import numpy as np
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.batching import RowBatch
 from mixgym.envs.learners.models.precision import evaluation_mode
+from mixgym.envs.learners.probes.probed import Probed
 
 if TYPE_CHECKING:
     import torch
-
-    from mixgym.envs.learners.probes.losses import ProbedModel, RowBatch
 
     Pairs = list[tuple[torch.Tensor, torch.Tensor, bool]]
 
@@ -32,16 +32,16 @@ def last_block(model: Any) -> Any:
     return stacks[0][-1]
 
 
-def row_norms(model: "ProbedModel", batches: "list[RowBatch]") -> FloatArray:
+def row_norms(probed: Probed, batches: list[RowBatch]) -> FloatArray:
     """float64[rows], in the order of the batches' documents.
 
     Raises:
         ConfigError: if a layer of the block does not see the tokens in their order (experts do
             not): ``gradient_norm_examples`` works for any model.
     """
-    layers = matrices(last_block(model.model))
-    with evaluation_mode(model.model):
-        return np.concatenate([_norms(model, layers, one) for one in batches])
+    layers = matrices(last_block(probed.trained.module))
+    with evaluation_mode(probed.trained.module):
+        return np.concatenate([_norms(probed, layers, one) for one in batches])
 
 
 def matrices(block: Any) -> list[Any]:
@@ -52,7 +52,7 @@ def matrices(block: Any) -> list[Any]:
     return [m for m in block.modules() if isinstance(m, Linear | Conv1D)]
 
 
-def _norms(model: "ProbedModel", layers: list[Any], one: "RowBatch") -> FloatArray:
+def _norms(probed: Probed, layers: list[Any], one: RowBatch) -> FloatArray:
     import torch
 
     lengths = list(one.batch.document_lengths)
@@ -64,7 +64,7 @@ def _norms(model: "ProbedModel", layers: list[Any], one: "RowBatch") -> FloatArr
         for layer in layers
     ]
     try:
-        losses = model._token_losses(one.batch)
+        losses = probed.token_losses(one.batch)
     finally:
         for handle in handles:
             handle.remove()
