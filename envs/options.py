@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mixgym.envs.bilevel.bilevel_options import BilevelOptions
+from mixgym.envs.learners.kinds import CAUSAL_LM, LearnerName
 from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.probes import find_probe
 from mixgym.envs.strict_options import Options as Options  # the base of sections elsewhere too
@@ -144,7 +145,7 @@ class PenaltyOptions(Options):
 class EnvironmentOptions(Options):
     """What the agent sees, does and is paid for."""
 
-    learner: Literal["causal_lm", "curves"] = "causal_lm"
+    learner: LearnerName = CAUSAL_LM
     tasks: Literal["train", "validation", "test"] | None = Field(
         None, description="curves: draw a task of this set at every reset, not the one of `seed`"
     )

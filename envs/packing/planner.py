@@ -5,7 +5,6 @@ a resumed run goes on with the rest of it. What the packs hold is decided by who
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -236,11 +235,6 @@ def _flat(steps: tuple[Step, ...], micro: IntArray) -> tuple[IntArray, IntArray,
 def _places(slots: IntArray, first: int) -> IntArray:
     row, replica = np.nonzero(slots != IDLE)
     return np.stack([slots[row, replica], first + row, replica])
-
-
-def iterate_packs(plan: PackingPlan, step: Step) -> Iterator[IntArray]:
-    """The documents of each pack of a step."""
-    return (plan.packing[int(pack)] for pack in step.packs)
 
 
 def schedule_steps(counts: IntArray, warm_up: int, generator: np.random.Generator) -> IntArray:

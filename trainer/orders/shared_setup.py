@@ -8,11 +8,11 @@ import numpy as np
 
 from mixgym.envs.arrays import FloatArray, IntArray
 from mixgym.envs.build import build_environment
-from mixgym.envs.errors import ConfigError
 from mixgym.envs.interval_plan import Pack
 from mixgym.envs.learners.base import Evaluation
 from mixgym.envs.learners.batching import RowBatch, make_batch
 from mixgym.envs.learners.causal_lm import CausalLM
+from mixgym.envs.learners.kinds import need_rows
 from mixgym.envs.learners.models.loading import load_model
 from mixgym.envs.packing.packers import best_fit_decreasing
 from mixgym.envs.rewards import target_mean
@@ -56,11 +56,7 @@ class StudySetup:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        if config.environment.learner != "causal_lm":
-            raise ConfigError(
-                f"environment.learner={config.environment.learner}: it has no rows to order; "
-                "use causal_lm"
-            )
+        need_rows(config.environment.learner, "to order")
         world = build_environment(config).world
         learner: Any = world.learner
         assert isinstance(learner, CausalLM)

@@ -59,7 +59,7 @@ def gradient_norm_examples_last(probed: Probed) -> FloatArray:
 def gradient_alignment(probed: Probed) -> FloatArray:
     """<g_k, g_target> / |g_target|, g_target the target-weighted mean on the reward split."""
     parameters = probed.parameters()
-    target = target_gradient(probed, parameters)
+    target = _target_gradient(probed, parameters)
     length = max(_norm(target), 1e-30)
     return _each(probed, lambda rows: _dot(_gradient(probed, rows, parameters), target) / length)
 
@@ -90,6 +90,7 @@ def gradient_influence(probed: Probed) -> FloatArray:
     total = [torch.stack(parts).sum(0) for parts in zip(*own.values(), strict=True)]
     values = np.full(len(rows), np.nan)
     for k, gradient in own.items():
+        # <g_k, sum_(j != k) g_j> = <g_k, sum_j g_j> - <g_k, g_k>
         values[k] = _dot(gradient, total) - _dot(gradient, gradient)
     return values
 
@@ -102,7 +103,7 @@ def projected_alignment(probed: Probed) -> FloatArray:
     kept.
     """
     parameters = probed.parameters()
-    target = _sketch(target_gradient(probed, parameters), probed.seed)
+    target = _sketch(_target_gradient(probed, parameters), probed.seed)
 
     def cosine(batches: list[RowBatch]) -> float:
         gradient = _gradient(probed, batches, parameters)
@@ -126,7 +127,7 @@ PROBES: dict[str, Callable[[Probed], FloatArray]] = {
 """float64[K] by name; NaN for sources without probe rows."""
 
 
-def target_gradient(probed: Probed, parameters: "list[torch.nn.Parameter]") -> "Gradient":
+def _target_gradient(probed: Probed, parameters: "list[torch.nn.Parameter]") -> "Gradient":
     """Target-weighted mean over sources of their gradients on the reward split."""
     targets = np.array([source.target for source in probed.sources])
     tokens = np.array([int(s.splits["reward"].supervised.sum()) for s in probed.sources])
@@ -150,6 +151,8 @@ def adam_direction(
     for g, parameter in zip(gradient, parameters, strict=True):
         group, state = groups[id(parameter)], optimizer.state.get(parameter) or {}
         first, second = group["betas"]
+        # m' = b1 m + (1 - b1) g and v' = b2 v + (1 - b2) g^2, as the step would make them; the
+        # direction is m' / (1 - b1^t) / (sqrt(v' / (1 - b2^t)) + eps), without rate and decay
         steps = int(state.get("step", 0)) + 1
         mean = (1 - first) * g + (first * state["exp_avg"] if state else 0.0)
         square = (1 - second) * g * g + (second * state["exp_avg_sq"] if state else 0.0)
@@ -252,6 +255,8 @@ def _sketch(gradient: "Gradient", seed: int) -> "torch.Tensor":
     """float64[SKETCH], a random projection, the same for every call with the seed."""
     import torch
 
+    # count sketch: s[h(i)] += e(i) g[i], places h and signs e = +-1 drawn by the seed; then
+    # E <s(g), s(g')> = <g, g'>, for where i != j share a place their signs cancel in expectation
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(SKETCH, dtype=torch.float64)
     for tensor in gradient:

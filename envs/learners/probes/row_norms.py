@@ -68,6 +68,8 @@ def _norms(probed: Probed, layers: list[Any], one: RowBatch) -> FloatArray:
     finally:
         for handle in handles:
             handle.remove()
+    # L = sum over rows r of (1 / n_r) sum_(t in r) l_t: its slopes at row r's tokens are those of
+    # r's own mean loss, for rows do not see each other
     count = np.bincount(one.rows)[one.rows]
     loss = (losses / torch.from_numpy(count).to(losses.device, losses.dtype)).sum()
     gradients = torch.autograd.grad(loss, [output for _, output, _ in seen])
@@ -87,9 +89,12 @@ def _squares(
     found = []
     for x, d in zip(inputs[0].split(lengths), slopes[0].split(lengths), strict=True):
         x, d = x.float(), d.float()
+        # the gradient of the weight is W = x^T d, x [n, in] and d [n, out]; |W|^2 either of itself,
+        # n in out operations, or as sum_(s, t) (x x^T)_st (d d^T)_st, n^2 (in + out) of them
         if len(x) ** 2 * (x.shape[1] + d.shape[1]) < len(x) * x.shape[1] * d.shape[1]:
             square = ((x @ x.T) * (d @ d.T)).sum()
         else:
             square = (x.T @ d).square().sum()
+        # the bias adds |sum_t d_t|^2
         found.append(float(square) + (float(d.sum(0).square().sum()) if has_bias else 0.0))
     return np.maximum(np.array(found), 0.0)

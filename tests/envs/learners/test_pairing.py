@@ -408,7 +408,9 @@ def test_states_of_frozen_blocks_are_dropped_on_request(
     rule = rule_of("paired", blocks=1, block_period=1, keep_states=keep)
     learner.train(plan, rule, 0.0)
     own, blocks = learner.steps.parameters(), learner.steps.blocks()
-    with_state = [i for i, b in enumerate(blocks) if own[b[0]] in learner.optimisation.optimizer.state]
+    with_state = [
+        i for i, b in enumerate(blocks) if own[b[0]] in learner.optimisation.optimizer.state
+    ]
     assert with_state == ([0, 1] if keep else rule._draws._active)
     copies = rule.snapshot()["copies"][0]["optimizer"]["state"]
     assert len(copies) == len(learner.optimisation.optimizer.state)
