@@ -41,7 +41,13 @@ class LanguageModel:
     ) -> None:
         self.module = module.to(device)
         self.options, self.device = options, device
-        self.attention = choose_attention(self.module, options.attention, device.type, longest)
+        self.attention = choose_attention(
+            self.module,
+            options.attention,
+            device.type,
+            longest,
+            bf16=options.precision == "bf16",
+        )
 
     @contextmanager
     def computing(self) -> Iterator[None]:
