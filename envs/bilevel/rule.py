@@ -305,4 +305,6 @@ class BilevelStep:
         """Continue from :meth:`save`."""
         import torch
 
-        self.restore(torch.load(folder / STATE_FILE, weights_only=True))
+        # to CPU, whatever device wrote it; copies move it to where the model is
+        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        self.restore(state)

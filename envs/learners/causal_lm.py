@@ -27,6 +27,7 @@ from mixgym.envs.learners.models.trained_model import TrainedModel
 from mixgym.envs.learners.optimisation import Optimisation
 from mixgym.envs.learners.paired_steps import PairedSteps
 from mixgym.envs.learners.parallel.data_parallel import DataParallel
+from mixgym.envs.learners.parallel.processes import join
 from mixgym.envs.learners.probes.losses import Probes
 from mixgym.envs.learners.probes.probed import Probed
 from mixgym.envs.learners.steps import Steps
@@ -73,12 +74,10 @@ class CausalLM:
         make_reference: "Callable[[], CausalLM] | None" = None,
     ) -> None:
         import torch
-        from accelerate import Accelerator
 
         if torch.get_num_threads() != model_options.threads:
             torch.set_num_threads(model_options.threads)
-        # no mixed precision here: accelerate allows one per process, two learners may differ
-        device = Accelerator(cpu=not torch.cuda.is_available()).device
+        device = join()
         self.tokenizer, self.sources = tokenizer, sources
         self.shape = (len(sources), sources[0].n_strata)
         self._max_length, self._training, self._seed = max_length, training, seed
@@ -216,7 +215,9 @@ class CausalLM:
         import torch
 
         self.trained.load(folder)
-        self._set_state(torch.load(folder / OPTIMIZER_FILE, weights_only=True))
+        # to CPU, whatever device wrote it; the optimiser moves it to where its parameters are
+        state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        self._set_state(state)
 
     def _state(self) -> dict[str, Any]:
         """All but the weights; the optimiser's tensors are not copies."""

@@ -215,8 +215,15 @@ def _deal_group(
     group, cluster = config.groups[index], config.cluster
     generator = stream(seed, "packing", "balance", str(period), str(index))
     order = order_packs(work[packs], cluster.packs(group), config.balance, generator)
+    replicas = cluster.replicas(group)
+    # packs in no order of work share steps alike for any number of processes
+    together = replicas if config.balance.sort else 1
     slots = deal(
-        packs[order], cluster.micro_steps(group), cluster.replicas(group), spread=config.spread
+        packs[order],
+        cluster.micro_steps(group),
+        replicas,
+        spread=config.spread,
+        together=together,
     )
     return even_out(slots, work) if config.balance.sort else slots
 

@@ -71,8 +71,8 @@ def document_attention(
         longest_document: tokens of the longest document there will be in any call, if longer.
         sequence: this rank's part where several share the row; ``tokens`` are then this rank's, and
             ``document_lengths`` sum to those of all.
-        sliding_window: tokens that a query sees, itself included; refused where that is shorter than
-            a document, unless there are sinks: nothing else computes these.
+        sliding_window: tokens that a query sees, itself included; refused where that is shorter
+            than a document, unless there are sinks: nothing else computes these.
         softcap: refused.
         s_aux: [heads], a learned score of every head that takes its share of each softmax and gives
             nothing (attention sinks).

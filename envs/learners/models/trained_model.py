@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixgym.envs.learners.models.language_model import LanguageModel
+from mixgym.envs.learners.models.model_source import check_no_adapters
 from mixgym.envs.learners.models.precision import check_onednn
 from mixgym.envs.learners.parallel.data_parallel import can_recompute, recompute_layers
 from mixgym.envs.options import ModelOptions
@@ -35,7 +36,8 @@ class TrainedModel:
         recomputes: whether all layers recompute their activations in training.
 
     Raises:
-        ConfigError: if ``fp32_matmul=onednn`` would round on this machine.
+        ConfigError: if ``fp32_matmul=onednn`` would round on this machine, or for a model with
+            adapters in it.
         PackingError: if no attention implementation keeps documents of this model apart.
     """
 
@@ -50,7 +52,9 @@ class TrainedModel:
         if options.fp32_matmul == "onednn":
             check_onednn()
         self._make, self.tokenizer = make, tokenizer
-        self.language = LanguageModel(make(), options, device, longest)
+        module = make()
+        check_no_adapters(type(module).__name__, module)
+        self.language = LanguageModel(module, options, device, longest)
         self._names = {n for n, p in self.module.named_parameters() if p.requires_grad}
         self.drops = _has_dropout(self.module)
         self.recomputes = options.gradient_checkpointing

@@ -23,6 +23,7 @@ from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import ConfigError, SourceError
 from mixgym.envs.learners.batching import in_order, lay_out_rows
 from mixgym.envs.learners.models.language_model import LanguageModel
+from mixgym.envs.learners.parallel.processes import own_device
 from mixgym.envs.learners.probes.probe_rows import bare_rows
 from mixgym.envs.options import DataOptions, ModelOptions, WorldOptions
 from mixgym.envs.random_streams import stream
@@ -74,14 +75,11 @@ class Grader:
     @cached_property
     def language(self) -> LanguageModel:
         """The model, loaded when it is first needed."""
-        import torch
-
         from mixgym.envs.learners.models.loading import load_model
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         longest = self.data.max_length
         model = load_model(self.options, longest)
-        return LanguageModel(model.eval(), self.options, device, longest)
+        return LanguageModel(model.eval(), self.options, own_device(), longest)
 
     @cached_property
     def fingerprint(self) -> str:
