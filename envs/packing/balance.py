@@ -29,10 +29,13 @@ class Balance:
         sort: whether packs are sorted by attention work.
         window: steps inside which they are sorted; None sorts all of them. A small window leaves
             the order of documents more random, and leaves more imbalance.
+        whole: whether sorted steps are whole micro-steps of the replicas as far as can be; then few
+            replicas are idle, and steps depend on how many there are.
     """
 
     sort: bool = True
     window: int | None = None
+    whole: bool = True
 
 
 def order_packs(

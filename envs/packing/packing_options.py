@@ -45,9 +45,10 @@ class PackingOptions(Options):
     )
     packer: PackerName = Field("best_fit_decreasing", description="see: mixgym list packers")
     balance: Literal["auto", "sort", "none"] = Field(
-        "none",
-        description="none: packs share a step at random, whatever the number of processes; sort: "
-        "those of like attention work do; auto: sort if several replicas would wait for each other",
+        "auto",
+        description="sort: packs of like attention work share a step, in whole micro-steps of the "
+        "processes; none: at random; auto: sorted with groups of several lengths, at random "
+        "without, and the same steps for any number of processes",
     )
     window: int | None = Field(
         None, ge=1, description="steps inside which packs are sorted; null: the whole interval"

@@ -216,8 +216,7 @@ def _deal_group(
     generator = stream(seed, "packing", "balance", str(period), str(index))
     order = order_packs(work[packs], cluster.packs(group), config.balance, generator)
     replicas = cluster.replicas(group)
-    # packs in no order of work share steps alike for any number of processes
-    together = replicas if config.balance.sort else 1
+    together = replicas if config.balance.sort and config.balance.whole else 1
     slots = deal(
         packs[order],
         cluster.micro_steps(group),

@@ -157,7 +157,7 @@ def choose_attention(
         names = [DOCUMENTS, "sdpa", "eager"] if device == "cpu" else [*flash(), "sdpa", "eager"]
     problems: list[_Problem] = []
     for name in names:
-        problem = _problem(model, name, device, longest, bf16=bf16)
+        problem = _problem(model, name, longest, bf16=bf16)
         if problem is None:
             _warn(model, name, problems)
             return name
@@ -213,7 +213,7 @@ def _warn(model: Any, taken: str, problems: list[_Problem]) -> None:
             )
 
 
-def _problem(model: Any, name: str, device: str, longest: int, *, bf16: bool) -> _Problem | None:
+def _problem(model: Any, name: str, longest: int, *, bf16: bool) -> _Problem | None:
     """What speaks against an implementation; None: nothing."""
     try:
         model.set_attn_implementation(name)
@@ -222,7 +222,7 @@ def _problem(model: Any, name: str, device: str, longest: int, *, bf16: bool) ->
     exact = True
     for half in (False, True) if bf16 else (False,):
         try:
-            with _autocast(device, half=half):
+            with _autocast(model, half=half):
                 problem = _measured(model, name, longest, half=half, exact=exact and half)
         except PackingError as error:
             return _Problem(name, str(error), ordinary=True)
@@ -258,10 +258,10 @@ def _middle(values: Sequence[float]) -> float:
 
 
 @contextmanager
-def _autocast(device: str, *, half: bool) -> Iterator[None]:
+def _autocast(model: Any, *, half: bool) -> Iterator[None]:
     import torch
 
-    with torch.autocast(device, torch.bfloat16, enabled=half):
+    with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=half):
         yield
 
 
