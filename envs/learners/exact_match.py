@@ -68,7 +68,8 @@ def _greedy(learner: CausalLM, new_tokens: int = LONGEST_ANSWER) -> Any:
     given = getattr(model, "generation_config", None)
     ends: set[int] = set()
     for end in (tokenizer.eos_token_id, getattr(given, "eos_token_id", None)):
-        ends |= set(end) if isinstance(end, list | tuple) else {end} - {None}
+        several = end if isinstance(end, list | tuple) else [end]
+        ends |= {int(one) for one in several if one is not None}
     return GenerationConfig(
         do_sample=False,
         num_beams=1,

@@ -5,7 +5,6 @@ from typing import Any
 
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.models import small_models as presets
-from mixgym.envs.learners.models import smollm2 as smollm2  # for those who fetch it
 from mixgym.envs.learners.models.model_source import (
     check_config,
     check_no_adapters,

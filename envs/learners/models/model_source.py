@@ -102,15 +102,12 @@ def _check_folder(name: str, folder: Path) -> None:
     if adapters:
         beside = " beside a whole model" if whole else ""
         advice = (
-            "move them to a folder of their own, or merge them first"
+            "move those files to a folder of their own and give this one without them"
             if whole
-            else "merge it first and give the result"
+            else "merge it into its base and give the result: mixgym merge "
+            f"{name} --base BASE --method linear --out FOLDER"
         )
-        raise refusal(
-            name,
-            f"it holds an adapter{beside}, {', '.join(adapters)}",
-            f"{advice}: mixgym merge {name} --base BASE --method linear --out FOLDER",
-        )
+        raise refusal(name, f"it holds an adapter{beside}, {', '.join(adapters)}", advice)
     if (folder / "config_sentence_transformers.json").exists():
         raise refusal(name, "it is a sentence-transformers model", "give a causal language model")
     found = any(any(folder.glob(pattern)) for pattern in WEIGHTS)
@@ -156,7 +153,7 @@ def _ask_hub(name: str) -> str | None:
     import huggingface_hub as hub
 
     url = hub.hf_hub_url(name, CONFIG)
-    headers = hub.utils.build_hf_headers()
+    headers = hub.utils.build_hf_headers()  # type: ignore[attr-defined]
     try:
         answer = hub.get_session().head(
             url, headers=headers, timeout=HUB_PATIENCE_SECONDS, follow_redirects=True
