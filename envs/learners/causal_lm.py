@@ -30,7 +30,7 @@ from mixgym.envs.learners.parallel.data_parallel import DataParallel
 from mixgym.envs.learners.parallel.processes import join
 from mixgym.envs.learners.probes.losses import Probes
 from mixgym.envs.learners.probes.probed import Probed
-from mixgym.envs.learners.steps import Steps
+from mixgym.envs.learners.steps import OptimiserSteps
 from mixgym.envs.options import ModelOptions, TrainingOptions
 from mixgym.envs.sources.source import Source
 
@@ -91,7 +91,7 @@ class CausalLM:
         """Put the parts around a model."""
         self.trained, self.held_out = trained, held_out
         self.optimisation = Optimisation(trained, self._training)
-        steps = Steps(trained, self.optimisation, self.sources, self._ranks, self._seed)
+        steps = OptimiserSteps(trained, self.optimisation, self.sources, self._ranks, self._seed)
         self.steps = PairedSteps(steps, held_out, self._max_length)
         self.probes = self.make_probes(probe_rows, self._seed)
 

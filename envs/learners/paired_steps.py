@@ -17,7 +17,7 @@ from mixgym.envs.interval_plan import Pack
 from mixgym.envs.learners.batching import Batch, evaluation_packs, pack_rows, sum_by_cell
 from mixgym.envs.learners.held_out import HeldOut
 from mixgym.envs.learners.pairing import Tensors
-from mixgym.envs.learners.steps import Steps
+from mixgym.envs.learners.steps import OptimiserSteps
 from mixgym.envs.random_streams import stream
 from mixgym.envs.ranks import summed
 from mixgym.envs.sources.splits import VALIDATION, check_validation, without_validation
@@ -39,7 +39,7 @@ class PairedSteps:
         max_length: tokens in a pack.
     """
 
-    def __init__(self, halves: Steps, held_out: HeldOut, max_length: int) -> None:
+    def __init__(self, halves: OptimiserSteps, held_out: HeldOut, max_length: int) -> None:
         self.halves, self._held_out, self._max_length = halves, held_out, max_length
         self._trained, self._optimisation = halves.trained, halves.optimisation
         self._language = halves.trained.language

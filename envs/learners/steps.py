@@ -22,7 +22,7 @@ from mixgym.envs.ranks import sum_gradients, summed
 from mixgym.envs.sources.source import Source
 
 
-class Steps:
+class OptimiserSteps:
     """Accumulates and applies; a :class:`~mixgym.envs.learners.base.Trainable`.
 
     Args:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from mixgym.envs import storage
 from mixgym.envs.errors import ConfigError, DivergenceError, RunError
 from mixgym.envs.learners import causal_lm
-from mixgym.envs.learners.steps import Steps
+from mixgym.envs.learners.steps import OptimiserSteps
 from mixgym.trainer.cli.main import app
 from mixgym.trainer.config import RunConfig, dump_config
 from mixgym.trainer.finetuning import finetune as finetune_module
@@ -345,12 +345,12 @@ def error_line(result: Result) -> str:
 def test_a_diverging_run_stops_and_leaves_the_last_good_checkpoint(
     tmp_path: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backward = Steps._backward
+    backward = OptimiserSteps._backward
 
     def diverging(self: Any, batch: Any, part: int, normaliser: float) -> Any:
         return backward(self, batch, part, np.nan if self.optimisation.steps == 3 else normaliser)
 
-    monkeypatch.setattr(Steps, "_backward", diverging)
+    monkeypatch.setattr(OptimiserSteps, "_backward", diverging)
     config = make_config("run")
     result = command(tmp_path, config)
     run = RunFolder.open(config.run.dir)
@@ -371,7 +371,7 @@ def test_a_diverging_run_stops_and_leaves_the_last_good_checkpoint(
     AutoModelForCausalLM.from_pretrained(latest[1] / "environment" / "learner")
     with pytest.raises(DivergenceError):  # the same again, bit for bit
         finetune(config, resume=True)
-    monkeypatch.setattr(Steps, "_backward", backward)
+    monkeypatch.setattr(OptimiserSteps, "_backward", backward)
     assert finetune(config, resume=True)["status"] == "finished"
 
 
