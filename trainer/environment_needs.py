@@ -14,6 +14,8 @@ from mixgym.envs.learners.kinds import LEARNERS, LearnerName
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.trainer.config import RunConfig
 
+Learner = LearnerName
+
 
 def environment_for(
     needs: Requires, config: RunConfig, *, learner: LearnerName | None = None
