@@ -128,6 +128,7 @@ def _reference_of(options: WorldOptions, corpus: Corpus) -> "Callable[[], Causal
         return None
     from mixgym.envs.learners.causal_lm import CausalLM
     from mixgym.envs.learners.models.loading import load_model, load_tokenizer
+    from mixgym.envs.learners.models.model_source import said_of
 
     model = options.model.model_copy(update={"name": folder})
     if not Path(folder).is_dir():
@@ -135,7 +136,8 @@ def _reference_of(options: WorldOptions, corpus: Corpus) -> "Callable[[], Causal
             f"environment.reference={folder}: no such folder; give one that holds a fine-tuned "
             "model (config.json and its weights)"
         )
-    own = load_tokenizer(model, lambda: iter(()))
+    with said_of("environment.reference"):
+        own = load_tokenizer(model, lambda: iter(()))
     if own.get_vocab() != corpus.tokenizer.get_vocab():
         raise ConfigError(
             f"environment.reference={folder}: its tokenizer is not that of model.name="

@@ -43,7 +43,7 @@ HALF_ROUNDING = 0.06
 """Both under automatic mixed precision: bfloat16 rounds by 4e-3, at every layer."""
 TRIED = 64  # positions of a long document whose logits are compared
 PLAIN_TOKENS = 1000  # token ids below: placeholders of images and the like stand behind
-EAGER_SCORES = 2**30  # scores of a layer above which transformers' SDPA stands for eager
+EAGER_SCORES = 2**29  # of a layer, at most; behind stands SDPA for eager, which holds none of them
 FAILURES = (
     RuntimeError, ValueError, TypeError, ImportError, NotImplementedError, AttributeError,
     LookupError, AssertionError,
@@ -179,7 +179,7 @@ def own_attention(model: Any, longest: int) -> str:
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation("sdpa")
-        return "sdpa" if max(_beside(model, "sdpa", longest, 0)) <= ROUNDING else "eager"
+        return "sdpa" if max(_beside(model, "sdpa", "eager", longest, 0)) <= ROUNDING else "eager"
     except Exception:
         return "eager"
     finally:
@@ -311,6 +311,7 @@ def _distances(model: Any, name: str, longest: int) -> list[float]:
     """How far logits under an implementation are from those of the model's own attention.
 
     Documents of full length show what short ones do not: windows, chunks, whatever is dropped.
+    Eager attention holds all scores, so it goes as far as memory allows, and SDPA beyond.
 
     Args:
         model: a causal LM; its attention is ``name`` afterwards.
@@ -321,11 +322,36 @@ def _distances(model: Any, name: str, longest: int) -> list[float]:
         Differences of logits at some positions, relative to the largest magnitude, of one document
         of full length alone, and of one that shares a row with a short one.
     """
-    alone = [] if name == "eager" or longest < 1 else _beside(model, name, longest, 0)
-    return alone + (_beside(model, name, longest - 7, 7) if longest > 7 else [])
+    heads = int(getattr(model.config.get_text_config(), "num_attention_heads", None) or 1)
+    held = longest if name == "eager" else min(longest, math.isqrt(EAGER_SCORES // heads))
+    found = _both(model, name, "eager", held)
+    if held < longest and name != "sdpa" and _has_sdpa(model, name):
+        found += _both(model, name, "sdpa", longest)
+    return found
 
 
-def _beside(model: Any, name: str, tokens: int, before: int) -> list[float]:
+def _has_sdpa(model: Any, name: str) -> bool:
+    """Whether the model runs with SDPA; its attention is ``name`` afterwards."""
+    import torch
+
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=next(model.parameters()).device)
+    try:
+        model.set_attn_implementation("sdpa")
+        with evaluation_mode(model), torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    except FAILURES:
+        return False
+    finally:
+        model.set_attn_implementation(name)
+    return True
+
+
+def _both(model: Any, name: str, reference: str, longest: int) -> list[float]:
+    alone = [] if name == reference or longest < 1 else _beside(model, name, reference, longest, 0)
+    return alone + (_beside(model, name, reference, longest - 7, 7) if longest > 7 else [])
+
+
+def _beside(model: Any, name: str, reference: str, tokens: int, before: int) -> list[float]:
     """Of a document of so many tokens, behind another one of ``before`` tokens if there is any."""
     import torch
 
@@ -336,18 +362,12 @@ def _beside(model: Any, name: str, tokens: int, before: int) -> list[float]:
     kept = torch.linspace(0, tokens - 1, min(tokens, TRIED), device=device).long()
     with evaluation_mode(model), torch.no_grad():
         found = packed_forward(model, ids, positions, lengths, logits_to_keep=kept + before)
-        model.set_attn_implementation(_reference(model, name, tokens))
+        model.set_attn_implementation(reference)
         try:
             wanted = model(input_ids=ids[:, before:], use_cache=False, logits_to_keep=kept).logits
         finally:
             model.set_attn_implementation(name)
     return _apart(found, wanted)
-
-
-def _reference(model: Any, name: str, tokens: int) -> str:
-    """Eager attention; for very long documents, whose scores no memory holds, SDPA."""
-    heads = int(getattr(model.config.get_text_config(), "num_attention_heads", None) or 1)
-    return "eager" if name == "sdpa" or heads * tokens**2 <= EAGER_SCORES else "sdpa"
 
 
 def _apart(one: "torch.Tensor", other: "torch.Tensor") -> list[float]:

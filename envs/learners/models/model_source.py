@@ -5,6 +5,8 @@ name is looked for in the cache, then at the hub once, without the minutes of re
 library would take.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,15 @@ def refusal(name: str, reason: str, advice: str | None = None) -> ConfigError:
         "reachable or cached"
     )
     return ConfigError(f"model.name={name}: {folder}cannot be loaded ({reason}); {advice or usual}")
+
+
+@contextmanager
+def said_of(key: str) -> Iterator[None]:
+    """Errors of a model inside the block name another key than ``model.name``."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("model.name=", f"{key}=", 1)) from error
 
 
 def check_config(name: str, config: Any) -> None:

@@ -247,6 +247,7 @@ def make_grader(options: WorldOptions, tokenizer: Any, *, dry: bool = False) -> 
         ConfigError: if the grading model would be one of random weights.
     """
     from mixgym.envs.learners.models.loading import load_tokenizer
+    from mixgym.envs.learners.models.model_source import said_of
     from mixgym.envs.learners.models.small_models import PRESETS
 
     data = options.data
@@ -261,7 +262,9 @@ def make_grader(options: WorldOptions, tokenizer: Any, *, dry: bool = False) -> 
     model = options.model.model_copy(update={"name": name})
     if data.scorer is None:
         return Grader(model, data, tokenizer, own=True, dry=dry)
-    return Grader(model, data, load_tokenizer(model, lambda: iter(())), own=False, dry=dry)
+    with said_of("data.scorer"):
+        tokenizer = load_tokenizer(model, lambda: iter(()))
+    return Grader(model, data, tokenizer, own=False, dry=dry)
 
 
 def scorers(grader: Grader, names: Sequence[str], seed: int) -> dict[str, ModelScorer]:

@@ -374,6 +374,19 @@ def test_chunks_are_left_to_the_model() -> None:
     assert chosen != DOCUMENTS
 
 
+def test_documents_whose_scores_no_memory_holds_are_compared_with_sdpa(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eager goes to 16 tokens, inside a chunk; what is behind shows in the rest."""
+    monkeypatch.setattr("mixgym.envs.learners.models.attention.EAGER_SCORES", 4 * 16**2)
+    model = made("Llama4TextConfig", attention_chunk_size=16, intermediate_size_mlp=64, **EXPERTS)
+    with pytest.raises(PackingError, match="differ from those of the model's own"):
+        choose_attention(model, "documents", "cpu", 32)
+    assert choose_attention(made("LlamaConfig"), "documents", "cpu", 32) == DOCUMENTS
+    sinks = made("GptOssConfig", **EXPERTS)  # which has no SDPA to compare with
+    assert choose_attention(sinks, "documents", "cpu", 32) == DOCUMENTS
+
+
 def test_a_small_leak_is_found() -> None:
     """A convolution in front of everything, of so little weight that logits move by 1e-4."""
     model = made("LlamaConfig")

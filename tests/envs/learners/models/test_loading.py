@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mixgym.envs.build import build_environment
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.interval_plan import IntervalPlan, Pack
 from mixgym.envs.learners.base import PlainStep
@@ -27,7 +28,7 @@ from mixgym.envs.learners.models.small_models import (
     build_tokenizer,
     cache_folder,
 )
-from mixgym.envs.options import DataOptions, ModelOptions, TrainingOptions
+from mixgym.envs.options import DataOptions, ModelOptions, TrainingOptions, WorldOptions
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
 
 PackMaker = Callable[..., Pack]
@@ -457,3 +458,15 @@ def test_names_that_no_hub_could_have(hub: Hub) -> None:
             lambda name=name: describe(ModelOptions(name=name))
         )
     assert hub.asked == 0
+
+
+@pytest.mark.parametrize("key", ["environment.reference", "data.scorer"])
+def test_other_models_of_a_run_are_named_by_their_keys(saved: Path, key: str) -> None:
+    (saved / "adapter_config.json").write_text("{}")
+    section, name = key.split(".")
+    options: dict[str, Any] = {section: {name: str(saved)}}
+    options.setdefault("data", {})["max_length"] = 64
+    if name == "scorer":
+        options["data"]["strata_by"] = "loss"
+    message = one_line(lambda: build_environment(WorldOptions.model_validate(options)))
+    assert message.startswith(f"{key}={saved}: is a folder, but cannot be loaded")
