@@ -95,7 +95,7 @@ def worker(model: str, variant: str, steps: int) -> dict[str, float]:
         training=options.training,
         seed=0,
     )
-    learner._start = None  # a copy for quick resets, which is the same for all
+    learner.trained._start = None  # a copy for quick resets, which is the same for all
     chosen = VARIANTS[variant]
     rule: StepRule = PlainStep()
     if chosen is not None:
@@ -103,10 +103,10 @@ def worker(model: str, variant: str, steps: int) -> dict[str, float]:
         rule = BilevelStep(BilevelOptions.model_validate(chosen), names, np.ones(count), 0)
     learner.model.train()
     for packs_ in plan.steps[:10]:  # one of every kind of step, and what is made at the first
-        rule.step(learner, packs_)
+        rule.step(learner.steps, packs_)
     begin = time.process_time()
     for packs_ in plan.steps[10 : 10 + steps]:
-        rule.step(learner, packs_)
+        rule.step(learner.steps, packs_)
     seconds = (time.process_time() - begin) / steps
     return {"seconds": seconds, "bytes": float(peak() - before)}
 

@@ -137,8 +137,7 @@ def measure(config: RunConfig, points: int, every: int) -> Seen:
 def prober(learner: CausalLM, reading: Reading) -> CausalLM:
     """A copy that reads its own rows; they are laid out, and the start is measured."""
     other = learner.fork()
-    other._seed = reading.seed
-    other.begin_probing(max(reading.rows, 1), None)
+    other.probes = other.make_probes(max(reading.rows, 1), reading.seed)
     if reading.probe != FREE:
         other.begin_probes([LOCAL])
     return other

@@ -208,11 +208,8 @@ def run_rank(job: Job, method: str) -> list[list[float]]:
     _warm_up(learner.model)
     torch.distributed.barrier()
     seconds: list[list[float]] = []
-    losses, backward, lay_out = (
-        learner._token_losses,
-        learner._accelerator.backward,
-        learner._micro_batches,
-    )
+    steps, language = learner.steps.halves, learner.trained.language
+    losses, backward, lay_out = language.token_losses, torch.Tensor.backward, steps.micro_batches
     begin = [0.0]
 
     def micro_batches(packs: Any) -> Any:
@@ -223,13 +220,14 @@ def run_rank(job: Job, method: str) -> list[list[float]]:
         begin[0] = time.process_time()
         return losses(*given, **named)
 
-    def back(loss: Any, **named: Any) -> None:
-        backward(loss, **named)
+    def back(loss: Any, *given: Any, **named: Any) -> None:
+        backward(loss, *given, **named)
         seconds[-1].append(time.process_time() - begin[0])
 
-    learner._micro_batches, learner._token_losses = micro_batches, forward
-    learner._accelerator.backward = back
+    steps.micro_batches, language.token_losses = micro_batches, forward
+    torch.Tensor.backward = back  # type: ignore[assignment]
     learner.train(job.plan(method, RANKS), PlainStep(), 0.0)
+    torch.Tensor.backward = backward  # type: ignore[method-assign]
     part()
     return seconds
 

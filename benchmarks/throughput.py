@@ -241,8 +241,8 @@ def _rows(job: Job, pack: Any) -> Iterator[dict[str, list[int]]]:
 
 def _held_out(learner: Any) -> float:
     """Nats per supervised token on the first packs of the reward split."""
-    batches = learner._evaluation_batches("reward")
-    learner._evaluations["reward"] = batches[:1]
+    batches = learner.held_out.batches("reward", learner.trained.language)
+    learner.held_out.kept["reward"] = batches[:1]
     found = learner.evaluate("reward")
     return float(found.loss_sum.sum() / found.supervised.sum())
 
@@ -285,11 +285,11 @@ def _stopwatches(learner: Any, plane: Any, seconds: dict[str, float]) -> Iterato
     body = "forward: body"
     undo = [
         timed(plane, "plan", "plan: sample and pack"),
-        timed(learner, "_micro_batches", "batching"),
+        timed(learner.steps.halves, "micro_batches", "batching"),
         timed(learner.model.base_model, "forward", body),
-        timed(learner, "_token_losses", "forward: head and loss", (body,)),
+        timed(learner.trained.language, "token_losses", "forward: head and loss", (body,)),
         timed(torch.Tensor, "backward", "backward"),
-        timed(learner, "apply", "clipping and optimiser"),
+        timed(learner.steps, "apply", "clipping and optimiser"),
     ]
     try:
         yield

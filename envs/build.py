@@ -1,11 +1,10 @@
 """One configuration -> one environment, wired. The only place that knows all the parts."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import zip_longest
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +13,9 @@ from mixgym.envs.environment import EpisodeHook, MixtureEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.interval_plan import Budget, DataPlane
 from mixgym.envs.learners.base import Learner, PlainStep, StepRule
+from mixgym.envs.learners.corpus import Corpus, check_vocabulary
+from mixgym.envs.learners.corpus import load_corpus as load_corpus  # the way in for other floors
+from mixgym.envs.learners.kinds import CAUSAL_LM, CURVES, LEARNERS, LearnerName
 from mixgym.envs.options import (
     EnvironmentOptions,
     TrainingOptions,
@@ -30,21 +32,6 @@ if TYPE_CHECKING:
     from mixgym.envs.packing.setup import PackingSetup
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The sources of a configuration, encoded, with the tokenizer that did it.
-
-    Attributes:
-        sources: K of them.
-        tokenizer: of the model.
-        graded: tokens that grading the rows reads, unless they are cached.
-    """
-
-    sources: tuple[Source, ...]
-    tokenizer: Any
-    graded: int = 0
-
-
 def build_environment(
     options: WorldOptions,
     *,
@@ -57,35 +44,8 @@ def build_environment(
         MixgymError: if a source, the model or an option cannot be used (the message says which).
     """
     environment = _padded(options.environment)
-    make = _curves_world if environment.learner == "curves" else _language_world
-    world, training = make(options)
+    world, training = _WORLDS[environment.learner](options)
     return MixtureEnv(world, environment, training, on_episode_end, render_mode)
-
-
-def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
-    """Read and encode the sources; for a preset this trains the tokenizer on their rows.
-
-    Args:
-        options: the configuration.
-        dry: where a model would grade the rows, do so by length and count what it would read.
-    """
-    from mixgym.envs.learners.models.loading import load_tokenizer
-    from mixgym.envs.learners.probes.difficulty_scorers import make_grader, scorers
-    from mixgym.envs.sources.loading import encode_sources, read_sources, training_texts
-    from mixgym.envs.sources.splits import check_validation, training_subset
-
-    raw = read_sources(options)
-    texts = [training_texts([source]) for source in raw]
-    tokenizer = load_tokenizer(options.model, lambda: _in_turn(texts))
-    grader = make_grader(options, tokenizer, dry=dry)
-    found = scorers(grader, [source.name for source in raw], options.seed) if grader else {}
-    halved = options.environment.step_rule == "bilevel"
-    sources = tuple(encode_sources(raw, tokenizer, options.data, options.seed, found, halved))
-    if halved:
-        check_validation(sources)
-    if halved and (rows := options.bilevel.rows) is not None:
-        sources = tuple(training_subset(source, rows, options.seed) for source in sources)
-    return Corpus(sources, tokenizer, sum(scorer.cost for scorer in found.values()))
 
 
 def cell_sizes(sources: Sequence[Source], unit: Unit) -> FloatArray:
@@ -133,12 +93,6 @@ def make_prior(names: Sequence[str], sizes: FloatArray, options: EnvironmentOpti
     return Mixture(weights / weights.sum(), normalise(sizes, sizes > 0))
 
 
-def _in_turn(texts: Sequence[Iterator[str]]) -> Iterator[str]:
-    """One text of each source after the other, so that a cut leaves every source in."""
-    for round_ in zip_longest(*texts):
-        yield from (text for text in round_ if text is not None)
-
-
 def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
     from mixgym.envs.learners.causal_lm import CausalLM
     from mixgym.envs.learners.models.loading import load_model
@@ -156,7 +110,7 @@ def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
         probe_rows=options.environment.probe_rows,
         make_reference=reference,
     )
-    _check_vocabulary(corpus, learner.model, options.model.name)
+    check_vocabulary(corpus, learner.model, options.model.name)
     world = row_world(options, corpus.sources, learner)
     if reference is not None:
         world = replace(world, reference=lambda: reference().evaluate("reward"))
@@ -174,6 +128,7 @@ def _reference_of(options: WorldOptions, corpus: Corpus) -> "Callable[[], Causal
         return None
     from mixgym.envs.learners.causal_lm import CausalLM
     from mixgym.envs.learners.models.loading import load_model, load_tokenizer
+    from mixgym.envs.learners.models.model_source import said_of
 
     model = options.model.model_copy(update={"name": folder})
     if not Path(folder).is_dir():
@@ -181,7 +136,8 @@ def _reference_of(options: WorldOptions, corpus: Corpus) -> "Callable[[], Causal
             f"environment.reference={folder}: no such folder; give one that holds a fine-tuned "
             "model (config.json and its weights)"
         )
-    own = load_tokenizer(model, lambda: iter(()))
+    with said_of("environment.reference"):
+        own = load_tokenizer(model, lambda: iter(()))
     if own.get_vocab() != corpus.tokenizer.get_vocab():
         raise ConfigError(
             f"environment.reference={folder}: its tokenizer is not that of model.name="
@@ -319,12 +275,12 @@ def make_step_rule(options: WorldOptions, names: tuple[str, ...], sizes: FloatAr
         return PlainStep()
     from mixgym.envs.bilevel.rule import BilevelStep
 
-    learner = options.environment.learner
-    wanted = options.bilevel.on(learner)
-    if learner == "curves" and (wanted.estimator, wanted.act) != ("alignment", "sampling"):
+    learner = LEARNERS[options.environment.learner]
+    wanted = options.bilevel.on(learner.name)
+    if learner.closed_form and (wanted.estimator, wanted.act) != ("alignment", "sampling"):
         raise ConfigError(
-            f"bilevel.estimator={wanted.estimator}, act={wanted.act}: learner curves knows the "
-            "alignment of its sources and has no second model: use alignment and sampling"
+            f"bilevel.estimator={wanted.estimator}, act={wanted.act}: learner {learner.name} "
+            "knows the alignment of its sources and has no second model: use alignment and sampling"
         )
     return BilevelStep(wanted, names, sizes.sum(-1), options.seed)
 
@@ -339,19 +295,6 @@ def _fingerprint(sources: Sequence[Source]) -> str:
             for array in (rows.tokens, rows.labels, rows.offsets, source.strata[split]):
                 digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:32]
-
-
-def _check_vocabulary(corpus: Corpus, model: Any, name: str) -> None:
-    size = int(model.config.get_text_config().vocab_size)
-    largest = max(
-        (int(rows.tokens.max()) for s in corpus.sources for rows in s.splits.values() if len(rows)),
-        default=0,
-    )
-    if largest >= size:
-        raise ConfigError(
-            f"model.name={name}: its tokenizer gives token {largest}, its vocabulary has {size}: "
-            "tokenizer and model do not belong together"
-        )
 
 
 def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
@@ -396,7 +339,7 @@ def _padded(options: EnvironmentOptions) -> EnvironmentOptions:
 
     if options.tasks is None:
         return options
-    if options.learner != "curves":
+    if not LEARNERS[options.learner].closed_form:
         raise ConfigError(
             f"environment.tasks={options.tasks}: only learner curves has tasks to draw"
         )
@@ -407,3 +350,10 @@ def _padded(options: EnvironmentOptions) -> EnvironmentOptions:
             f"sources and {MAX_STRATA} strata"
         )
     return options.model_copy(update={"max_sources": shape[0], "max_strata": shape[1]})
+
+
+_WORLDS: dict[LearnerName, Callable[[WorldOptions], tuple[World, TrainingOptions]]] = {
+    CAUSAL_LM: _language_world,
+    CURVES: _curves_world,
+}
+"""Makes the world of each learner."""

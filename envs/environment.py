@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mixgym.envs.errors import DivergenceError, MixgymError, RunError
 from mixgym.envs.interval_plan import Budget, DataPlane, IntervalPlan
 from mixgym.envs.learners.base import Evaluation, TrainReport
+from mixgym.envs.learners.kinds import CURVES
 from mixgym.envs.measuring.measurements import Measurements
 from mixgym.envs.measuring.probe_book import wanted_probes
 from mixgym.envs.measuring.records import decision_record
@@ -394,5 +395,5 @@ def make_mixture_env(render_mode: str | None = None, **options: Any) -> MixtureE
     from mixgym.envs.options import WorldOptions
 
     options.setdefault("environment", {})
-    options["environment"] = {"learner": "curves", **dict(options["environment"])}
+    options["environment"] = {"learner": CURVES, **dict(options["environment"])}
     return build_environment(WorldOptions.model_validate(options), render_mode=render_mode)

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mixgym.envs.bilevel.bilevel_options import BilevelOptions
+from mixgym.envs.learners.kinds import CAUSAL_LM, LearnerName
+from mixgym.envs.learners.models.small_models import PRESETS
 from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.probes import find_probe
 from mixgym.envs.strict_options import Options as Options  # the base of sections elsewhere too
@@ -120,7 +122,12 @@ class TrainingOptions(Options):
     interval: int = Field(10, ge=1, description="optimiser steps between two decisions")
     packs: int = Field(8, ge=1, description="tokens of a step, in packs of max_length")
     accumulation: int = Field(1, ge=1, description="micro-steps that a step is split into")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        description="null, or left out: by the model, 1e-3 for the presets (random weights), 2e-5 "
+        "for every other one",
+    )
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Fraction = Field(0.05, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.01, ge=0)
@@ -144,7 +151,7 @@ class PenaltyOptions(Options):
 class EnvironmentOptions(Options):
     """What the agent sees, does and is paid for."""
 
-    learner: Literal["causal_lm", "curves"] = "causal_lm"
+    learner: LearnerName = CAUSAL_LM
     tasks: Literal["train", "validation", "test"] | None = Field(
         None, description="curves: draw a task of this set at every reset, not the one of `seed`"
     )
@@ -205,6 +212,9 @@ class EnvironmentOptions(Options):
         return name
 
 
+PRETRAINED_RATE = 2e-5
+"""``training.learning_rate`` of models that have learnt already, unless it is given."""
+
 DEFAULT_LENGTHS = {"0.1m": 256, "smollm2": 256}
 """``data.max_length`` of models that want less than the default of 512, unless it is given."""
 
@@ -222,13 +232,35 @@ class WorldOptions(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _length_of_the_model(cls, values: Any) -> Any:
-        """Give small models the length that suits them, where none is given."""
+    def _by_the_model(cls, values: Any) -> Any:
+        """Give what is left out that depends on the model: length of rows and learning rate."""
         if not isinstance(values, dict):
             return values
-        model, data = values.get("model", {}), values.get("data", {})
+        model = values.get("model", {})
         name = model.get("name", "0.1m") if isinstance(model, dict) else model.name
-        length = DEFAULT_LENGTHS.get(name)
-        if length is None or not isinstance(data, dict) or "max_length" in data:
-            return values
-        return {**values, "data": {**data, "max_length": length}}
+        sections = {
+            "data": _filled(values.get("data", {}), "max_length", DEFAULT_LENGTHS.get(name)),
+            "training": _filled(
+                _without_null(values.get("training", {}), "learning_rate"),
+                "learning_rate",
+                None if name in PRESETS else PRETRAINED_RATE,
+            ),
+        }
+        return {**values, **sections}
+
+
+def _filled(section: Any, key: str, value: Any) -> Any:
+    """A section with a value for a key that it leaves out; None: it keeps its default."""
+    if value is None:
+        return section
+    if isinstance(section, Options):
+        given = key in section.model_fields_set
+        return section if given else section.model_copy(update={key: value})
+    return {key: value, **section} if isinstance(section, dict) else section
+
+
+def _without_null(section: Any, key: str) -> Any:
+    """A section without a key that it gives as null."""
+    if isinstance(section, dict) and key in section and section[key] is None:
+        return {name: value for name, value in section.items() if name != key}
+    return section

@@ -6,18 +6,19 @@ environment then is follows here.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from mixgym.agents.requires import Requires
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.kinds import LEARNERS, LearnerName
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.trainer.config import RunConfig
 
-Learner = Literal["curves", "causal_lm"]
+Learner = LearnerName
 
 
 def environment_for(
-    needs: Requires, config: RunConfig, *, learner: Learner | None = None
+    needs: Requires, config: RunConfig, *, learner: LearnerName | None = None
 ) -> RunConfig:
     """The configuration with the environment that ``needs`` asks for; all else stays as it is.
 
@@ -40,9 +41,9 @@ def environment_for(
         update["step_rule"] = needs.step_rule
     if learner is not None:
         update["learner"] = learner
-    if learner == "curves":
+    if learner is not None and LEARNERS[learner].closed_form:
         update |= {"max_sources": None, "max_strata": None}
-        update |= {"reference": "curves"} if needs.reference else {}
+        update |= {"reference": learner} if needs.reference else {}
     elif needs.reference and given.reference is None:
         raise ConfigError(
             f"environment.reference: {config.agent.name} reads the losses of a reference model; "

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from mixgym.envs.learners.kinds import LEARNERS, LearnerName
 from mixgym.envs.strict_options import Options
 
 EstimatorName = Literal["auto", "alignment", "lookahead", "lazy_pair", "paired", "central"]
@@ -139,7 +140,7 @@ class BilevelOptions(Options):
             return self.every
         return 1 if self.estimator in EVERY_STEP else 10
 
-    def on(self, learner: Literal["causal_lm", "curves"]) -> "BilevelOptions":
+    def on(self, learner: LearnerName) -> "BilevelOptions":
         """The same with everything that is left to the learner and the estimator filled in.
 
         A guess from nearby sees few rows, rarely, so it looks at every source, and moves as far as
@@ -157,13 +158,14 @@ class BilevelOptions(Options):
         """
         estimator = "alignment" if self.estimator == "auto" else self.estimator
         near = estimator not in TRAINED_COPIES
-        update = "gradient" if learner == "curves" else "mirror" if near else "adam"
+        exact = LEARNERS[learner].closed_form
+        update = "gradient" if exact else "mirror" if near else "adam"
         defaults = {
             "estimator": estimator,
             "update": update,
             "look": "even" if near else "batch",
             "storage": "difference" if estimator in EVERY_STEP else "full",
-            "decay": 0.1 if learner == "curves" else 0.0,
+            "decay": 0.1 if exact else 0.0,
         }
         open_ = {n: v for n, v in defaults.items() if getattr(self, n) in ("auto", None)}
         return self.model_copy(update=open_)

@@ -31,6 +31,7 @@ from mixgym.envs.bilevel.weights import (
 from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.envs.interval_plan import Pack
 from mixgym.envs.learners.base import StepResult, Trainable
+from mixgym.envs.learners.kinds import CAUSAL_LM
 from mixgym.envs.learners.pairing import Pairable
 from mixgym.envs.random_streams import stream
 from mixgym.envs.spaces.mixture import Mixture
@@ -62,7 +63,7 @@ class BilevelStep:
                 f"environment.step_rule=bilevel: {trained} source is trained on "
                 f"({', '.join(names)}), and weights need two: add a source, or use plain"
             )
-        self.options = options.on("causal_lm")
+        self.options = options.on(CAUSAL_LM)
         self.names = names
         self._natural = natural / natural.sum()
         self._seed = seed
@@ -304,4 +305,6 @@ class BilevelStep:
         """Continue from :meth:`save`."""
         import torch
 
-        self.restore(torch.load(folder / STATE_FILE, weights_only=True))
+        # to CPU, whatever device wrote it; copies move it to where the model is
+        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        self.restore(state)

@@ -30,6 +30,7 @@ from mixgym.envs.bilevel.estimation import (
 from mixgym.envs.bilevel.one_model_estimators import OneModelEstimator
 from mixgym.envs.interval_plan import Pack
 from mixgym.envs.learners.base import StepResult
+from mixgym.envs.learners.kinds import CAUSAL_LM
 from mixgym.envs.learners.pairing import Pairable, Tensors
 from mixgym.envs.ranks import summed
 
@@ -215,7 +216,7 @@ def make_estimator(options: BilevelOptions, make_copy: MakeCopy = full_copy) -> 
         >>> round(make_estimator(BilevelOptions(estimator="lookahead")).cost(), 3)
         1.167
     """
-    options = options.on("causal_lm")
+    options = options.on(CAUSAL_LM)
     if options.estimator not in TRAINED_COPIES:
         return OneModelEstimator(options)
     if options.estimator == "lazy_pair":

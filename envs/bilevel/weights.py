@@ -45,6 +45,7 @@ def weight_gradient(weights: FloatArray, gap: FloatArray, present: BoolArray) ->
     >>> weight_gradient(np.array([0.5, 0.5]), np.array([1.0, -1.0]), np.array([True, True]))
     array([ 0.5, -0.5])
     """
+    # d p_i / d lambda_j = p_i (1[i = j] - p_j), so (J^T gap)_j = p_j (gap_j - sum_i p_i gap_i)
     p = np.where(present, weights, 0.0)
     p = p / np.maximum(last_sum(p)[..., None], TINY)
     values = np.where(present, gap, 0.0)
@@ -157,6 +158,13 @@ class Logits:
         self.travelled = self.travelled + np.abs(change).max(-1)
 
     def _direction(self, gradient: FloatArray, weights: FloatArray) -> FloatArray:
+        """float64[..., K], what a step of size 1 goes against: entries in [-1, 1].
+
+        Adam takes m / sqrt(v) of the gradient h = J^T gap, entry by entry. Mirror descent on the
+        simplex, p' ~ p exp(-size grad_p), is a step in logits along the gradient by p up to a
+        constant: h_j / p_j = gap_j - sum_i p_i gap_i. It is divided by one running scale, the
+        largest entry's, so that differences between sources keep their proportions.
+        """
         if self._update == "gradient":
             return gradient
         first, second = self._betas
@@ -166,6 +174,7 @@ class Logits:
         squares = gradient**2
         if self._update == "mirror":
             squares = np.broadcast_to(squares.max(-1, keepdims=True), squares.shape)
+        # running means from 0, so after t steps they lack a factor of 1 - beta^t
         self._mean = first * self._mean + (1 - first) * gradient
         self._square = second * self._square + (1 - second) * squares
         steps = self._steps[..., None]

@@ -9,6 +9,7 @@ from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.bilevel.weights import Logits, handed_out, softmax_around
 from mixgym.envs.curves.probes import Seen, target_falls
+from mixgym.envs.learners.kinds import CURVES
 
 
 class BatchTilt:
@@ -22,7 +23,7 @@ class BatchTilt:
     """
 
     def __init__(self, options: BilevelOptions, count: int, sources: int, decisions: int) -> None:
-        own = options.on("curves")
+        own = options.on(CURVES)
         self._logits = Logits(np.zeros((count, sources)), own.update, own.clip, own.decay or 0.0)
         self._options, self._decisions = own, decisions
         self.gains = np.full((count, sources), np.nan)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mixgym.envs.curves.core import CurvesCore
 from mixgym.envs.curves.task import task_set
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.kinds import CURVES, LEARNERS
 from mixgym.envs.options import WorldOptions
 
 
@@ -35,7 +36,7 @@ class CurvesVectorEnv(VectorEnv[Any, NDArray[np.float32], NDArray[np.float64]]):
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **options: Any) -> None:
         if render_mode is not None:
             raise ConfigError(f"render_mode={render_mode}: a batch has no picture; use gym.make")
-        options["environment"] = {"learner": "curves", **dict(options.get("environment") or {})}
+        options["environment"] = {"learner": CURVES, **dict(options.get("environment") or {})}
         world = WorldOptions.model_validate(options)
         training = world.training
         _check(world)
@@ -117,7 +118,7 @@ def _objects(values: Sequence[Any]) -> NDArray[Any]:
 
 def _check(world: WorldOptions) -> None:
     training = world.training
-    if world.environment.learner != "curves":
+    if not LEARNERS[world.environment.learner].closed_form:
         raise ConfigError(
             f"environment.learner={world.environment.learner}: only curves come as a batch; "
             "use vectorization_mode='sync' or 'async'"

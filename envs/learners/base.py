@@ -37,12 +37,12 @@ class TrainReport:
     @property
     def source_nll(self) -> FloatArray:
         """float64[K], nats per supervised token; NaN where a source was not trained on."""
-        return token_mean(self.loss_sum.sum(-1), self.supervised.sum(-1))
+        return _token_mean(self.loss_sum.sum(-1), self.supervised.sum(-1))
 
     @property
     def nll(self) -> FloatArray:
         """float64[K, G], the same for every stratum."""
-        return token_mean(self.loss_sum, self.supervised)
+        return _token_mean(self.loss_sum, self.supervised)
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Evaluation:
     @property
     def nll(self) -> FloatArray:
         """float64[K, G], nats per supervised token; NaN in empty cells."""
-        return token_mean(self.loss_sum, self.supervised)
+        return _token_mean(self.loss_sum, self.supervised)
 
     @property
     def source_nll(self) -> FloatArray:
         """float64[K], token mean over the strata; NaN for a source without held-out rows."""
-        return token_mean(self.loss_sum.sum(-1), self.supervised.sum(-1))
+        return _token_mean(self.loss_sum.sum(-1), self.supervised.sum(-1))
 
 
-def token_mean(loss_sum: FloatArray, count: Counts) -> FloatArray:
+def _token_mean(loss_sum: FloatArray, count: Counts) -> FloatArray:
     """``loss_sum / count``, NaN where the count is 0."""
     return np.where(count > 0, loss_sum / np.where(count > 0, count, 1), np.nan)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mixgym.envs.arrays import IntArray
+from mixgym.envs.arrays import FloatArray, IntArray
 from mixgym.envs.interval_plan import Pack
 from mixgym.envs.packing.packers import best_fit_decreasing
 from mixgym.envs.sources.source import EncodedRows, Source
@@ -44,6 +44,21 @@ class Batch:
     def tokens(self) -> int:
         """Tokens in the row."""
         return int(self.input_ids.shape[1])
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """A forward pass whose tokens are told apart by row.
+
+    Attributes:
+        batch: the tensors.
+        rows: int64[n], which row each supervised token belongs to.
+        documents: int64[documents], the row of each document.
+    """
+
+    batch: Batch
+    rows: IntArray
+    documents: IntArray
 
 
 def make_batch(
@@ -86,6 +101,54 @@ def make_batch(
         tensor(np.concatenate(weights)),
         np.concatenate(cells),
     )
+
+
+def lay_out_rows(which: IntArray, rows: EncodedRows, groups: int, device: str) -> RowBatch:
+    """Some of the rows end to end.
+
+    Args:
+        which: int64[m, 3], (ignored, stratum, row) of each.
+        rows: that they are among.
+        groups: G, strata per source.
+        device: of the tensors.
+    """
+    where = which.copy()
+    where[:, 0] = 0
+    documents = which[:, 2]
+    lengths = rows.lengths[documents]
+    batch = make_batch([Pack(where, lengths, int(lengths.sum()))], [rows], groups, device)
+    return RowBatch(batch, np.repeat(documents, rows.supervised[documents]), documents)
+
+
+def sum_by_cell(
+    values: "torch.Tensor | FloatArray", batch: Batch, shape: tuple[int, int]
+) -> FloatArray:
+    """float64[K, G], the sum over the supervised tokens of each cell.
+
+    Args:
+        values: float[n], one for every supervised token of the batch.
+        batch: whose tokens they are.
+        shape: (K, G).
+    """
+    if not isinstance(values, np.ndarray):
+        values = values.detach().to("cpu").double().numpy()
+    sums = np.bincount(batch.cells, values, minlength=shape[0] * shape[1])
+    return sums.astype(np.float64).reshape(shape)
+
+
+def in_order(lengths: IntArray, capacity: int) -> list[slice]:
+    """Consecutive runs of rows of at most ``capacity`` tokens, or of one longer row.
+
+    >>> in_order(np.array([3, 3, 5, 9, 1]), 8)
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None), slice(4, 5, None)]
+    """
+    parts, start, used = [], 0, 0
+    for index, length in enumerate(lengths.tolist()):
+        if used and used + length > capacity:
+            parts.append(slice(start, index))
+            start, used = index, 0
+        used += length
+    return [*parts, slice(start, len(lengths))] if len(lengths) else []
 
 
 def evaluation_packs(sources: Sequence[Source], split: str, capacity: int) -> list[Pack]:

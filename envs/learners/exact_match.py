@@ -4,16 +4,21 @@ Checkable are the generated sources, whose whole completion is the answer, and s
 of GSM8K, whose answer is the number behind the last ``####``.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from mixgym.envs.learners.causal_lm import CausalLM
+from mixgym.envs.learners.models.attention import own_attention
+from mixgym.envs.learners.models.precision import evaluation_mode
 from mixgym.envs.sources.source import EncodedRows, Source
 
 MARK = "####"
 BATCH = 16  # prompts decoded together
 LONGEST_ANSWER = 256  # tokens
+TRIED_TOKENS = 64  # of the document on which an attention to decode with is tried
 
 
 def exact_match(learner: CausalLM, split: str, rows: int) -> dict[str, float]:
@@ -27,19 +32,56 @@ def exact_match(learner: CausalLM, split: str, rows: int) -> dict[str, float]:
     Returns:
         Source name -> share in [0, 1]; sources that cannot be checked are left out.
     """
-    model = learner.model
-    was_training, attention = model.training, learner.attention
-    model.eval()
-    model.set_attn_implementation("sdpa")
-    try:
+    with _decoding(learner):
         return {
             source.name: _share(learner, source.splits[split], rows)
             for source in learner.sources
             if is_checkable(source, learner.tokenizer, split)
         }
-    finally:
-        model.set_attn_implementation(attention)
-        model.train(was_training)
+
+
+@contextmanager
+def _decoding(learner: CausalLM) -> Iterator[None]:
+    """Evaluation mode, an attention that takes padding, and no settings but those of this module.
+
+    A checkpoint brings settings of its own for generation (a repetition penalty, say), which
+    ``generate`` fills in wherever it is not told otherwise.
+    """
+    model = learner.model
+    settings = getattr(model, "generation_config", None)
+    attention = own_attention(model, TRIED_TOKENS)
+    with evaluation_mode(model):
+        try:
+            model.generation_config = _greedy(learner)
+            model.set_attn_implementation(attention)
+            yield
+        finally:
+            model.generation_config = settings
+            model.set_attn_implementation(learner.attention)
+
+
+def _greedy(learner: CausalLM, new_tokens: int = LONGEST_ANSWER) -> Any:
+    """Settings of ``generate``: the likeliest token, until an end token of tokenizer or model."""
+    from transformers import GenerationConfig
+
+    tokenizer, model = learner.tokenizer, learner.model
+    given = getattr(model, "generation_config", None)
+    ends: set[int] = set()
+    for end in (tokenizer.eos_token_id, getattr(given, "eos_token_id", None)):
+        several = end if isinstance(end, list | tuple) else [end]
+        ends |= {int(one) for one in several if one is not None}
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=new_tokens,
+        pad_token_id=_pad(tokenizer),
+        eos_token_id=sorted(ends) or None,
+    )
+
+
+def _pad(tokenizer: Any) -> int:
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found or 0)  # behind a mask any token will do
 
 
 def is_checkable(source: Source, tokenizer: Any, split: str) -> bool:
@@ -67,16 +109,45 @@ def answer_of(text: str) -> str:
 
 
 def _share(learner: CausalLM, held_out: EncodedRows, rows: int) -> float:
+    """Every answer may be as long as the longest of the split, whatever is decoded beside it."""
     count = min(rows, len(held_out))
-    right = 0
-    for start in range(0, count, BATCH):
-        some = range(start, min(start + BATCH, count))
-        wanted = [_reference(held_out, i, learner.tokenizer) for i in some]
-        prompts = [_prompt(held_out, i) for i in some]
-        length = max(int(held_out.supervised[i]) for i in some) + 8
-        given = _decode(learner, prompts, min(length, LONGEST_ANSWER))
-        right += sum(answer_of(a) == answer_of(b) for a, b in zip(given, wanted, strict=True))
+    longest = min(int(held_out.supervised.max()) + 8, LONGEST_ANSWER)
+    prompts = [_prompt(held_out, i) for i in range(count)]
+    given = [""] * count
+    for some, new_tokens in _batches([len(prompt) for prompt in prompts], longest, _room(learner)):
+        answers = _decode(learner, [prompts[i] for i in some], new_tokens)
+        for i, answer in zip(some, answers, strict=True):
+            given[i] = answer
+    wanted = [_reference(held_out, i, learner.tokenizer) for i in range(count)]
+    right = sum(answer_of(a) == answer_of(b) for a, b in zip(given, wanted, strict=True))
     return right / count
+
+
+def _room(learner: CausalLM) -> int | None:
+    """Tokens that the model has positions for; None: any number."""
+    config = learner.model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def _batches(
+    lengths: Sequence[int], longest: int, room: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """Prompts that are decoded together, and the new tokens that each may have.
+
+    A prompt that leaves less room than ``longest`` tokens is decoded by itself, so that it cuts no
+    other's answer.
+
+    >>> list(_batches([5, 96, 7], 8, 100))
+    [([0, 2], 8), ([1], 4)]
+    """
+    fits = [room is None or length + longest <= room for length in lengths]
+    together = [i for i, whole in enumerate(fits) if whole]
+    for start in range(0, len(together), BATCH):
+        yield together[start : start + BATCH], longest
+    for i, whole in enumerate(fits):
+        if not whole and room is not None and lengths[i] < room:
+            yield [i], room - lengths[i]
 
 
 def _prompt(held_out: EncodedRows, row: int) -> "np.ndarray[Any, np.dtype[np.int32]]":
@@ -98,10 +169,8 @@ def _decode(learner: CausalLM, prompts: list[Any], new_tokens: int) -> list[str]
     """Greedy continuations; prompts are padded on the left, under a mask."""
     import torch
 
-    tokenizer = learner.tokenizer
     longest = max(len(prompt) for prompt in prompts)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = torch.full((len(prompts), longest), int(pad), dtype=torch.int64)
+    ids = torch.full((len(prompts), longest), _pad(learner.tokenizer), dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
         ids[i, longest - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
@@ -110,10 +179,7 @@ def _decode(learner: CausalLM, prompts: list[Any], new_tokens: int) -> list[str]
         output = learner.model.generate(
             input_ids=ids.to(learner.device),
             attention_mask=mask.to(learner.device),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=int(pad),
-            eos_token_id=tokenizer.eos_token_id,
+            generation_config=_greedy(learner, new_tokens),
         )
-    texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    texts: list[str] = learner.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
     return texts

@@ -29,10 +29,13 @@ class Balance:
         sort: whether packs are sorted by attention work.
         window: steps inside which they are sorted; None sorts all of them. A small window leaves
             the order of documents more random, and leaves more imbalance.
+        whole: whether sorted steps are whole micro-steps of the replicas as far as can be; then few
+            replicas are idle, and steps depend on how many there are.
     """
 
     sort: bool = True
     window: int | None = None
+    whole: bool = True
 
 
 def order_packs(
@@ -86,7 +89,14 @@ def _deals(packs: int, size: int) -> float:
     return lgamma(packs + 1) - whole * lgamma(size + 1) - lgamma(rest + 1)
 
 
-def deal(order: IntArray, micro_steps: int, replicas: int, *, spread: bool = False) -> IntArray:
+def deal(
+    order: IntArray,
+    micro_steps: int,
+    replicas: int,
+    *,
+    spread: bool = False,
+    together: int | None = None,
+) -> IntArray:
     """Cut an order of packs into steps.
 
     Args:
@@ -94,11 +104,14 @@ def deal(order: IntArray, micro_steps: int, replicas: int, *, spread: bool = Fal
         micro_steps: packs that a replica trains one after the other in a step.
         replicas: packs that are trained at the same time.
         spread: give all steps alike, to one micro-step, rather than leave the last one short.
+        together: packs that spreading keeps in one step as far as it can; ``replicas`` if None, so
+            that few of them are idle.
 
     Returns:
         int64[steps, micro_steps, replicas]; :data:`IDLE` at the end of steps that are not full.
-        Packs that are trained at the same time are neighbours in the order. Either way there are
-        as few micro-steps as can be, so fewer places are idle in them than there are replicas.
+        Packs that are trained at the same time are neighbours in the order. Unless ``together`` is
+        smaller than ``replicas`` there are as few micro-steps as can be, so fewer places are idle
+        in them than there are replicas.
 
     >>> deal(np.arange(5), 1, 4).tolist()
     [[[0, 1, 2, 3]], [[4, -1, -1, -1]]]
@@ -110,7 +123,7 @@ def deal(order: IntArray, micro_steps: int, replicas: int, *, spread: bool = Fal
     slots = np.full((steps, per_step), IDLE, np.int64)
     sizes = np.full(steps, per_step)
     if spread and steps:
-        sizes = _even_sizes(len(order), steps, replicas)
+        sizes = _even_sizes(len(order), steps, replicas if together is None else together)
     filled = np.arange(per_step) < sizes[:, None]
     places = np.flatnonzero(filled.ravel())[: len(order)]
     slots.ravel()[places] = order

@@ -71,12 +71,15 @@ def first_fit_decreasing(lengths: IntArray, capacity: int) -> Packing:
     left = dict(zip(values, counts, strict=True))
     waiting = LengthSet(capacity, values)
     while (value := waiting.last()) > 0:
+        # the pattern of the next pack: n_v = min(left_v, room // v) of each length v, from the
+        # longest that fits downwards
         room, pattern = capacity, []
         while value > 0:
             each = min(left[value], room // value)
             pattern.append((value, each))
             room -= each * value
             value = waiting.at_most(min(room, value - 1))
+        # the next packs have the same pattern for as long as every n_v of it is left
         many = min(left[value] // each for value, each in pattern)
         pack = placement.packs
         for value, each in pattern:
@@ -239,8 +242,11 @@ def _into_open_packs(lengths: IntArray, capacity: int, *, fullest: bool) -> Pack
                 each = capacity // value
                 room, pack, many = capacity, placement.packs, -(-count // each)
             else:
+                # best fit stays with a pack until the length no longer fits, since it is then the
+                # fullest; worst fit goes on to another as soon as a pack has got one
                 pack, many = shelf.take(room)
                 each = room // value if fullest else 1
+            # count = full * each + rest: as many packs get ``each``, one gets the rest
             full = min(many, count // each)
             rest = min(count - full * each, each) if full < many else 0
             placement.place(first, pack, full, each)

@@ -46,8 +46,9 @@ class PackingOptions(Options):
     packer: PackerName = Field("best_fit_decreasing", description="see: mixgym list packers")
     balance: Literal["auto", "sort", "none"] = Field(
         "auto",
-        description="sort: packs of like attention work share a step; none: at random; auto: sort "
-        "if several replicas would wait for each other",
+        description="sort: packs of like attention work share a step, in whole micro-steps of the "
+        "processes; none: at random; auto: sorted with groups of several lengths, at random "
+        "without, and the same steps for any number of processes",
     )
     window: int | None = Field(
         None, ge=1, description="steps inside which packs are sorted; null: the whole interval"

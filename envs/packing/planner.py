@@ -5,7 +5,6 @@ a resumed run goes on with the rest of it. What the packs hold is decided by who
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -216,8 +215,14 @@ def _deal_group(
     group, cluster = config.groups[index], config.cluster
     generator = stream(seed, "packing", "balance", str(period), str(index))
     order = order_packs(work[packs], cluster.packs(group), config.balance, generator)
+    replicas = cluster.replicas(group)
+    together = replicas if config.balance.sort and config.balance.whole else 1
     slots = deal(
-        packs[order], cluster.micro_steps(group), cluster.replicas(group), spread=config.spread
+        packs[order],
+        cluster.micro_steps(group),
+        replicas,
+        spread=config.spread,
+        together=together,
     )
     return even_out(slots, work) if config.balance.sort else slots
 
@@ -236,11 +241,6 @@ def _flat(steps: tuple[Step, ...], micro: IntArray) -> tuple[IntArray, IntArray,
 def _places(slots: IntArray, first: int) -> IntArray:
     row, replica = np.nonzero(slots != IDLE)
     return np.stack([slots[row, replica], first + row, replica])
-
-
-def iterate_packs(plan: PackingPlan, step: Step) -> Iterator[IntArray]:
-    """The documents of each pack of a step."""
-    return (plan.packing[int(pack)] for pack in step.packs)
 
 
 def schedule_steps(counts: IntArray, warm_up: int, generator: np.random.Generator) -> IntArray:

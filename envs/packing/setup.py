@@ -1,7 +1,8 @@
 """From options to what the data plane needs: groups, plan, cost, normaliser.
 
 Everything here is a pure function of the configuration, the training rows and the number of
-processes, so that every rank comes to the same.
+processes, so that every rank comes to the same. The steps of a plan do not depend on that number
+unless it is asked for: by ``balance: sort``, or groups whose degrees are chosen.
 """
 
 import json
@@ -123,7 +124,7 @@ def make_setup(options: PackingOptions, task: PackingTask) -> PackingSetup:
         groups,
         cluster,
         options.packer,
-        Balance(_sorts(options, groups, cluster), options.window),
+        Balance(_sorts(options, groups), options.window, whole=options.balance == "sort"),
         options.fill,
         spread=True,
     )
@@ -148,9 +149,10 @@ def _groups(
     return select_groups(lengths, candidates, degrees, cost, cluster, seed=task.seed).groups
 
 
-def _sorts(options: PackingOptions, groups: Sequence[Group], cluster: Cluster) -> bool:
+def _sorts(options: PackingOptions, groups: Sequence[Group]) -> bool:
+    """Whether packs are sorted: by what was asked for, not by how many processes there are."""
     if options.balance == "auto":
-        return max(cluster.replicas(group) for group in groups) > 1
+        return len(groups) > 1
     return options.balance == "sort"
 
 

@@ -223,3 +223,50 @@ def test_shared_parts_of_a_file_may_be_merged(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, text))
     assert isinstance(config.sources, dict)
     assert (config.sources["b"].path, config.sources["b"].target) == ("y", 0)
+
+
+# what depends on the model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        ([], 1e-3),
+        (["model.name=5m"], 1e-3),
+        (["model.name=smollm2"], 2e-5),
+        (["model.name=org/model"], 2e-5),
+        (["model.name=./folder", "training.learning_rate=null", "training.steps=3"], 2e-5),
+        (["training.learning_rate=null"], 1e-3),
+        (["model.name=org/model", "training.learning_rate=0.001"], 1e-3),
+        (["training.learning_rate=0.5"], 0.5),
+    ],
+)
+def test_the_learning_rate_is_that_of_the_model(overrides: list[str], rate: float) -> None:
+    config = load_config(None, overrides)
+    assert config.training.learning_rate == rate
+    assert yaml.safe_load(dump_config(config))["training"]["learning_rate"] == rate
+
+
+def test_a_learning_rate_that_was_written_stays(tmp_path: Path) -> None:
+    """The complete configuration of a run says the number, whatever the model is called later."""
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(load_config(None, ["model.name=org/model"])))
+    assert load_config(path).training.learning_rate == 2e-5
+    assert load_config(path, ["model.name=1m"]).training.learning_rate == 2e-5
+
+
+def test_options_from_python_depend_on_the_model_too() -> None:
+    from mixgym.envs.options import ModelOptions, TrainingOptions, WorldOptions
+
+    model = ModelOptions(name="smollm2")
+    found = WorldOptions(model=model, training=TrainingOptions(steps=7))
+    assert (found.training.learning_rate, found.training.steps) == (2e-5, 7)
+    assert found.data.max_length == 256
+    given = TrainingOptions(learning_rate=1e-3)
+    assert WorldOptions(model=model, training=given).training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "fast"])
+def test_a_learning_rate_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"training\.learning_rate"):
+        load_config(None, [f"training.learning_rate={value}"])

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixgym.envs import storage
 from mixgym.envs.bilevel.weights import effective_sources
-from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.kinds import need_rows
 from mixgym.trainer.config import AgentOptions, RunConfig
 from mixgym.trainer.finetuning.finetune import finetune, quiet_transformers
 from mixgym.trainer.runs.folder import CONFIG
@@ -44,8 +44,7 @@ def learn_and_tune(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: for learner ``curves``, or if the folder holds runs of another configuration.
     """
-    if config.environment.learner == "curves":
-        raise ConfigError("environment.learner=curves: `mixgym weights` fine-tunes a causal_lm")
+    need_rows(config.environment.learner, "to learn weights on")
     root = Path(config.run.dir)
     learnt = _run(learning(config), root / LEARN)
     weights = _last_weights(root / LEARN)

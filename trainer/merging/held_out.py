@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.kinds import need_rows
 from mixgym.envs.rewards import target_mean
 from mixgym.trainer.merging.errors import MergeError
 
@@ -32,11 +33,7 @@ class HeldOutLoss:
             raise ConfigError(
                 f"split {split!r}: models are chosen on {' or '.join(TUNING_SPLITS)}, never on test"
             )
-        if config.environment.learner != "causal_lm":
-            raise ConfigError(
-                f"environment.learner={config.environment.learner}: it has no rows to measure "
-                "models on; use causal_lm"
-            )
+        need_rows(config.environment.learner, "to measure models on")
         self.split = split
         own = config.model.model_copy(update={"name": str(Path(model).expanduser())})
         self._learner, self._targets = _learner(config.model_copy(update={"model": own}))

@@ -1,6 +1,6 @@
 """What all runs of a study share: where they start, their rows, and how they are measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,17 +8,14 @@ import numpy as np
 
 from mixgym.envs.arrays import FloatArray, IntArray
 from mixgym.envs.build import build_environment
-from mixgym.envs.errors import ConfigError
 from mixgym.envs.interval_plan import Pack
 from mixgym.envs.learners.base import Evaluation
-from mixgym.envs.learners.batching import Batch, make_batch
-from mixgym.envs.learners.causal_lm import EVALUATION_LOGITS, EVALUATION_TOKENS, CausalLM
-from mixgym.envs.learners.models.attention import DOCUMENTS, packed_forward
+from mixgym.envs.learners.batching import RowBatch, make_batch
+from mixgym.envs.learners.causal_lm import CausalLM
+from mixgym.envs.learners.kinds import need_rows
 from mixgym.envs.learners.models.loading import load_model
-from mixgym.envs.learners.models.precision import evaluation_mode, matmul
 from mixgym.envs.packing.packers import best_fit_decreasing
 from mixgym.envs.rewards import target_mean
-from mixgym.envs.sources.source import EncodedRows
 from mixgym.envs.spaces.mixture import Mixture
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.orders.plane import (
@@ -59,11 +56,7 @@ class StudySetup:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        if config.environment.learner != "causal_lm":
-            raise ConfigError(
-                f"environment.learner={config.environment.learner}: it has no rows to order; "
-                "use causal_lm"
-            )
+        need_rows(config.environment.learner, "to order")
         world = build_environment(config).world
         learner: Any = world.learner
         assert isinstance(learner, CausalLM)
@@ -119,66 +112,37 @@ class StudySetup:
 
     def training_losses(self, learner: CausalLM) -> FloatArray:
         """float64[n], mean NLL of the supervised tokens of each sample."""
-        return row_losses(learner, self.rows, "train", self.config)
+        return row_losses(learner, self.rows, "train", self.config.data.max_length)
 
     def held_out_losses(self, learner: CausalLM) -> FloatArray:
         """The same of every row of the select split."""
-        return row_losses(learner, self.held_out, "select", self.config)
+        return row_losses(learner, self.held_out, "select", self.config.data.max_length)
 
 
-def row_losses(learner: CausalLM, rows: Rows, split: str, config: RunConfig) -> FloatArray:
+def row_losses(learner: CausalLM, rows: Rows, split: str, capacity: int) -> FloatArray:
     """Mean NLL of the supervised tokens of each row, nats, in evaluation mode.
 
     Args:
         learner: whose model is measured and left as it was.
         rows: of ``split``, n of them.
         split: which split they belong to.
-        config: lengths and precision.
+        capacity: tokens in a pack.
     """
-    import torch
-
-    sums = np.zeros(len(rows))
-    autocast = torch.autocast(
-        torch.device(learner.device).type,
-        torch.bfloat16,
-        enabled=config.model.precision == "bf16",
-    )
-    with (
-        evaluation_mode(learner.model),
-        torch.no_grad(),
-        matmul(config.model.fp32_matmul),
-        autocast,
-    ):
-        for batch in _row_batches(learner, rows, split, config.data.max_length):
-            logits = packed_forward(
-                learner.model,
-                batch.input_ids,
-                batch.position_ids,
-                batch.document_lengths,
-                logits_to_keep=batch.predictors,
-            )
-            losses = torch.nn.functional.cross_entropy(
-                logits[0].float(), batch.labels, reduction="none"
-            )
-            sums += np.bincount(batch.cells, losses.cpu().double().numpy(), len(rows))
-    return sums / rows.supervised
-
-
-def _row_batches(learner: CausalLM, rows: Rows, split: str, capacity: int) -> Iterator[Batch]:
-    """Forward passes whose cells are the rows: each row is given as a stratum of its own."""
-    splits: list[EncodedRows] = [source.splits[split] for source in learner.sources]
+    language = learner.trained.language
+    splits = [source.splits[split] for source in learner.sources]
     groups = list(best_fit_decreasing(rows.lengths, capacity))
-    together = 1
-    if learner.attention == DOCUMENTS:  # packs share a row at no cost, as far as memory goes
-        vocabulary = int(learner.model.config.get_text_config().vocab_size)
-        tokens = min(EVALUATION_TOKENS, EVALUATION_LOGITS // vocabulary)
-        together = max(1, tokens // capacity)
+    together = language.packs_together(capacity)
+    batches = []
     for start in range(0, len(groups), together):
-        packs = [_pack(rows, group, capacity) for group in groups[start : start + together]]
-        yield make_batch(packs, splits, 0, learner.device)  # 0 strata per source: cell = stratum
+        some = groups[start : start + together]
+        packs = [_pack(rows, group, capacity) for group in some]
+        batch = make_batch(packs, splits, 0, learner.device)  # 0 strata per source: cell = stratum
+        batches.append(RowBatch(batch, batch.cells, np.concatenate(some)))
+    return language.row_losses(batches, len(rows))
 
 
 def _pack(rows: Rows, group: Sequence[int] | IntArray, capacity: int) -> Pack:
+    """A pack of some rows, each given as a stratum of its own."""
     where = rows.where[group].copy()
     where[:, 1] = group
     return Pack(where, rows.lengths[group], capacity)

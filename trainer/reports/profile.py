@@ -33,7 +33,8 @@ def profile_command(
     torch.set_num_threads(config.model.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(config.model, config.data.max_length).to(device)
-    choose_attention(model, config.model.attention, device, config.data.max_length)
+    bf16 = config.model.precision == "bf16"
+    choose_attention(model, config.model.attention, device, config.data.max_length, bf16=bf16)
     # work on a GPU is not on this process's CPU clock
     clock = time.process_time if device == "cpu" else time.perf_counter
     points = profile_model(model, config.data.max_length, repeats=repeats, clock=clock)

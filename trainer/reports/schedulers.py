@@ -8,6 +8,7 @@ from typing import Any
 from mixgym.agents.registry import ALGORITHMS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.kinds import CURVES
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.trainer.config import AgentOptions, RunConfig
 from mixgym.trainer.environment_needs import environment_for
@@ -90,7 +91,7 @@ def _ready() -> list[str]:
 def _scheduler(name: str, given: dict[str, Any]) -> Scheduler:
     kind = find_agent(AgentOptions(name=name, options=given))
     needs = kind.requires
-    options = environment_for(needs, RunConfig(), learner="curves").environment
+    options = environment_for(needs, RunConfig(), learner=CURVES).environment
     agent = kind.make(CurvesVecEnv(1, options=options), ())
     aware = bool(getattr(agent, "target_aware", name in AWARE or Path(name).is_dir()))
     return Scheduler(agent.predict, options, aware, needs.probes, needs.reference)

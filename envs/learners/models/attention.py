@@ -1,153 +1,54 @@
 """Packed documents that cannot see each other, in any causal LM of transformers.
 
-Documents lie end to end in one row. On CPU, attention runs one document at a time (a dense
-block-diagonal mask costs several times as much); elsewhere transformers' own block-diagonal mask
-or the variable-length flash kernels do it. Transformers isolates packed documents only if position
-ids restart, no cache is made and no 2-D mask is given, and leaks silently otherwise:
+Documents lie end to end in one row. On CPU our attention takes one at a time
+(:mod:`mixgym.envs.learners.models.document_attention`); elsewhere transformers' own block-diagonal
+mask or the variable-length flash kernels do it. Transformers isolates packed documents only if
+position ids restart, no cache is made and no 2-D mask is given, and leaks silently otherwise:
 :func:`packed_forward` is the one way through which this project calls a model on packed rows, and
-it refuses the three.
+it refuses the three. No implementation is believed: :func:`choose_attention` tries it on the model.
 """
 
-import importlib
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mixgym.envs.errors import PackingError
+from mixgym.envs.learners.models.document_attention import (
+    DOCUMENTS,
+    document_attention,
+    flash,
+    flash_arguments,
+    register,
+)
 from mixgym.envs.learners.models.precision import evaluation_mode
-from mixgym.envs.learners.parallel.sequence_parallel import WHOLE, Shard, to_heads, to_tokens
+from mixgym.envs.learners.parallel.sequence_parallel import WHOLE, Shard
 
 if TYPE_CHECKING:
     import torch
 
-DOCUMENTS = "mixgym_documents"
 
+__all__ = [
+    "DOCUMENTS", "choose_attention", "document_attention", "leak", "own_attention",
+    "packed_forward", "register",
+]  # fmt: skip
 
-def document_attention(
-    module: Any,
-    query: "torch.Tensor",
-    key: "torch.Tensor",
-    value: "torch.Tensor",
-    attention_mask: "torch.Tensor | None",
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    document_lengths: Sequence[int] | None = None,
-    longest_document: int = 0,
-    sequence: Shard = WHOLE,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> "tuple[torch.Tensor, None]":
-    """Causal attention inside each document, for transformers' attention interface.
-
-    Args:
-        module: the attention layer (its ``num_key_value_groups`` is read).
-        query: [1, heads, tokens, head_dim].
-        key: [1, key-value heads, tokens, head_dim].
-        value: like ``key``.
-        attention_mask: must be None.
-        dropout: probability, in training.
-        scaling: of the scores; 1 / sqrt(head_dim) if None.
-        document_lengths: tokens of each document, in order, summing to ``tokens``.
-        longest_document: tokens of the longest document there will be in any call, if longer.
-        sequence: this rank's part where several share the row; ``tokens`` are then this rank's, and
-            ``document_lengths`` sum to those of all.
-        sliding_window: refused where it is shorter than a document.
-        softcap: refused.
-
-    Returns:
-        ([1, tokens, heads, head_dim], None).
-
-    Raises:
-        PackingError: if documents could see each other, or the layer asks for what is not here.
-    """
-    if document_lengths is None or attention_mask is not None:
-        raise PackingError(
-            f"attention {DOCUMENTS!r} needs document_lengths and no attention mask: "
-            "call the model through packed_forward"
-        )
-    lengths = list(document_lengths)
-    if query.shape[0] != 1 or sum(lengths) != query.shape[2] * sequence.degree:
-        raise PackingError(
-            f"document lengths sum to {sum(lengths)}, the row has "
-            f"{query.shape[2] * sequence.degree} tokens (batch {query.shape[0]}, 1 expected)"
-        )
-    longest = max(*lengths, longest_document)
-    if softcap is not None:
-        raise PackingError(f"{type(module).__name__} uses a soft cap: set model.attention to eager")
-    if sliding_window is not None and sliding_window < longest:
-        raise PackingError(
-            f"{type(module).__name__} uses a sliding window of {sliding_window} tokens, shorter "
-            f"than a document of {longest}: set model.attention to sdpa or eager"
-        )
-    if sequence.degree > 1:
-        query, key, value = (to_heads(states, sequence) for states in (query, key, value))
-    output = _causal_documents(query, key, value, lengths, dropout, scaling)
-    if sequence.degree > 1:
-        output = to_tokens(output.transpose(1, 2), sequence).transpose(1, 2)
-    return output, None
-
-
-def _causal_documents(
-    query: "torch.Tensor",
-    key: "torch.Tensor",
-    value: "torch.Tensor",
-    lengths: list[int],
-    dropout: float,
-    scaling: float | None,
-) -> "torch.Tensor":
-    """[1, tokens, heads, head_dim]: each document by itself, or all at once by a flash kernel."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _flash():
-        return _flash_documents(query, key, value, lengths, dropout, scaling)
-    grouped = query.shape[1] != key.shape[1]
-    outputs = [
-        scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
-        ).transpose(1, 2)
-        # split, not slices: the backward pass of a slice fills a whole row of zeros
-        for q, k, v in zip(
-            query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
-        )
-    ]
-    return torch.cat(outputs, dim=1)
-
-
-def _flash_documents(
-    query: "torch.Tensor",
-    key: "torch.Tensor",
-    value: "torch.Tensor",
-    lengths: list[int],
-    dropout: float,
-    scaling: float | None,
-) -> "torch.Tensor":
-    """The same by flash attention's kernel for documents of different lengths."""
-    kernel = importlib.import_module("flash_attn").flash_attn_varlen_func
-    arguments = _flash_arguments(query, lengths)
-    ends, longest = arguments["cu_seq_lens_q"], arguments["max_length_q"]
-    output: torch.Tensor = kernel(
-        *(states[0].transpose(0, 1) for states in (query, key, value)),
-        ends,
-        ends,
-        longest,
-        longest,
-        dropout_p=dropout,
-        softmax_scale=scaling,
-        causal=True,
-    )
-    return output[None]
-
-
-def register() -> None:
-    """Make the attention known to transformers (idempotent).
-
-    Its name stays out of the mask registry, so that transformers builds no mask for it.
-    """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(DOCUMENTS, document_attention)
+LEAK = 1e-5
+"""Relative difference of float32 logits that packing may make; clean models stay below 1e-6."""
+ROUNDING = 1e-4
+"""The same between two implementations of attention, over a document of full length."""
+HALF_ROUNDING = 0.06
+"""Both under automatic mixed precision: bfloat16 rounds by 4e-3, at every layer."""
+TRIED = 64  # positions of a long document whose logits are compared
+PLAIN_TOKENS = 1000  # token ids below: placeholders of images and the like stand behind
+EAGER_SCORES = 2**29  # of a layer, at most; behind stands SDPA for eager, which holds none of them
+FAILURES = (
+    RuntimeError, ValueError, TypeError, ImportError, NotImplementedError, AttributeError,
+    LookupError, AssertionError,
+)  # fmt: skip
+"""What models and kernels raise that do not take what they are given."""
 
 
 def packed_forward(
@@ -202,7 +103,7 @@ def packed_forward(
             "to documents"
         )
     elif "flash" in implementation:
-        extra |= _flash_arguments(input_ids, document_lengths)
+        extra |= flash_arguments(input_ids, document_lengths)
     output = model(
         input_ids=input_ids,
         position_ids=position_ids,
@@ -230,58 +131,143 @@ def _check_positions(
         )
 
 
-def _flash_arguments(like: "torch.Tensor", document_lengths: Sequence[int]) -> dict[str, Any]:
-    import torch
-
-    ends = torch.tensor([0, *document_lengths], device=like.device).cumsum(0).to(torch.int32)
-    longest = max(document_lengths)
-    return {
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
-
-
-def choose_attention(model: Any, wanted: str, device: str, longest: int) -> str:
+def choose_attention(
+    model: Any, wanted: str, device: str, longest: int, *, bf16: bool = False
+) -> str:
     """Set and return the attention implementation.
+
+    An implementation is taken if it keeps packed documents of this very model apart (:func:`leak`)
+    and gives what the model's own gives for documents of full length. An implementation that fails
+    is passed over with a warning.
 
     Args:
         model: a causal LM; its attention is changed.
         wanted: ``auto``, ``documents`` or a name that transformers knows. ``auto`` is per-document
-            attention on CPU, flash attention on CUDA where it is installed, SDPA otherwise; each
-            only if it isolates documents in this very model (see :func:`leak`).
+            attention on CPU, flash attention on CUDA where it is installed, then SDPA, then eager.
         device: ``cpu``, ``cuda``, ...
         longest: tokens of the longest document there will be.
+        bf16: whether the model will compute under automatic mixed precision.
 
     Raises:
-        PackingError: if documents see each other with the implementation that was asked for.
+        PackingError: if none will do, saying why.
     """
     register()
     names = [DOCUMENTS if wanted == "documents" else wanted]
     if wanted == "auto":
-        names = [DOCUMENTS, "sdpa", "eager"] if device == "cpu" else [*_flash(), "sdpa", "eager"]
-    problems = []
+        names = [DOCUMENTS, "sdpa", "eager"] if device == "cpu" else [*flash(), "sdpa", "eager"]
+    problems: list[_Problem] = []
     for name in names:
-        try:
-            model.set_attn_implementation(name)
-            found = leak(model, longest)
-        except (PackingError, ValueError, ImportError, NotImplementedError, TypeError) as error:
-            problems.append(f"{name}: {error}")
-            continue
-        if found <= 1e-3:
+        problem = _problem(model, name, longest, bf16=bf16)
+        if problem is None:
+            _warn(model, name, problems)
             return name
-        problems.append(f"{name}: packed logits differ from unpacked ones by {found:.1e}")
+        problems.append(problem)
+    advice = "choose another model.attention"
+    if wanted == "auto" and all(problem.leaks for problem in problems):
+        advice = (
+            "something beside attention goes from one to the next (a recurrent state, a "
+            "convolution, positions of its own): choose another model"
+        )
+    said = "; ".join(f"{problem.name}: {problem.why}" for problem in problems)
     raise PackingError(
-        f"{type(model).__name__} does not keep packed documents apart ({'; '.join(problems)}): "
-        "choose another model.attention"
+        f"{type(model).__name__} does not keep packed documents apart ({said}): {advice}"
     )
 
 
-def _flash() -> list[str]:
-    from transformers.utils.import_utils import is_flash_attn_2_available
+def own_attention(model: Any, longest: int) -> str:
+    """The fastest implementation of transformers that gives what eager gives, to decode with."""
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation("sdpa")
+        return "sdpa" if max(_beside(model, "sdpa", "eager", longest, 0)) <= ROUNDING else "eager"
+    except Exception:
+        return "eager"
+    finally:
+        model.set_attn_implementation(before)
 
-    return ["flash_attention_2"] if is_flash_attn_2_available() else []
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why an implementation of attention will not do.
+
+    Attributes:
+        name: of the implementation.
+        why: in words.
+        ordinary: whether it said so itself, so that the next one is taken without a warning.
+        leaks: whether documents saw each other.
+    """
+
+    name: str
+    why: str
+    ordinary: bool = False
+    leaks: bool = False
+
+
+def _warn(model: Any, taken: str, problems: list[_Problem]) -> None:
+    for problem in problems:
+        if not problem.ordinary:
+            warnings.warn(
+                f"{type(model).__name__}: attention {taken} is used and not {problem.name}: "
+                f"{problem.why}",
+                stacklevel=3,
+            )
+
+
+def _problem(model: Any, name: str, longest: int, *, bf16: bool) -> _Problem | None:
+    """What speaks against an implementation; None: nothing."""
+    try:
+        model.set_attn_implementation(name)
+    except FAILURES as error:
+        return _Problem(name, _first_line(error), isinstance(error, ValueError | ImportError))
+    exact = True
+    for half in (False, True) if bf16 else (False,):
+        try:
+            with _autocast(model, half=half):
+                problem = _measured(model, name, longest, half=half, exact=exact and half)
+        except PackingError as error:
+            return _Problem(name, str(error), ordinary=True)
+        except FAILURES as error:
+            if not bf16 or half:
+                return _Problem(name, _first_line(error), isinstance(error, ValueError))
+            exact = False  # a kernel for half precision alone
+            continue
+        if problem is not None:
+            return problem
+    return None
+
+
+def _measured(model: Any, name: str, longest: int, *, half: bool, exact: bool) -> _Problem | None:
+    """Compare logits; in half precision too, the typical ones, if the exact ones agreed before.
+
+    The largest difference says too much there: a router of experts near a tie takes another one.
+    """
+    pick = _middle if exact else max
+    leaks, off = pick(_leaks(model, longest)), pick([0.0, *_distances(model, name, longest)])
+    if not (math.isfinite(leaks) and math.isfinite(off)):
+        return _Problem(name, "logits are not finite: are the model's weights sound?")
+    if leaks > (HALF_ROUNDING if half else LEAK):
+        return _Problem(name, f"packed logits differ from unpacked ones by {leaks:.1e}", leaks=True)
+    if off > (HALF_ROUNDING if half else ROUNDING):
+        why = f"logits differ from those of the model's own attention by {off:.1e}"
+        return _Problem(name, why)
+    return None
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+@contextmanager
+def _autocast(model: Any, *, half: bool) -> Iterator[None]:
+    import torch
+
+    with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=half):
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def leak(model: Any, longest: int = 0) -> float:
@@ -294,12 +280,16 @@ def leak(model: Any, longest: int = 0) -> float:
     Returns:
         The largest difference of logits, relative to their largest magnitude.
     """
+    return max(_leaks(model, longest))
+
+
+def _leaks(model: Any, longest: int) -> list[float]:
+    """The same for every position of the second document."""
     import torch
 
     lengths = (7, 5)
     device = next(model.parameters()).device
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    rows = torch.arange(24, device=device).view(2, 12) * 7 % vocabulary
+    rows = torch.arange(24, device=device).view(2, 12) * 7 % _vocabulary(model)
     rows[1, 7:] = rows[0, 7:]
     positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
     second = torch.arange(7, 12, device=device)
@@ -314,5 +304,79 @@ def leak(model: Any, longest: int = 0) -> float:
         alone = packed_forward(model, rows[:1, 7:], positions[:, 7:], lengths[1:])
     if one.shape != alone.shape:
         raise PackingError(f"{type(model).__name__} does not take logits_to_keep")
-    apart = torch.maximum((one - other).abs().max(), (one - alone).abs().max())
-    return float(apart / alone.abs().max().clamp_min(1e-6))
+    return [max(pair) for pair in zip(_apart(one, other), _apart(one, alone), strict=True)]
+
+
+def _distances(model: Any, name: str, longest: int) -> list[float]:
+    """How far logits under an implementation are from those of the model's own attention.
+
+    Documents of full length show what short ones do not: windows, chunks, whatever is dropped.
+    Eager attention holds all scores, so it goes as far as memory allows, and SDPA beyond.
+
+    Args:
+        model: a causal LM; its attention is ``name`` afterwards.
+        name: the implementation.
+        longest: tokens of the longest document there will be.
+
+    Returns:
+        Differences of logits at some positions, relative to the largest magnitude, of one document
+        of full length alone, and of one that shares a row with a short one.
+    """
+    heads = int(getattr(model.config.get_text_config(), "num_attention_heads", None) or 1)
+    held = longest if name == "eager" else min(longest, math.isqrt(EAGER_SCORES // heads))
+    found = _both(model, name, "eager", held)
+    if held < longest and name != "sdpa" and _has_sdpa(model, name):
+        found += _both(model, name, "sdpa", longest)
+    return found
+
+
+def _has_sdpa(model: Any, name: str) -> bool:
+    """Whether the model runs with SDPA; its attention is ``name`` afterwards."""
+    import torch
+
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=next(model.parameters()).device)
+    try:
+        model.set_attn_implementation("sdpa")
+        with evaluation_mode(model), torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    except FAILURES:
+        return False
+    finally:
+        model.set_attn_implementation(name)
+    return True
+
+
+def _both(model: Any, name: str, reference: str, longest: int) -> list[float]:
+    alone = [] if name == reference or longest < 1 else _beside(model, name, reference, longest, 0)
+    return alone + (_beside(model, name, reference, longest - 7, 7) if longest > 7 else [])
+
+
+def _beside(model: Any, name: str, reference: str, tokens: int, before: int) -> list[float]:
+    """Of a document of so many tokens, behind another one of ``before`` tokens if there is any."""
+    import torch
+
+    device = next(model.parameters()).device
+    lengths = (before, tokens) if before else (tokens,)
+    ids = torch.arange(before + tokens, device=device)[None] * 7 % _vocabulary(model)
+    positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
+    kept = torch.linspace(0, tokens - 1, min(tokens, TRIED), device=device).long()
+    with evaluation_mode(model), torch.no_grad():
+        found = packed_forward(model, ids, positions, lengths, logits_to_keep=kept + before)
+        model.set_attn_implementation(reference)
+        try:
+            wanted = model(input_ids=ids[:, before:], use_cache=False, logits_to_keep=kept).logits
+        finally:
+            model.set_attn_implementation(name)
+    return _apart(found, wanted)
+
+
+def _apart(one: "torch.Tensor", other: "torch.Tensor") -> list[float]:
+    """Of every position the largest difference, relative to the largest magnitude of all."""
+    scale = other.abs().max().clamp_min(1e-6)
+    apart: list[float] = ((one.double() - other.double()).abs().amax(-1) / scale).flatten().tolist()
+    return apart
+
+
+def _vocabulary(model: Any) -> int:
+    """How many token ids to try: the first ones, which are those of plain text."""
+    return min(int(model.config.get_text_config().vocab_size), PLAIN_TOKENS)

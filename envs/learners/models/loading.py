@@ -1,12 +1,16 @@
 """Finding the model and its tokenizer: a preset, a local folder, a hub name, or SmolLM2."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.models import small_models as presets
-from mixgym.envs.learners.models import smollm2
+from mixgym.envs.learners.models.model_source import (
+    check_config,
+    check_no_adapters,
+    locate,
+    refusal,
+)
 from mixgym.envs.options import DataOptions, ModelOptions
 
 
@@ -21,6 +25,7 @@ def load_tokenizer(options: ModelOptions, texts: Callable[[], Iterable[str]]) ->
         return presets.build_tokenizer(texts(), presets.PRESETS[options.name].vocabulary)
     from transformers import AutoTokenizer
 
+    _checked_config(options.name)  # what cannot be trained is said before its rows are read
     tokenizer = _pretrained(AutoTokenizer, options.name)
     if not tokenizer.is_fast:
         raise ConfigError(
@@ -38,9 +43,11 @@ def load_model(options: ModelOptions, max_length: int) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    _checked_config(options.name)
     model, report = _pretrained(
         AutoModelForCausalLM, options.name, dtype=torch.float32, output_loading_info=True
     )
+    check_no_adapters(options.name, model)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ConfigError(
@@ -56,38 +63,42 @@ def load_model(options: ModelOptions, max_length: int) -> Any:
 
 
 def _pretrained(factory: Any, name: str, **arguments: Any) -> Any:
-    where = str(smollm2.folder()) if name == smollm2.NAME else name
-    if name == smollm2.NAME:
-        smollm2.check()
+    where, how = locate(name)
     from safetensors import SafetensorError
 
     try:
-        return factory.from_pretrained(where, **arguments)
+        return factory.from_pretrained(where, **how, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        known = ", ".join([*presets.PRESETS, smollm2.NAME])
-        folder = "is a folder, but " if Path(name).is_dir() else ""
-        raise ConfigError(
-            f"model.name={name}: {folder}cannot be loaded ({reason}); give a preset ({known}), "
-            "a folder written by save_pretrained, or a hub name that is reachable or cached"
-        ) from error
+        raise refusal(name, reason) from error
+
+
+def _checked_config(name: str) -> Any:
+    """The configuration of a model that can be fine-tuned.
+
+    Raises:
+        ConfigError: if it is of another kind.
+    """
+    from transformers import AutoConfig
+
+    config = _pretrained(AutoConfig, name)
+    check_config(name, config)
+    return config
 
 
 def model_config(options: ModelOptions, data: DataOptions) -> Any:
     """The configuration of the model, without its weights."""
     if options.name in presets.PRESETS:
         return presets.make_config(presets.PRESETS[options.name], data.max_length)
-    from transformers import AutoConfig
-
-    return _pretrained(AutoConfig, options.name)
+    return _checked_config(options.name)
 
 
 def describe(options: ModelOptions) -> tuple[int, int]:
     """(parameters, vocabulary) of a model that is not a preset, without loading its weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = _pretrained(AutoConfig, options.name)
+    config = _checked_config(options.name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return int(model.num_parameters()), int(config.get_text_config().vocab_size)

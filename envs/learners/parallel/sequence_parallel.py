@@ -144,6 +144,8 @@ def to_heads(states: "torch.Tensor", shard: Shard) -> "torch.Tensor":
             f"{heads} attention heads cannot be dealt to {shard.degree} ranks: choose a degree of "
             "sequence parallelism that divides them"
         )
+    # [h, t / n, w] here, with n ranks: block j of h / n heads goes to rank j, and what comes from
+    # rank i are positions i t/n ... (i + 1) t/n of our heads, so that laid in order they are all t
     _, heads, size, width = states.shape
     dealt = states.reshape(shard.degree, heads // shard.degree, size, width)
     got = _exchange(dealt, shard.group)
@@ -160,6 +162,8 @@ def to_tokens(states: "torch.Tensor", shard: Shard) -> "torch.Tensor":
     Returns:
         [1, heads, tokens / degree, width].
     """
+    # the same exchange with the parts of positions and heads changed: block j of t / n positions
+    # goes to rank j, and what comes from rank i are heads i h ... (i + 1) h of our positions
     _, heads, tokens, width = states.shape
     size = tokens // shard.degree
     dealt = states.reshape(heads, shard.degree, size, width).transpose(0, 1)
@@ -167,7 +171,10 @@ def to_tokens(states: "torch.Tensor", shard: Shard) -> "torch.Tensor":
 
 
 def _exchange(states: "torch.Tensor", group: Any) -> "torch.Tensor":
-    """Rank i's ``states[j]`` becomes rank j's ``result[i]``: its own inverse, and its gradient."""
+    """Rank i's ``states[j]`` becomes rank j's ``result[i]``: its own inverse, and its gradient.
+
+    It permutes entries, R = P S with P symmetric; so P P = 1, and the gradient is P^T G = P G.
+    """
     return _exchange_function().apply(states, group)
 
 

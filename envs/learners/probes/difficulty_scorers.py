@@ -21,9 +21,9 @@ import numpy as np
 
 from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import ConfigError, SourceError
-from mixgym.envs.interval_plan import Pack
-from mixgym.envs.learners.batching import make_batch
-from mixgym.envs.learners.models.precision import evaluation_mode, matmul
+from mixgym.envs.learners.batching import in_order, lay_out_rows
+from mixgym.envs.learners.models.language_model import LanguageModel
+from mixgym.envs.learners.parallel.processes import own_device
 from mixgym.envs.learners.probes.probe_rows import bare_rows
 from mixgym.envs.options import DataOptions, ModelOptions, WorldOptions
 from mixgym.envs.random_streams import stream
@@ -31,8 +31,6 @@ from mixgym.envs.sources.difficulty import MODEL_SCORES, Scores
 from mixgym.envs.sources.encoding import Encoding, encode_rows
 from mixgym.envs.sources.source import EncodedRows
 
-TOKENS = 4096  # in one forward pass
-LOGITS = 50_000_000  # likewise: bounds its memory where the vocabulary is large
 NEIGHBOURS = 8  # graded rows that a row without a grade draws from
 
 
@@ -75,24 +73,19 @@ class Grader:
     dry: bool = False
 
     @cached_property
-    def model(self) -> Any:
+    def language(self) -> LanguageModel:
         """The model, loaded when it is first needed."""
-        import torch
-
-        from mixgym.envs.learners.models.attention import choose_attention
         from mixgym.envs.learners.models.loading import load_model
 
-        model = load_model(self.options, self.data.max_length)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = model.to(device).eval()
-        choose_attention(model, self.options.attention, device, self.data.max_length)
-        return model
+        longest = self.data.max_length
+        model = load_model(self.options, longest)
+        return LanguageModel(model.eval(), self.options, own_device(), longest)
 
     @cached_property
     def fingerprint(self) -> str:
         """A digest of every weight of the model."""
         digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
+        for name, tensor in self.language.module.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
         return digest.hexdigest()
@@ -122,48 +115,13 @@ class Grader:
     def _measure(self, rows: EncodedRows) -> Scores:
         """Rows of like length together, so that a failure in the middle costs little to explain."""
         order = np.argsort(rows.lengths, kind="stable")
-        found = np.empty(len(rows))
-        for part in self._parts(rows.lengths[order]):
-            here = order[part]
-            found[here] = self._pass(rows, here)
-        return found
-
-    def _parts(self, lengths: IntArray) -> list[slice]:
-        from mixgym.envs.learners.probes.losses import in_order
-
-        vocabulary = int(self.model.config.get_text_config().vocab_size)
-        joined = "documents" in self.model.config._attn_implementation
-        capacity = min(TOKENS, LOGITS // vocabulary) if joined else 1
-        return in_order(lengths, capacity)
-
-    def _pass(self, rows: EncodedRows, here: IntArray) -> Scores:
-        import torch
-
-        from mixgym.envs.learners.models.attention import packed_forward
-
-        where = np.stack([np.zeros_like(here), np.zeros_like(here), here], axis=1)
-        device = str(self.model.device)
-        batch = make_batch([Pack(where, rows.lengths[here], TOKENS)], [rows], 1, device)
-        bf16 = self.options.precision == "bf16"
-        with (
-            evaluation_mode(self.model),
-            torch.no_grad(),
-            matmul(self.options.fp32_matmul),
-            torch.autocast(self.model.device.type, torch.bfloat16, enabled=bf16),
-        ):
-            logits = packed_forward(
-                self.model,
-                batch.input_ids,
-                batch.position_ids,
-                batch.document_lengths,
-                logits_to_keep=batch.predictors,
-            )
-            losses = torch.nn.functional.cross_entropy(
-                logits[0].float(), batch.labels, reduction="none"
-            )
-        count = rows.supervised[here]
-        row = np.repeat(np.arange(len(here)), count)
-        return np.bincount(row, losses.cpu().double().numpy(), len(here)) / count
+        which = np.stack([np.zeros_like(order), np.zeros_like(order), order], axis=1)
+        capacity, device = self.language.tokens_together, str(self.language.device)
+        batches = [
+            lay_out_rows(which[part], rows, 1, device)
+            for part in in_order(rows.lengths[order], capacity)
+        ]
+        return self.language.row_losses(batches, len(rows))
 
 
 @dataclass
@@ -289,6 +247,7 @@ def make_grader(options: WorldOptions, tokenizer: Any, *, dry: bool = False) -> 
         ConfigError: if the grading model would be one of random weights.
     """
     from mixgym.envs.learners.models.loading import load_tokenizer
+    from mixgym.envs.learners.models.model_source import said_of
     from mixgym.envs.learners.models.small_models import PRESETS
 
     data = options.data
@@ -303,7 +262,9 @@ def make_grader(options: WorldOptions, tokenizer: Any, *, dry: bool = False) -> 
     model = options.model.model_copy(update={"name": name})
     if data.scorer is None:
         return Grader(model, data, tokenizer, own=True, dry=dry)
-    return Grader(model, data, load_tokenizer(model, lambda: iter(())), own=False, dry=dry)
+    with said_of("data.scorer"):
+        tokenizer = load_tokenizer(model, lambda: iter(()))
+    return Grader(model, data, tokenizer, own=False, dry=dry)
 
 
 def scorers(grader: Grader, names: Sequence[str], seed: int) -> dict[str, ModelScorer]:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
-from mixgym.envs.learners.batching import Batch
+from mixgym.envs.learners.batching import Batch, RowBatch
+from mixgym.envs.learners.probes.probed import Probed
 from mixgym.envs.learners.probes.row_norms import last_block, row_norms
 
 if TYPE_CHECKING:
     import torch
-
-    from mixgym.envs.learners.probes.losses import ProbedModel, RowBatch
 
     Gradient = list[torch.Tensor]
 
@@ -27,92 +26,95 @@ SKETCH = 8192  # entries of a random projection
 CHUNK = 1 << 20  # entries that are projected at a time
 
 
-def gradient_norm(model: "ProbedModel") -> FloatArray:
+def gradient_norm(probed: Probed) -> FloatArray:
     """Norm of the gradient of the mean loss over the source's probe rows (HBO, eq. 7)."""
-    parameters = trainable(model.model)
-    return _each(model, lambda rows: _norm(_gradient(model, rows, parameters)))
+    parameters = probed.parameters()
+    return _each(probed, lambda rows: _norm(_gradient(probed, rows, parameters)))
 
 
-def gradient_norm_last(model: "ProbedModel") -> FloatArray:
+def gradient_norm_last(probed: Probed) -> FloatArray:
     """The same of the last block's parameters: the pass back is a short one."""
-    parameters = [p for p in last_block(model.model).parameters() if p.requires_grad]
-    with _frozen(model.model, parameters):
-        return _each(model, lambda rows: _norm(_gradient(model, rows, parameters)))
+    parameters = [p for p in last_block(probed.trained.module).parameters() if p.requires_grad]
+    with _frozen(probed.trained.module, parameters):
+        return _each(probed, lambda rows: _norm(_gradient(probed, rows, parameters)))
 
 
-def gradient_norm_examples(model: "ProbedModel") -> FloatArray:
+def gradient_norm_examples(probed: Probed) -> FloatArray:
     """Mean over the probe rows of the norm of each row's own gradient, row by row."""
-    parameters = trainable(model.model)
+    parameters = probed.parameters()
 
-    def mean(batches: "list[RowBatch]") -> float:
-        return float(np.mean([_norm(g) for g in _row_gradients(model, batches, parameters)]))
+    def mean(batches: list[RowBatch]) -> float:
+        return float(np.mean([_norm(g) for g in _row_gradients(probed, batches, parameters)]))
 
-    return _each(model, mean)
+    return _each(probed, mean)
 
 
-def gradient_norm_examples_last(model: "ProbedModel") -> FloatArray:
+def gradient_norm_examples_last(probed: Probed) -> FloatArray:
     """The same of the last block's matrices, all rows in one short pass."""
-    parameters = [p for p in last_block(model.model).parameters() if p.requires_grad]
-    with _frozen(model.model, parameters):
-        return _each(model, lambda rows: float(row_norms(model, rows).mean()))
+    parameters = [p for p in last_block(probed.trained.module).parameters() if p.requires_grad]
+    with _frozen(probed.trained.module, parameters):
+        return _each(probed, lambda rows: float(row_norms(probed, rows).mean()))
 
 
-def gradient_alignment(model: "ProbedModel") -> FloatArray:
+def gradient_alignment(probed: Probed) -> FloatArray:
     """<g_k, g_target> / |g_target|, g_target the target-weighted mean on the reward split."""
-    parameters = trainable(model.model)
-    target = target_gradient(model, parameters)
+    parameters = probed.parameters()
+    target = _target_gradient(probed, parameters)
     length = max(_norm(target), 1e-30)
-    return _each(model, lambda rows: _dot(_gradient(model, rows, parameters), target) / length)
+    return _each(probed, lambda rows: _dot(_gradient(probed, rows, parameters), target) / length)
 
 
-def gradient_cosine(model: "ProbedModel") -> FloatArray:
+def gradient_cosine(probed: Probed) -> FloatArray:
     """Mean over targets of cos(g_target, g_k), by target weight (MultiDDS)."""
-    parameters = trainable(model.model)
-    targets = [source.target for source in model.sources]
-    used = [k for k, weight in enumerate(targets) if weight > 0 and model.reward_batches(k)]
-    directions = [_unit(_token_gradient(model, model.reward_batches(k), parameters)) for k in used]
+    parameters = probed.parameters()
+    targets = [source.target for source in probed.sources]
+    used = [k for k, weight in enumerate(targets) if weight > 0 and probed.reward_batches(k)]
+    batches = [probed.reward_batches(k) for k in used]
+    directions = [_unit(_token_gradient(probed, rows, parameters)) for rows in batches]
     weights = np.array([targets[k] for k in used])
 
-    def mean(batches: "list[RowBatch]") -> float:
-        own = _unit(_gradient(model, batches, parameters))
+    def mean(batches: list[RowBatch]) -> float:
+        own = _unit(_gradient(probed, batches, parameters))
         return float(np.average([_dot(own, other) for other in directions], weights=weights))
 
-    return _each(model, mean)
+    return _each(probed, mean)
 
 
-def gradient_influence(model: "ProbedModel") -> FloatArray:
+def gradient_influence(probed: Probed) -> FloatArray:
     """<g_k, sum over j != k of g_j> (DoGE, AC-ODM)."""
     import torch
 
-    parameters = trainable(model.model)
-    rows = model._by_source(bare=False)
-    own = {k: _gradient(model, part, parameters) for k, part in enumerate(rows) if part}
+    parameters = probed.parameters()
+    rows = probed.by_source()
+    own = {k: _gradient(probed, part, parameters) for k, part in enumerate(rows) if part}
     total = [torch.stack(parts).sum(0) for parts in zip(*own.values(), strict=True)]
     values = np.full(len(rows), np.nan)
     for k, gradient in own.items():
+        # <g_k, sum_(j != k) g_j> = <g_k, sum_j g_j> - <g_k, g_k>
         values[k] = _dot(gradient, total) - _dot(gradient, gradient)
     return values
 
 
-def projected_alignment(model: "ProbedModel") -> FloatArray:
+def projected_alignment(probed: Probed) -> FloatArray:
     """Cosine of random projections: Adam's next step on the source with g_target (LESS).
 
     The projection adds up entries of random sign in random places: it keeps inner products in
     expectation, at the cost of one pass over the gradient. Between sources only projections are
     kept.
     """
-    parameters = trainable(model.model)
-    target = _sketch(target_gradient(model, parameters), model._seed)
+    parameters = probed.parameters()
+    target = _sketch(_target_gradient(probed, parameters), probed.seed)
 
-    def cosine(batches: "list[RowBatch]") -> float:
-        step = adam_direction(_gradient(model, batches, parameters), parameters, model._optimizer)
-        own = _sketch(step, model._seed)
+    def cosine(batches: list[RowBatch]) -> float:
+        gradient = _gradient(probed, batches, parameters)
+        step = adam_direction(gradient, parameters, probed.optimisation.optimizer)
+        own = _sketch(step, probed.seed)
         return float((own @ target) / (own.norm() * target.norm()).clamp_min(1e-30))
 
-    return _each(model, cosine)
+    return _each(probed, cosine)
 
 
-PROBES: "dict[str, Callable[[ProbedModel], FloatArray]]" = {
+PROBES: dict[str, Callable[[Probed], FloatArray]] = {
     "gradient_norm": gradient_norm,
     "gradient_norm_last": gradient_norm_last,
     "gradient_norm_examples": gradient_norm_examples,
@@ -125,21 +127,16 @@ PROBES: "dict[str, Callable[[ProbedModel], FloatArray]]" = {
 """float64[K] by name; NaN for sources without probe rows."""
 
 
-def trainable(model: Any) -> "list[torch.nn.Parameter]":
-    """The parameters that are trained, each once."""
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def target_gradient(model: "ProbedModel", parameters: "list[torch.nn.Parameter]") -> "Gradient":
+def _target_gradient(probed: Probed, parameters: "list[torch.nn.Parameter]") -> "Gradient":
     """Target-weighted mean over sources of their gradients on the reward split."""
-    targets = np.array([source.target for source in model.sources])
-    tokens = np.array([int(s.splits["reward"].supervised.sum()) for s in model.sources])
+    targets = np.array([source.target for source in probed.sources])
+    tokens = np.array([int(s.splits["reward"].supervised.sum()) for s in probed.sources])
     used = np.where(tokens > 0, targets, 0.0)
     share = used / used.sum() / np.maximum(tokens, 1)
     return _sum(
-        _weighted(model, batch, np.full(len(batch.cells), share[k]), parameters)
+        _weighted(probed, batch, np.full(len(batch.cells), share[k]), parameters)
         for k in np.flatnonzero(used).tolist()
-        for batch in model.reward_batches(k)
+        for batch in probed.reward_batches(k)
     )
 
 
@@ -154,6 +151,8 @@ def adam_direction(
     for g, parameter in zip(gradient, parameters, strict=True):
         group, state = groups[id(parameter)], optimizer.state.get(parameter) or {}
         first, second = group["betas"]
+        # m' = b1 m + (1 - b1) g and v' = b2 v + (1 - b2) g^2, as the step would make them; the
+        # direction is m' / (1 - b1^t) / (sqrt(v' / (1 - b2^t)) + eps), without rate and decay
         steps = int(state.get("step", 0)) + 1
         mean = (1 - first) * g + (first * state["exp_avg"] if state else 0.0)
         square = (1 - second) * g * g + (second * state["exp_avg_sq"] if state else 0.0)
@@ -165,30 +164,30 @@ def adam_direction(
 # --- pieces -----------------------------------------------------------------------------------
 
 
-def _each(model: "ProbedModel", value: "Callable[[list[RowBatch]], float]") -> FloatArray:
-    rows = model._by_source(bare=False)
+def _each(probed: Probed, value: Callable[[list[RowBatch]], float]) -> FloatArray:
+    rows = probed.by_source()
     return np.array([value(part) if part else np.nan for part in rows])
 
 
 def _gradient(
-    model: "ProbedModel", batches: "list[RowBatch]", parameters: "Sequence[torch.Tensor]"
+    probed: Probed, batches: list[RowBatch], parameters: "Sequence[torch.Tensor]"
 ) -> "Gradient":
-    return _token_gradient(model, [one.batch for one in batches], parameters)
+    return _token_gradient(probed, [one.batch for one in batches], parameters)
 
 
 def _token_gradient(
-    model: "ProbedModel", batches: list[Batch], parameters: "Sequence[torch.Tensor]"
+    probed: Probed, batches: list[Batch], parameters: "Sequence[torch.Tensor]"
 ) -> "Gradient":
     """Gradient of the mean loss over the batches' supervised tokens."""
     count = sum(len(batch.cells) for batch in batches)
     return _sum(
-        _weighted(model, batch, np.full(len(batch.cells), 1 / count), parameters)
+        _weighted(probed, batch, np.full(len(batch.cells), 1 / count), parameters)
         for batch in batches
     )
 
 
 def _weighted(
-    model: "ProbedModel",
+    probed: Probed,
     batch: Batch,
     weights: FloatArray,
     parameters: "Sequence[torch.Tensor]",
@@ -196,19 +195,19 @@ def _weighted(
     """Gradient of the sum of weight * token loss."""
     import torch
 
-    losses = model._token_losses(batch)
+    losses = probed.token_losses(batch)
     scale = torch.from_numpy(weights).to(losses.device, losses.dtype)
     found = torch.autograd.grad((losses * scale).sum(), list(parameters), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
 
 
 def _row_gradients(
-    model: "ProbedModel", batches: "list[RowBatch]", parameters: "Sequence[torch.Tensor]"
+    probed: Probed, batches: list[RowBatch], parameters: "Sequence[torch.Tensor]"
 ) -> "Iterator[Gradient]":
     """Each row's gradient of its own mean loss: a pass of its own, since packed rows share one."""
     for one in batches:
         for row in alone(one.batch):
-            yield _token_gradient(model, [row], parameters)
+            yield _token_gradient(probed, [row], parameters)
 
 
 def alone(batch: Batch) -> Iterator[Batch]:
@@ -256,6 +255,8 @@ def _sketch(gradient: "Gradient", seed: int) -> "torch.Tensor":
     """float64[SKETCH], a random projection, the same for every call with the seed."""
     import torch
 
+    # count sketch: s[h(i)] += e(i) g[i], places h and signs e = +-1 drawn by the seed; then
+    # E <s(g), s(g')> = <g, g'>, for where i != j share a place their signs cancel in expectation
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(SKETCH, dtype=torch.float64)
     for tensor in gradient:

@@ -6,29 +6,19 @@ taken without touching ``.grad``, modules go back to the mode they were in, and 
 drawn.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray, IntArray
 from mixgym.envs.errors import ConfigError, DivergenceError
-from mixgym.envs.interval_plan import Pack
 from mixgym.envs.learners.base import ProbeResult
-from mixgym.envs.learners.batching import Batch, make_batch
-from mixgym.envs.learners.models.precision import Matmul, evaluation_mode, matmul
+from mixgym.envs.learners.batching import RowBatch
 from mixgym.envs.learners.probes import gradients
-from mixgym.envs.learners.probes.probe_rows import (
-    bare_rows,
-    baseline_cost,
-    chosen,
-    draw_rows,
-    probe_cost,
-)
+from mixgym.envs.learners.probes.probe_rows import baseline_cost, probe_cost
+from mixgym.envs.learners.probes.probed import Probed
 from mixgym.envs.probes import find_probe
-from mixgym.envs.sources.source import EncodedRows, Source
 
 if TYPE_CHECKING:
     import torch
@@ -38,63 +28,32 @@ BARE = "bare losses"
 REFERENCE = "reference losses"
 
 
-@dataclass(frozen=True)
-class RowBatch:
-    """A forward pass over probe rows.
+class Probes:
+    """The probes of a model, and what was measured for them at the start of the episode.
 
-    Attributes:
-        batch: the tensors.
-        rows: int64[n], which probe row each supervised token belongs to.
-        documents: int64[documents], the probe row of each document.
+    Args:
+        probed: the model and its rows.
+        make_reference: gives float64[tokens], what :meth:`token_losses` of the reference model is.
     """
 
-    batch: Batch
-    rows: IntArray
-    documents: IntArray
-
-
-class ProbedModel:
-    """The probes of :class:`~mixgym.envs.learners.causal_lm.CausalLM` (a base class of it)."""
-
-    if TYPE_CHECKING:
-        model: Any
-        sources: Sequence[Source]
-        shape: tuple[int, int]
-        device: str
-        _seed: int
-        _max_length: int
-        _dropout: bool
-        _recomputes: bool
-        _matmul: Matmul
-        _optimizer: torch.optim.Optimizer
-        _token_losses: Callable[[Batch], torch.Tensor]
-        _packs_together: Callable[[], int]
-
-    def begin_probing(
-        self, probe_rows: int, make_reference: "Callable[[], ProbedModel] | None"
+    def __init__(
+        self, probed: Probed, make_reference: Callable[[], FloatArray] | None = None
     ) -> None:
-        """Set up; nothing is measured yet.
-
-        Args:
-            probe_rows: per stratum.
-            make_reference: gives the learner that holds the reference model.
-        """
-        self.probe_rows = probe_rows
+        self.probed = probed
         self._make_reference = make_reference
         self._at_start: dict[str, FloatArray] = {}
-        self._probe_batches: dict[str, list[list[RowBatch]]] = {}
-        self._reward_batches: dict[int, list[Batch]] = {}
 
-    def begin_probes(self, names: Sequence[str]) -> int:
-        """See :class:`~mixgym.envs.learners.base.Learner`."""
+    def begin(self, names: Sequence[str]) -> int:
+        """See ``begin_probes`` of :class:`~mixgym.envs.learners.base.Learner`."""
         kinds = [find_probe(name) for name in names]
         if any(kind.needs_reference for kind in kinds) and REFERENCE not in self._at_start:
             self._measure_reference(names)
         if any(kind.baseline and not kind.needs_reference for kind in kinds):
-            self._at_start[LOSSES] = self.token_losses_of_probes(bare=False)
+            self._at_start[LOSSES] = self.token_losses(bare=False)
         if "ifd_ratio" in names:
-            self._at_start[BARE] = self.token_losses_of_probes(bare=True)
-        return baseline_cost(names, self.sources, self.probe_rows, self._seed)
+            self._at_start[BARE] = self.token_losses(bare=True)
+        probed = self.probed
+        return baseline_cost(names, probed.sources, probed.per_stratum, probed.seed)
 
     def _measure_reference(self, names: Sequence[str]) -> None:
         if self._make_reference is None:
@@ -103,115 +62,57 @@ class ProbedModel:
                 f"environment.probes: {', '.join(wanted)} compares with a reference model: set "
                 "environment.reference to its folder"
             )
-        self._at_start[REFERENCE] = self._make_reference().token_losses_of_probes(bare=False)
+        self._at_start[REFERENCE] = self._make_reference()
 
-    def probe(self, name: str) -> ProbeResult:
-        """See :class:`~mixgym.envs.learners.base.Learner`."""
-        kind = find_probe(name)
-        values = self._source_values(name) if kind.level == "source" else self._cell_values(name)
-        where = self._probed_cells()
-        where = np.asarray(where.any(-1)) if kind.level == "source" else where
+    def measure(self, name: str) -> ProbeResult:
+        """See ``probe`` of :class:`~mixgym.envs.learners.base.Learner`."""
+        probed = self.probed
+        by_source = find_probe(name).level == "source"
+        values = self._source_values(name) if by_source else self._cell_values(name)
+        where = probed.cells()
+        where = np.asarray(where.any(-1)) if by_source else where
         bad = np.argwhere(where & ~np.isfinite(values))
         if len(bad):
-            source = self.sources[bad[0][0]].name
+            source = probed.sources[bad[0][0]].name
             raise DivergenceError(f"the probe {name} of source {source!r} is not finite")
-        cost = probe_cost(name, self.sources, self.probe_rows, self._seed)
+        cost = probe_cost(name, probed.sources, probed.per_stratum, probed.seed)
         return ProbeResult(np.where(where, values, np.nan), cost)
 
-    # --- rows ---------------------------------------------------------------------------------
+    def state(self) -> dict[str, list[float]]:
+        """What was measured at the start, for a snapshot."""
+        return {name: values.tolist() for name, values in self._at_start.items()}
 
-    def _rows(self) -> IntArray:
-        return draw_rows(self.sources, self.probe_rows, self._seed)
+    def set_state(self, state: dict[str, list[float]]) -> None:
+        """Continue from :meth:`state`."""
+        self._at_start = {name: np.array(values, np.float64) for name, values in state.items()}
 
-    def _probed_cells(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """bool[K, G], cells that have probe rows."""
-        where = np.zeros(self.shape, np.bool_)
-        rows = self._rows()
-        where[rows[:, 0], rows[:, 1]] = True
-        return where
-
-    def _by_source(self, *, bare: bool) -> list[list[RowBatch]]:
-        """Of every source its forward passes, made once."""
-        name = BARE if bare else LOSSES
-        if name not in self._probe_batches:
-            rows = self._rows()
-            encoded = chosen(self.sources, rows)
-            encoded = bare_rows(encoded) if bare else encoded
-            self._probe_batches[name] = [
-                list(self._in_batches(encoded, rows, np.flatnonzero(rows[:, 0] == k)))
-                for k in range(self.shape[0])
-            ]
-        return self._probe_batches[name]
-
-    def _in_batches(
-        self, encoded: EncodedRows, rows: IntArray, which: IntArray
-    ) -> Iterator[RowBatch]:
-        capacity = self._packs_together() * self._max_length
-        for part in in_order(encoded.lengths[which], capacity):
-            here = which[part]
-            where = np.stack([np.zeros(len(here), np.int64), rows[here, 1], here], axis=1)
-            pack = Pack(where, encoded.lengths[here], capacity)
-            batch = make_batch([pack], [encoded], self.shape[1], self.device)
-            yield RowBatch(batch, np.repeat(here, encoded.supervised[here]), here)
-
-    def reward_batches(self, source: int) -> list[Batch]:
-        """The reward split of one source, made once."""
-        if source not in self._reward_batches:
-            rows = self.sources[source].splits["reward"]
-            strata = self.sources[source].strata["reward"]
-            where = np.stack([np.zeros(len(rows), np.int64), strata, np.arange(len(rows))], axis=1)
-            capacity = self._packs_together() * self._max_length
-            self._reward_batches[source] = [
-                make_batch(
-                    [Pack(where[part], rows.lengths[part], capacity)],
-                    [rows],
-                    self.shape[1],
-                    self.device,
-                )
-                for part in in_order(rows.lengths, capacity)
-            ]
-        return self._reward_batches[source]
-
-    # --- losses -------------------------------------------------------------------------------
-
-    @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Evaluation mode; but activations are recomputed only in training mode."""
-        recompute = self._recomputes and not self._dropout
-        mode = nullcontext() if recompute else evaluation_mode(self.model)
-        with mode, matmul(self._matmul):
-            yield
-
-    def token_losses_of_probes(self, *, bare: bool) -> FloatArray:
+    def token_losses(self, *, bare: bool) -> FloatArray:
         """float64[tokens], NLL of every supervised token of the probe rows, row after row."""
-        import torch
-
-        batches = [one for source in self._by_source(bare=bare) for one in source]
-        with evaluation_mode(self.model), torch.no_grad(), matmul(self._matmul):
-            parts = [self._token_losses(one.batch).cpu().double().numpy() for one in batches]
+        batches = (one.batch for one in self.probed.batches(bare=bare))
+        parts = self.probed.trained.language.measured(batches)
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _row_of_token(self, *, bare: bool) -> IntArray:
-        batches = [one for source in self._by_source(bare=bare) for one in source]
+        batches = self.probed.batches(bare=bare)
         return np.concatenate([one.rows for one in batches]).astype(np.int64)
 
     def _row_means(self, tokens: FloatArray, *, bare: bool = False) -> FloatArray:
         """float64[rows], the mean over each row's supervised tokens."""
-        rows, count = self._row_of_token(bare=bare), len(self._rows())
+        rows, count = self._row_of_token(bare=bare), len(self.probed.rows())
         return np.bincount(rows, tokens, count) / np.maximum(np.bincount(rows, minlength=count), 1)
 
     def _cell_means(self, by_row: FloatArray) -> FloatArray:
         """float64[K, G], the mean over each cell's rows; NaN without rows."""
-        rows = self._rows()
-        cells = rows[:, 0] * self.shape[1] + rows[:, 1]
-        size = self.shape[0] * self.shape[1]
+        rows = self.probed.rows()
+        cells = rows[:, 0] * self.probed.shape[1] + rows[:, 1]
+        size = self.probed.shape[0] * self.probed.shape[1]
         count = np.bincount(cells, minlength=size)
         sums = np.bincount(cells, by_row, size)
         means = np.where(count > 0, sums / np.maximum(count, 1), np.nan)
-        return means.reshape(self.shape)
+        return means.reshape(self.probed.shape)
 
     def _cell_values(self, name: str) -> FloatArray:
-        tokens = self.token_losses_of_probes(bare=False)
+        tokens = self.token_losses(bare=False)
         if name == "excess_loss":
             excess = np.maximum(tokens - self._began(REFERENCE), 0.0)
             return self._token_means(excess)
@@ -220,18 +121,18 @@ class ProbedModel:
             return self._cell_means(now)
         start = self._row_means(self._began(LOSSES))
         if name == "ifd_ratio":
-            bare = self.token_losses_of_probes(bare=True) - self._began(BARE)
+            bare = self.token_losses(bare=True) - self._began(BARE)
             return self._cell_means(np.exp(now - start - self._row_means(bare, bare=True)))
         return self._cell_means(COMPARISONS[name](now, start))
 
     def _token_means(self, tokens: FloatArray) -> FloatArray:
         """float64[K, G], the mean over each cell's supervised tokens; NaN without rows."""
-        rows = self._rows()[self._row_of_token(bare=False)]
-        cells = rows[:, 0] * self.shape[1] + rows[:, 1]
-        size = self.shape[0] * self.shape[1]
+        rows = self.probed.rows()[self._row_of_token(bare=False)]
+        cells = rows[:, 0] * self.probed.shape[1] + rows[:, 1]
+        size = self.probed.shape[0] * self.probed.shape[1]
         count = np.bincount(cells, minlength=size)
         means = np.bincount(cells, tokens, size) / np.maximum(count, 1)
-        return np.where(count > 0, means, np.nan).reshape(self.shape)
+        return np.where(count > 0, means, np.nan).reshape(self.probed.shape)
 
     def _began(self, name: str) -> FloatArray:
         if name not in self._at_start:
@@ -246,22 +147,19 @@ class ProbedModel:
     def _source_values(self, name: str) -> FloatArray:
         if name == "cosine_similarity":
             return mean_cosine(self._embeddings())
-        with self._looking():
-            return gradients.PROBES[name](self)
+        with self.probed.looking():
+            return gradients.PROBES[name](self.probed)
 
     def _embeddings(self) -> FloatArray:
         """float64[K, hidden], mean over rows of the mean over tokens of the top layer's states."""
-        import torch
-
         seen: list[torch.Tensor] = []
-        handle = self.model.base_model.register_forward_hook(
+        language = self.probed.trained.language
+        handle = language.module.base_model.register_forward_hook(
             lambda _module, _inputs, output: seen.append(output[0])
         )
         try:
-            with evaluation_mode(self.model), torch.no_grad(), matmul(self._matmul):
-                return np.stack(
-                    [self._embedding(part, seen) for part in self._by_source(bare=False)]
-                )
+            with language.measuring():
+                return np.stack([self._embedding(part, seen) for part in self.probed.by_source()])
         finally:
             handle.remove()
 
@@ -271,21 +169,13 @@ class ProbedModel:
         rows: list[torch.Tensor] = []
         for one in batches:
             seen.clear()
-            self._token_losses(one.batch)
+            self.probed.token_losses(one.batch)
             documents = seen[0][0].double().split(list(one.batch.document_lengths))
             rows += [states.mean(0) for states in documents]
         if not rows:
-            return np.full(self.model.config.get_text_config().hidden_size, np.nan)
+            return np.full(self.probed.trained.module.config.get_text_config().hidden_size, np.nan)
         mean: FloatArray = torch.stack(rows).mean(0).cpu().numpy()
         return mean
-
-    def probe_state(self) -> dict[str, list[float]]:
-        """What was measured at the start, for a snapshot."""
-        return {name: values.tolist() for name, values in self._at_start.items()}
-
-    def set_probe_state(self, state: dict[str, list[float]]) -> None:
-        """Continue from :meth:`probe_state`."""
-        self._at_start = {name: np.array(values, np.float64) for name, values in state.items()}
 
 
 COMPARISONS: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
@@ -314,18 +204,3 @@ def mean_cosine(embeddings: FloatArray) -> FloatArray:
     values = np.full(len(embeddings), np.nan)
     values[known] = (unit @ unit.T).sum(-1) / max(len(unit), 1)
     return values
-
-
-def in_order(lengths: IntArray, capacity: int) -> list[slice]:
-    """Consecutive runs of rows of at most ``capacity`` tokens, or of one longer row.
-
-    >>> in_order(np.array([3, 3, 5, 9, 1]), 8)
-    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None), slice(4, 5, None)]
-    """
-    parts, start, used = [], 0, 0
-    for index, length in enumerate(lengths.tolist()):
-        if used and used + length > capacity:
-            parts.append(slice(start, index))
-            start, used = index, 0
-        used += length
-    return [*parts, slice(start, len(lengths))] if len(lengths) else []

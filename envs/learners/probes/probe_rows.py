@@ -31,7 +31,7 @@ def _draw(source: Source, stratum: int, count: int, seed: int) -> IntArray:
     return np.sort(rng.permutation(here)[:count])
 
 
-def lengths_of(sources: Sequence[Source], rows: IntArray) -> IntArray:
+def _lengths_of(sources: Sequence[Source], rows: IntArray) -> IntArray:
     """int64[n], tokens of each probe row."""
     return np.array([sources[k].splits["train"].lengths[i] for k, _, i in rows], np.int64)
 
@@ -60,7 +60,7 @@ def probe_cost(name: str, sources: Sequence[Source], per_stratum: int, seed: int
     """Tokens of a pass forward that a probe costs each time; known before there is a model."""
     kind = find_probe(name)
     rows = draw_rows(sources, per_stratum, seed)
-    whole = int(lengths_of(sources, rows).sum())
+    whole = int(_lengths_of(sources, rows).sum())
     if name == "ifd_ratio":
         return whole + int(bare_rows(chosen(sources, rows)).lengths.sum())
     target = sum(int(s.splits["reward"].lengths.sum()) for s in sources if s.target > 0)
@@ -72,7 +72,7 @@ def baseline_cost(
 ) -> int:
     """Tokens of a pass forward that the start of an episode takes for these probes."""
     rows = draw_rows(sources, per_stratum, seed)
-    whole = int(lengths_of(sources, rows).sum())
+    whole = int(_lengths_of(sources, rows).sum())
     if "ifd_ratio" not in names:
         return need_baseline(names) * whole
     others = [name for name in names if name != "ifd_ratio"]

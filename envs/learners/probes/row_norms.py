@@ -13,12 +13,12 @@ import numpy as np
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.batching import RowBatch
 from mixgym.envs.learners.models.precision import evaluation_mode
+from mixgym.envs.learners.probes.probed import Probed
 
 if TYPE_CHECKING:
     import torch
-
-    from mixgym.envs.learners.probes.losses import ProbedModel, RowBatch
 
     Pairs = list[tuple[torch.Tensor, torch.Tensor, bool]]
 
@@ -32,16 +32,16 @@ def last_block(model: Any) -> Any:
     return stacks[0][-1]
 
 
-def row_norms(model: "ProbedModel", batches: "list[RowBatch]") -> FloatArray:
+def row_norms(probed: Probed, batches: list[RowBatch]) -> FloatArray:
     """float64[rows], in the order of the batches' documents.
 
     Raises:
         ConfigError: if a layer of the block does not see the tokens in their order (experts do
             not): ``gradient_norm_examples`` works for any model.
     """
-    layers = matrices(last_block(model.model))
-    with evaluation_mode(model.model):
-        return np.concatenate([_norms(model, layers, one) for one in batches])
+    layers = matrices(last_block(probed.trained.module))
+    with evaluation_mode(probed.trained.module):
+        return np.concatenate([_norms(probed, layers, one) for one in batches])
 
 
 def matrices(block: Any) -> list[Any]:
@@ -52,7 +52,7 @@ def matrices(block: Any) -> list[Any]:
     return [m for m in block.modules() if isinstance(m, Linear | Conv1D)]
 
 
-def _norms(model: "ProbedModel", layers: list[Any], one: "RowBatch") -> FloatArray:
+def _norms(probed: Probed, layers: list[Any], one: RowBatch) -> FloatArray:
     import torch
 
     lengths = list(one.batch.document_lengths)
@@ -64,10 +64,12 @@ def _norms(model: "ProbedModel", layers: list[Any], one: "RowBatch") -> FloatArr
         for layer in layers
     ]
     try:
-        losses = model._token_losses(one.batch)
+        losses = probed.token_losses(one.batch)
     finally:
         for handle in handles:
             handle.remove()
+    # L = sum over rows r of (1 / n_r) sum_(t in r) l_t: its slopes at row r's tokens are those of
+    # r's own mean loss, for rows do not see each other
     count = np.bincount(one.rows)[one.rows]
     loss = (losses / torch.from_numpy(count).to(losses.device, losses.dtype)).sum()
     gradients = torch.autograd.grad(loss, [output for _, output, _ in seen])
@@ -87,9 +89,12 @@ def _squares(
     found = []
     for x, d in zip(inputs[0].split(lengths), slopes[0].split(lengths), strict=True):
         x, d = x.float(), d.float()
+        # the gradient of the weight is W = x^T d, x [n, in] and d [n, out]; |W|^2 either of itself,
+        # n in out operations, or as sum_(s, t) (x x^T)_st (d d^T)_st, n^2 (in + out) of them
         if len(x) ** 2 * (x.shape[1] + d.shape[1]) < len(x) * x.shape[1] * d.shape[1]:
             square = ((x @ x.T) * (d @ d.T)).sum()
         else:
             square = (x.T @ d).square().sum()
+        # the bias adds |sum_t d_t|^2
         found.append(float(square) + (float(d.sum(0).square().sum()) if has_bias else 0.0))
     return np.maximum(np.array(found), 0.0)

@@ -22,6 +22,8 @@ class LengthSet:
     """
 
     def __init__(self, largest: int, members: Iterable[int] = ()) -> None:
+        # member = word * 2^shift + bit, with 2^shift about the root of the largest: both the words
+        # and the set of words that are not 0 are integers of about as many bits
         self._shift = max(4, (largest.bit_length() + 1) // 2)
         self._mask = (1 << self._shift) - 1
         self._words = [0] * ((largest >> self._shift) + 1)
@@ -48,7 +50,7 @@ class LengthSet:
         if word >= len(self._words):
             return -1
         bits = self._words[word] >> (bound & self._mask)
-        if bits:
+        if bits:  # b & -b is the lowest bit that is set, and its bit_length - 1 where it stands
             return bound + (bits & -bits).bit_length() - 1
         above = self._used >> (word + 1)
         if not above:
@@ -62,6 +64,7 @@ class LengthSet:
         word = bound >> self._shift
         if word >= len(self._words):
             return self.last()
+        # bits 0 ... bound of the word: 2^(bound + 1) - 1; the highest that is set is the member
         bits = self._words[word] & ((2 << (bound & self._mask)) - 1)
         if bits:
             return (word << self._shift) + bits.bit_length() - 1

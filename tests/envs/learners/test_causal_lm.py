@@ -14,6 +14,7 @@ from mixgym.envs.learners.base import PlainStep, TrainReport
 from mixgym.envs.learners.causal_lm import CausalLM
 from mixgym.envs.learners.learning_rate import learning_rate_factor
 from mixgym.envs.learners.models.attention import DOCUMENTS
+from mixgym.envs.learners.models.language_model import LanguageModel
 from mixgym.envs.options import TrainingOptions
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
 
@@ -114,13 +115,13 @@ def test_the_hand_worked_global_token_mean(
         Pack(np.array([[0, 0, i]]), np.array([n + 1]), 32) for i, (n, _) in enumerate(units)
     )
 
-    def losses(self: CausalLM, batch: Any) -> torch.Tensor:
+    def losses(self: LanguageModel, batch: Any) -> torch.Tensor:
         each = {n: total / n for n, total in units}
         known = torch.cat([torch.full((n - 1,), each[n - 1]) for n in batch.document_lengths])
-        parameter = next(self.model.parameters())
+        parameter = next(self.module.parameters())
         return known + 0.0 * parameter.sum()
 
-    monkeypatch.setattr(CausalLM, "_token_losses", losses)
+    monkeypatch.setattr(LanguageModel, "token_losses", losses)
     for accumulation in (1, 2, 3, 4):
         learner = make_learner(sources=[source], accumulation=accumulation)
         assert learner.accumulate(packs)[1] == pytest.approx(1.55, rel=1e-6)
@@ -288,7 +289,7 @@ def test_clipping(make_learner: LearnerMaker, plan: IntervalPlan) -> None:
         learner = make_learner(clip=limit)
         learner.accumulate(plan.steps[0])
         norm = float(gradients(learner).norm())
-        optimiser = learner._optimizer
+        optimiser = learner.optimisation.optimizer
         original = optimiser.step
 
         def step(original: Any = original, learner: CausalLM = learner) -> None:
@@ -304,7 +305,7 @@ def test_clipping(make_learner: LearnerMaker, plan: IntervalPlan) -> None:
 
 def test_weights_decay_and_biases_and_norms_do_not(make_learner: LearnerMaker) -> None:
     learner = make_learner("gpt2", weight_decay=0.1)
-    decayed, others = learner._optimizer.param_groups
+    decayed, others = learner.optimisation.optimizer.param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     names = {id(p): name for name, p in learner.model.named_parameters()}
     for name in (names[id(p)] for p in others["params"]):
@@ -410,7 +411,7 @@ def test_evaluate_restores_the_mode_after_an_error(
 ) -> None:
     learner = make_learner()
     learner.model.train()
-    monkeypatch.setattr(learner, "_token_losses", lambda batch: 1 / 0)
+    monkeypatch.setattr(learner.trained.language, "token_losses", lambda batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         learner.evaluate("reward")
     assert learner.model.training
@@ -448,12 +449,13 @@ def test_every_step_and_micro_step_drops_something_else(
 ) -> None:
     learner = make_learner("gpt2", config=DROPOUT, accumulation=2, learning_rate=1e-12)
     learner.model.train()
+    steps = learner.steps.halves
     seen = set()
     for _ in range(2):
         packs = (make_pack([(0, 0)]), make_pack([(0, 0)]))
-        for part, batch in enumerate(learner._micro_batches(packs)):
-            with learner._dropout_stream(part):
-                seen.add(float(learner._token_losses(batch).detach().sum()))
+        for part, batch in enumerate(steps.micro_batches(packs)):
+            with steps.dropout_stream(part):
+                seen.add(float(learner.trained.language.token_losses(batch).detach().sum()))
         learner.accumulate(packs)
         learner.apply()
     assert len(seen) == 4
@@ -533,7 +535,7 @@ def test_reset_is_the_start(
     make_learner: LearnerMaker, plan: IntervalPlan, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
     if not kept:
-        monkeypatch.setattr("mixgym.envs.learners.causal_lm.KEPT_PARAMETERS", 0)
+        monkeypatch.setattr("mixgym.envs.learners.models.trained_model.KEPT_PARAMETERS", 0)
     learner = make_learner("gpt2", config=DROPOUT)
     before = weights(learner)
     wanted = train(learner, plan).step_loss

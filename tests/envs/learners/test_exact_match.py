@@ -102,3 +102,105 @@ def test_a_prompt_decodes_the_same_alone_and_padded_beside_a_longer_one(learner:
 )
 def test_what_is_compared(text: str, answer: str) -> None:
     assert answer_of(text) == answer
+
+
+# decoding
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.8, "no_repeat_ngram_size": 1},
+    {"do_sample": True, "temperature": 3.0, "top_k": 5},
+    {"num_beams": 3, "length_penalty": 2.0},
+    {"min_new_tokens": 5, "suppress_tokens": [7, 9], "bad_words_ids": [[11]]},
+    {"max_new_tokens": 1, "max_length": 3},
+    {"forced_bos_token_id": 4, "begin_suppress_tokens": [2]},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_settings_of_the_checkpoint_are_not_obeyed(
+    learner: CausalLM, settings: dict[str, Any]
+) -> None:
+    """Greedy is greedy: the likeliest token after every prefix, by an ordinary call."""
+    from mixgym.envs.learners.exact_match import _decode, _decoding
+
+    prompts = [np.arange(5, 10), np.arange(40, 52)]
+    learner.model.generation_config.update(**settings)
+    given = learner.model.generation_config
+    with _decoding(learner):
+        found = _decode(learner, prompts, 6)
+    assert learner.model.generation_config is given
+    learner.model.set_attn_implementation("eager")
+    learner.model.eval()
+    for prompt, text in zip(prompts, found, strict=True):
+        ids = torch.from_numpy(prompt)[None]
+        for _ in range(6):
+            with torch.no_grad():
+                token = learner.model(ids, use_cache=False).logits[:, -1].argmax(-1)
+            ids = torch.cat([ids, token[None]], dim=1)
+            if int(token) == learner.tokenizer.eos_token_id:
+                break
+        wanted = learner.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
+        assert text == wanted
+
+
+def test_an_answer_is_as_long_whatever_is_decoded_beside_it(
+    learner: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One limit for all rows of a split, however many are asked for and however they are cut."""
+    seen: dict[str, set[int]] = {}
+    for batch in (1, 3, 16):
+        monkeypatch.setattr("mixgym.envs.learners.exact_match.BATCH", batch)
+        for rows in (1, 4, 9):
+            limits = seen.setdefault("all", set())
+            model = learner.model
+            real = type(model).generate
+
+            def generate(*args: Any, real: Any = real, limits: Any = limits, **named: Any) -> Any:
+                limits.add(named["generation_config"].max_new_tokens)
+                return real(learner.model, *args, **named)
+
+            monkeypatch.setattr(model, "generate", generate)
+            only = [s for s in learner.sources if s.name == "gsm"]
+            monkeypatch.setattr(learner, "sources", only)
+            exact_match(learner, "test", rows)
+    longest = int(only[0].splits["test"].supervised.max()) + 8
+    assert seen["all"] == {longest}
+
+
+def test_a_prompt_at_the_end_of_the_positions_cuts_no_other(learner: CausalLM) -> None:
+    from mixgym.envs.learners.exact_match import _batches
+
+    assert list(_batches([5, 96, 7, 100], 8, 100)) == [([0, 2], 8), ([1], 4)]
+    assert list(_batches([5] * 20, 8, None)) == [(list(range(16)), 8), (list(range(16, 20)), 8)]
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss"])
+def test_models_without_sdpa_are_decoded(learner: CausalLM, kind: str) -> None:
+    """Soft caps are eager's alone, and so are sinks; the learner keeps its own attention."""
+    import transformers
+
+    from mixgym.envs.options import ModelOptions, TrainingOptions
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 512, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "eos_token_id": 0,
+        "max_position_embeddings": 128, "bos_token_id": 0, "pad_token_id": 0,
+    }  # fmt: skip
+    if kind == "gpt_oss":
+        sizes |= {"num_local_experts": 2, "num_experts_per_tok": 1}
+    name = "Gemma2Config" if kind == "gemma2" else "GptOssConfig"
+    config = getattr(transformers, name)(**sizes)
+    other = CausalLM(
+        lambda: transformers.AutoModelForCausalLM.from_config(config),
+        learner.tokenizer,
+        learner.sources,
+        max_length=64,
+        model_options=ModelOptions(),
+        training=TrainingOptions(),
+        seed=0,
+    )
+    other.model.train()
+    assert set(exact_match(other, "test", 2)) == {"sorting", "gsm"}
+    assert other.model.config._attn_implementation == other.attention
+    assert other.model.training

@@ -18,7 +18,7 @@ from mixgym.envs.errors import ConfigError, DivergenceError, SourceError
 from mixgym.envs.interval_plan import IntervalPlan, Pack
 from mixgym.envs.learners.base import PlainStep
 from mixgym.envs.learners.causal_lm import CausalLM
-from mixgym.envs.learners.pairing import reweighted
+from mixgym.envs.learners.paired_steps import _reweighted
 from mixgym.envs.sources.source import Source
 from mixgym.envs.sources.splits import VALIDATION, halve_reward
 
@@ -114,7 +114,7 @@ def test_evaluation_is_of_the_kept_model(
 
 def test_lent_tensors_come_back_whatever_happens(make: LearnerMaker) -> None:
     learner = make()
-    before, own = weights(learner), learner.parameters()
+    before, own = weights(learner), learner.steps.parameters()
     zeros = {name: torch.zeros_like(p) for name, p in list(own.items())[:3]}
 
     def interrupted() -> None:
@@ -135,7 +135,7 @@ def test_at_the_first_step_the_gap_is_nothing(make: LearnerMaker, plan: Interval
         learner = make("gpt2", config=DROPOUT)
         rule = rule_of("paired", storage=storage, alpha=1e4)
         learner.model.train()
-        rule.step(learner, plan.steps[0])
+        rule.step(learner.steps, plan.steps[0])
         assert rule.gap is not None
         assert rule.gap.tolist() == [0.0, 0.0]
         assert rule.logits.tolist() == [0.0, 0.0]
@@ -163,7 +163,7 @@ def test_weighted_loss_counts_over_the_global_batch(
     """sum_j p_j (token mean of source j), however the batch is cut."""
     learner = make(accumulation=accumulation)
     p = np.array([0.2, 0.8])
-    found = learner.accumulate_weighted(plan.steps[0], p)
+    found = learner.steps.accumulate_weighted(plan.steps[0], p)
     sums, counts = np.zeros(2), np.zeros(2)
     for pack in plan.steps[0]:
         for k, _, i in pack.rows.tolist():
@@ -171,7 +171,7 @@ def test_weighted_loss_counts_over_the_global_batch(
             sums[k] += nll(learner, tokens, labels)
             counts[k] += labels.sum()
     np.testing.assert_allclose(found[0].sum(-1), sums, rtol=1e-5)
-    np.testing.assert_array_equal(learner.source_counts(plan.steps[0]), counts)
+    np.testing.assert_array_equal(learner.steps.source_counts(plan.steps[0]), counts)
     assert found[1] == pytest.approx(p @ (sums / counts), rel=1e-5)
 
 
@@ -188,7 +188,8 @@ def test_an_absent_source_counts_nothing(
     assert rule.health()["absent/first"] == 0.0
     plain = make()
     assert learner.train(plan, PlainStep(), 0.4)
-    batches = reweighted(plain._micro_batches(plan.steps[0]), np.array([0.3, 0.7]), plain.shape)
+    halves = plain.steps.halves
+    batches = _reweighted(halves.micro_batches(plan.steps[0]), np.array([0.3, 0.7]), plain.shape)
     assert sum(float(b.weights.sum()) for b in batches) == pytest.approx(0.3)
     assert np.isfinite(list(rule.health().values())).all()
 
@@ -198,29 +199,29 @@ def test_forward_mode_is_a_small_difference(
     make: LearnerMaker, plan: IntervalPlan, kind: str
 ) -> None:
     learner = make(kind)
-    own = learner.parameters()
+    own = learner.steps.parameters()
     generator = torch.Generator().manual_seed(0)
     direction = {n: torch.randn(p.shape, generator=generator) for n, p in own.items()}
     for name, d in direction.items():
         if "embed" in name:  # the pad token's embedding is 0, where a norm has no small difference
             d[0] = 0.0
-    found = learner.slopes(plan.steps[0], direction)
+    found = learner.steps.slopes(plan.steps[0], direction)
     step, sides = 1e-3, []
     for side in (step, -step):
         moved = {n: own[n].detach() + side * d for n, d in direction.items()}
         with lent(own, moved):
-            sides.append(learner.losses(plan.steps[0]))
+            sides.append(learner.steps.losses(plan.steps[0]))
     np.testing.assert_allclose(found, (sides[0] - sides[1]) / (2 * step), rtol=0.02, atol=0.02)
 
 
 def test_forward_mode_is_the_gradient(make: LearnerMaker, plan: IntervalPlan) -> None:
     learner = make()
-    own = learner.parameters()
-    counts = learner.source_counts(plan.steps[0])
-    learner.accumulate_weighted(plan.steps[0], np.array([1.0, 0.0]))
+    own = learner.steps.parameters()
+    counts = learner.steps.source_counts(plan.steps[0])
+    learner.steps.accumulate_weighted(plan.steps[0], np.array([1.0, 0.0]))
     first = {name: p.grad.clone() for name, p in own.items() if p.grad is not None}
     learner.model.zero_grad(set_to_none=True)
-    slope = learner.slopes(plan.steps[0], first).sum(-1) / counts
+    slope = learner.steps.slopes(plan.steps[0], first).sum(-1) / counts
     square = sum(float(g.double().square().sum()) for g in first.values())
     assert slope[0] == pytest.approx(square, rel=1e-4)
 
@@ -238,18 +239,18 @@ def test_validation_is_weighted_by_the_target(
         rows = source.splits[VALIDATION]
         total = sum(nll(learner, *rows.row(i)) for i in range(len(rows)))
         means.append(total / rows.supervised.sum())
-    loss = learner.validate(0, None, 1.0)
+    loss = learner.steps.validate(0, None, 1.0)
     assert loss == pytest.approx(0.75 * means[0] + 0.25 * means[1], rel=1e-5)
 
 
 def test_validation_batches_are_cycled_and_cover_the_split(make: LearnerMaker) -> None:
     learner = make()
-    seen = [learner.validate(index, 1, 0.0) for index in range(20)]
+    seen = [learner.steps.validate(index, 1, 0.0) for index in range(20)]
     period = len({round(value, 6) for value in seen})
     assert period > 1
     assert seen[0] == seen[period]
     tokens = sum(
-        batch.tokens for name, group in learner._evaluations.items() if VALIDATION in name
+        batch.tokens for name, group in learner.held_out.kept.items() if VALIDATION in name
         for batch in group
     )  # fmt: skip
     assert tokens == sum(s.splits[VALIDATION].lengths.sum() for s in learner.sources)
@@ -261,13 +262,13 @@ def test_sources_that_are_no_target_are_not_validated_on(
     whole = make(sources=[replace(halved[0], target=0.0), halved[1]], packs=50)
     rows = halved[1].splits[VALIDATION]
     mean = sum(nll(whole, *rows.row(i)) for i in range(len(rows))) / rows.supervised.sum()
-    assert whole.validate(0, None, 1.0) == pytest.approx(mean, rel=1e-5)
+    assert whole.steps.validate(0, None, 1.0) == pytest.approx(mean, rel=1e-5)
 
 
 def test_an_empty_validation_half_is_refused(make_learner: LearnerMaker) -> None:
     learner = make_learner()
     with pytest.raises(SourceError, match="validation half of the reward split is empty"):
-        learner.validate(0, None, 1.0)
+        learner.steps.validate(0, None, 1.0)
 
 
 def test_halves_are_disjoint_and_whole(sources: tuple[Source, ...]) -> None:
@@ -364,11 +365,11 @@ def test_a_reset_rule_starts_anew(make: LearnerMaker, plan: IntervalPlan) -> Non
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma"])
 def test_blocks_are_found_in_any_model(make: LearnerMaker, kind: str) -> None:
     learner = make(kind)
-    blocks = learner.blocks()
+    blocks = learner.steps.blocks()
     assert len(blocks) == 2
     assert len(blocks[0]) == len(blocks[1]) > 4
     inside = {name for block in blocks for name in block}
-    outside = [name for name in learner.parameters() if name not in inside]
+    outside = [name for name in learner.steps.parameters() if name not in inside]
     assert 2 <= len(outside) <= 5
     assert not any(".0." in name or ".1." in name for name in outside)
 
@@ -381,13 +382,15 @@ def test_only_drawn_blocks_move(
     """And over several draws all of them do: the optimiser knows every block."""
     learner = make(kind)
     rule = rule_of("paired", blocks=1, block_period=1, outside_blocks=outside)
-    blocks, moved = learner.blocks(), []
+    blocks, moved = learner.steps.blocks(), []
     for step in range(6):
         before = weights(learner)
         learner.train(part(plan, step, step + 1, make_plan), rule, step / 10)
         after = weights(learner)
         changed = {
-            name for name in learner.parameters() if not torch.equal(before[name], after[name])
+            name
+            for name in learner.steps.parameters()
+            if not torch.equal(before[name], after[name])
         }
         hit = [i for i, block in enumerate(blocks) if changed & set(block)]
         assert len(hit) == 1
@@ -404,11 +407,13 @@ def test_states_of_frozen_blocks_are_dropped_on_request(
     learner = make()
     rule = rule_of("paired", blocks=1, block_period=1, keep_states=keep)
     learner.train(plan, rule, 0.0)
-    own, blocks = learner.parameters(), learner.blocks()
-    with_state = [i for i, b in enumerate(blocks) if own[b[0]] in learner.optimizer.state]
+    own, blocks = learner.steps.parameters(), learner.steps.blocks()
+    with_state = [
+        i for i, b in enumerate(blocks) if own[b[0]] in learner.optimisation.optimizer.state
+    ]
     assert with_state == ([0, 1] if keep else rule._draws._active)
     copies = rule.snapshot()["copies"][0]["optimizer"]["state"]
-    assert len(copies) == len(learner.optimizer.state)
+    assert len(copies) == len(learner.optimisation.optimizer.state)
 
 
 def test_important_blocks_are_drawn_more_often() -> None:
@@ -443,7 +448,7 @@ def test_top_blocks_share_what_is_below(make: LearnerMaker, plan: IntervalPlan) 
     learner, rule = make(), rule_of("paired", storage="top", top=1)
     learner.train(plan, rule, 0.0)
     (state,) = rule.snapshot()["copies"]
-    assert set(state["values"]) == set(learner.blocks()[1])
+    assert set(state["values"]) == set(learner.steps.blocks()[1])
 
 
 def test_a_low_rank_difference_is_small(make: LearnerMaker, plan: IntervalPlan) -> None:
@@ -451,7 +456,7 @@ def test_a_low_rank_difference_is_small(make: LearnerMaker, plan: IntervalPlan) 
     learner.train(plan, rule, 0.0)
     (state,) = rule.snapshot()["copies"]
     kept = sum(value.numel() for value in state["values"].values())
-    assert kept < 0.25 * sum(p.numel() for p in learner.parameters().values())
+    assert kept < 0.25 * sum(p.numel() for p in learner.steps.parameters().values())
     assert rule.gap is not None
     assert np.abs(rule.gap).min() > 0
 
@@ -461,8 +466,8 @@ def test_storages_agree_on_the_gap(make: LearnerMaker, plan: IntervalPlan) -> No
     gaps = []
     for storage in ("full", "difference"):
         learner = make(clip=None)
-        learner._optimizer = torch.optim.SGD(learner.model.parameters(), lr=1e-2)  # type: ignore[assignment]
-        learner._optimizer_of = lambda parameters: torch.optim.SGD(parameters, lr=1e-2)  # type: ignore
+        learner.optimisation.optimizer = torch.optim.SGD(learner.model.parameters(), lr=1e-2)  # type: ignore[assignment]
+        learner.optimisation.make = lambda parameters: torch.optim.SGD(parameters, lr=1e-2)  # type: ignore
         rule = rule_of("paired", storage=storage, alpha=5.0)
         learner.train(plan, rule, 0.0)
         gaps.append(rule.gap)
@@ -485,7 +490,7 @@ def test_the_gap_does_not_depend_on_micro_steps(make: LearnerMaker, plan: Interv
 def test_an_even_look_takes_every_source_alike(make: LearnerMaker, packs: int) -> None:
     learner, count = make(packs=packs), 40
     share = packs * learner._max_length / 2
-    looks = [learner.even_packs(index) for index in range(count)]
+    looks = [learner.steps.even_packs(index) for index in range(count)]
     assert all(pack.tokens <= pack.capacity for look in looks for pack in look)
     for k, source in enumerate(learner.sources):
         lengths, strata = source.splits["train"].lengths, source.strata["train"]
@@ -498,7 +503,7 @@ def test_an_even_look_takes_every_source_alike(make: LearnerMaker, packs: int) -
         assert times.max() - times.min() <= 1
     again = make(packs=packs)
     for index in (3, 0, 39):
-        same_rows = zip(again.even_packs(index), looks[index], strict=True)
+        same_rows = zip(again.steps.even_packs(index), looks[index], strict=True)
         assert all((one.rows == other.rows).all() for one, other in same_rows)
 
 
@@ -524,11 +529,11 @@ def test_a_look_from_nearby_is_alpha_times_the_rise_of_the_losses(
     options = {"look": "even", "every": 1, "alpha": 1000.0, "precondition": False, "horizon": 2.0}
     rule = rule_of(estimator, **options)
     before = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
-    learner.validate(0, None, 1.0)
-    rate = learner.base_rate
+    learner.steps.validate(0, None, 1.0)
+    rate = learner.steps.base_rate
     slopes = {n: p.grad.clone() for n, p in learner.model.named_parameters() if p.grad is not None}
     learner.model.zero_grad()
-    look = learner.even_packs(0)
+    look = learner.steps.even_packs(0)
     rows = [row for pack in look for row in pack.rows.tolist()]
 
     def means() -> np.ndarray:

@@ -15,7 +15,7 @@ from mixgym.envs.packing.grouping.groups import Cluster, Group
 from mixgym.envs.packing.normalisers import Weighing
 from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.packing.plane import PackedPlane
-from mixgym.envs.packing.planner import PlanConfig
+from mixgym.envs.packing.planner import PlanConfig, make_plan
 from mixgym.envs.packing.setup import (
     PackingSetup,
     PackingTask,
@@ -207,9 +207,44 @@ def test_the_default_is_one_length_at_random_in_one_process() -> None:
     assert made.config.groups == (Group(64),)
     assert not made.config.balance.sort
     assert made.config.cluster == Cluster(1, 512)
-    assert make_setup(PackingOptions(), task(processes=2)).config.balance.sort
+    assert not make_setup(PackingOptions(), task(processes=2)).config.balance.sort
     assert make_setup(PackingOptions(balance="sort"), task()).config.balance.sort
     assert not make_setup(PackingOptions(balance="none"), task(processes=2)).config.balance.sort
+
+
+GROUPS = [{"length": 16}, {"length": 64}]
+
+
+@pytest.mark.parametrize("asked", [{}, {"balance": "none"}, {"groups": GROUPS}, {"pool": "run"}])
+@pytest.mark.parametrize("rows", [37, 150])
+def test_steps_do_not_depend_on_how_many_processes_train_them(
+    asked: dict[str, Any], rows: int
+) -> None:
+    """Which documents share a step, step by step; also where packs do not fill the last steps."""
+    found = []
+    lengths = np.random.default_rng(rows).integers(1, 65, rows)
+    for processes in (1, 2, 4, 8):
+        options = PackingOptions.model_validate(asked)
+        config = make_setup(options, task(processes=processes, lengths=lengths)).config
+        plan = make_plan(lengths, config, seed=5)
+        found.append(
+            [
+                sorted(int(i) for pack in step.packs for i in plan.packing[int(pack)])
+                for step in plan.steps
+            ]
+        )
+    assert all(steps == found[0] for steps in found[1:])
+
+
+def test_sorted_steps_are_whole_micro_steps_where_that_is_asked_for() -> None:
+    """Ten packs in steps of eight: five and five, or six and four for two processes."""
+    lengths = np.full(10, 64)
+    sizes = {}
+    for balance in ("auto", "sort"):
+        options = PackingOptions.model_validate({"balance": balance})
+        config = make_setup(options, task(processes=2, lengths=lengths)).config
+        sizes[balance] = sorted(len(s.packs) for s in make_plan(lengths, config, seed=0).steps)
+    assert sizes == {"auto": [5, 5], "sort": [4, 6]}
 
 
 def test_groups_can_be_stated_or_chosen() -> None:

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from mixgym.envs import storage
 from mixgym.envs.errors import ConfigError, DivergenceError, RunError
 from mixgym.envs.learners import causal_lm
+from mixgym.envs.learners.steps import OptimiserSteps
 from mixgym.trainer.cli.main import app
 from mixgym.trainer.config import RunConfig, dump_config
 from mixgym.trainer.finetuning import finetune as finetune_module
@@ -344,13 +345,12 @@ def error_line(result: Result) -> str:
 def test_a_diverging_run_stops_and_leaves_the_last_good_checkpoint(
     tmp_path: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = causal_lm.CausalLM._token_losses
+    backward = OptimiserSteps._backward
 
-    def diverging(self: Any, batch: Any) -> Any:
-        values = losses(self, batch)
-        return values * np.nan if self.model.training and self._steps == 3 else values
+    def diverging(self: Any, batch: Any, part: int, normaliser: float) -> Any:
+        return backward(self, batch, part, np.nan if self.optimisation.steps == 3 else normaliser)
 
-    monkeypatch.setattr(causal_lm.CausalLM, "_token_losses", diverging)
+    monkeypatch.setattr(OptimiserSteps, "_backward", diverging)
     config = make_config("run")
     result = command(tmp_path, config)
     run = RunFolder.open(config.run.dir)
@@ -371,7 +371,7 @@ def test_a_diverging_run_stops_and_leaves_the_last_good_checkpoint(
     AutoModelForCausalLM.from_pretrained(latest[1] / "environment" / "learner")
     with pytest.raises(DivergenceError):  # the same again, bit for bit
         finetune(config, resume=True)
-    monkeypatch.setattr(causal_lm.CausalLM, "_token_losses", losses)
+    monkeypatch.setattr(OptimiserSteps, "_backward", backward)
     assert finetune(config, resume=True)["status"] == "finished"
 
 

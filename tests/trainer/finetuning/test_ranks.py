@@ -24,7 +24,6 @@ OVERRIDES = [
     "training.interval=2",
     "training.packs=4",
     "data.max_length=128",
-    "data.packing.balance=none",
     "run.exact_match=0",
     "run.save_every=1",
     "run.tensorboard=false",

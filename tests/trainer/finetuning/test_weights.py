@@ -147,7 +147,7 @@ def test_bad_input_is_one_line(make_config: Make, changes: dict[str, Any], messa
 
 
 def test_the_pipeline_is_for_language_models(make_config: Make) -> None:
-    with pytest.raises(ConfigError, match="fine-tunes a causal_lm"):
+    with pytest.raises(ConfigError, match="it has no rows to learn weights on; use causal_lm"):
         learn_and_tune(make_config("run", environment={"learner": "curves"}))
 
 

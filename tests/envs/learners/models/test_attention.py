@@ -1,8 +1,10 @@
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.nn.functional import cross_entropy
 
 from mixgym.envs.errors import PackingError
@@ -11,6 +13,7 @@ from mixgym.envs.learners.models.attention import (
     choose_attention,
     document_attention,
     leak,
+    own_attention,
     packed_forward,
     register,
 )
@@ -285,3 +288,205 @@ def test_a_model_that_ignores_positions_is_refused() -> None:
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(PackingError, match="does not keep packed documents apart"):
         choose_attention(MambaForCausalLM(config), "auto", "cpu", 8)
+
+
+# what layers ask for
+
+
+def made(config: str, **changes: Any) -> Any:
+    """A seeded model of two small layers, by the name of its configuration."""
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 128, "initializer_range": 0.1,
+        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        found = getattr(transformers, config)(**(sizes | changes))
+        return transformers.AutoModelForCausalLM.from_config(found).eval()
+
+
+EXPERTS = {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize("window", [8, 128])
+def test_learned_sinks_are_computed_with_their_gradient(window: int) -> None:
+    """Against the model's own attention, one document at a time."""
+    model, ids = made("GptOssConfig", sliding_window=window, **EXPERTS), tokens()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.copy_(torch.linspace(-1, 2, 4))
+    wanted_logits, wanted_loss = unpacked(model, ids)
+    wanted = gradients(model, wanted_loss)
+    assert choose_attention(model, "auto", "cpu", 24) == DOCUMENTS
+    logits, loss = packed(model, ids)
+    found = gradients(model, loss)
+    assert (logits - wanted_logits).abs().max() <= 1e-5 * wanted_logits.abs().max()
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        largest = wanted[name].abs().max().clamp_min(1e-3)
+        assert (found[name] - wanted[name]).abs().max() <= 1e-4 * largest, name
+    assert found["model.layers.0.self_attn.sinks"].abs().min() > 0
+
+
+def test_a_sink_takes_its_share_by_hand() -> None:
+    """Two tokens whose scores are 0: softmax over (0, b) and (0, 0, b), the sink worth nothing."""
+    heads = torch.zeros(1, 2, 2, 4)
+    value = torch.tensor([3.0, 5.0])[None, None, :, None].expand(1, 2, 2, 4)
+    sinks = torch.tensor([0.0, 1.0986123])  # log 1, log 3
+    found, _ = document_attention(
+        None, heads, heads, value, None, document_lengths=(2,), s_aux=sinks
+    )
+    wanted = torch.tensor([[3 / 2, 3 / 4], [8 / 3, 8 / 5]])  # [tokens, heads]
+    torch.testing.assert_close(found[0, :, :, 0], wanted)
+
+
+def test_what_is_not_known_is_refused_by_name() -> None:
+    heads = torch.zeros(1, 2, 6, 4)
+
+    def call(**more: Any) -> None:
+        document_attention(None, heads, heads, heads, None, document_lengths=(2, 4), **more)
+
+    call(position_bias=None, indices=None, cu_seqlens=False, position_ids=positions())
+    call(is_causal=True, use_cache=False, output_attentions=True)
+    for name in ("position_bias", "head_mask", "indices", "sinks", "block_indices", "new_thing"):
+        with pytest.raises(PackingError, match=f"passes {name} to its attention"):
+            call(**{name: torch.zeros(2)})
+    with pytest.raises(PackingError, match="looks ahead"):
+        call(is_causal=False)
+    with pytest.raises(PackingError, match=r"s_aux of shape \(3,\) for 2 heads"):
+        call(s_aux=torch.zeros(3))
+    ahead = torch.nn.Module()
+    ahead.is_causal = False  # type: ignore[assignment]
+    with pytest.raises(PackingError, match="Module looks ahead"):
+        document_attention(ahead, heads, heads, heads, None, document_lengths=(2, 4))
+
+
+def test_chunks_are_left_to_the_model() -> None:
+    """A mask that our attention never sees: only documents longer than a chunk show it."""
+    model = made("Llama4TextConfig", attention_chunk_size=16, intermediate_size_mlp=64, **EXPERTS)
+    assert choose_attention(model, "auto", "cpu", 16) == DOCUMENTS
+    with pytest.raises(PackingError, match="differ from those of the model's own"):
+        choose_attention(model, "documents", "cpu", 17)
+    with pytest.warns(UserWarning, match=f"is used and not {DOCUMENTS}: logits differ"):
+        chosen = choose_attention(model, "auto", "cpu", 32)
+    assert chosen != DOCUMENTS
+
+
+def test_documents_whose_scores_no_memory_holds_are_compared_with_sdpa(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eager goes to 16 tokens, inside a chunk; what is behind shows in the rest."""
+    monkeypatch.setattr("mixgym.envs.learners.models.attention.EAGER_SCORES", 4 * 16**2)
+    model = made("Llama4TextConfig", attention_chunk_size=16, intermediate_size_mlp=64, **EXPERTS)
+    with pytest.raises(PackingError, match="differ from those of the model's own"):
+        choose_attention(model, "documents", "cpu", 32)
+    assert choose_attention(made("LlamaConfig"), "documents", "cpu", 32) == DOCUMENTS
+    sinks = made("GptOssConfig", **EXPERTS)  # which has no SDPA to compare with
+    assert choose_attention(sinks, "documents", "cpu", 32) == DOCUMENTS
+
+
+def test_a_small_leak_is_found() -> None:
+    """A convolution in front of everything, of so little weight that logits move by 1e-4."""
+    model = made("LlamaConfig")
+    embed = model.model.embed_tokens
+
+    def leaky(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + size * output.roll(1, dims=1)
+
+    embed.register_forward_hook(leaky)
+    size = 1e-4
+    assert 1e-5 < leak(model) < 1e-3
+    with pytest.raises(PackingError, match=r"documents apart .*choose another model"):
+        choose_attention(model, "auto", "cpu", 8)
+    size = 0.0
+    assert choose_attention(model, "auto", "cpu", 8) == DOCUMENTS
+    assert leak(model) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
+        (
+            "FalconH1Config",
+            {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_d_ssm": 64},
+        ),
+    ],
+)
+def test_hybrid_models_are_refused(config: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(PackingError, match=r"a recurrent state.*choose another model$"):
+        choose_attention(made(config, **changes), "auto", "cpu", 8)
+
+
+def test_alibi_that_cannot_restart_is_refused() -> None:
+    config = transformers.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.3
+    )
+    with pytest.raises(PackingError, match="does not keep packed documents apart"):
+        choose_attention(transformers.BloomForCausalLM(config), "auto", "cpu", 8)
+
+
+# implementations that fail
+
+
+def stand_in(raises: Callable[[], bool]) -> str:
+    """Register an attention that computes what SDPA does, unless it raises."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attention(module: Any, query: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        if raises():
+            raise RuntimeError("only half precision is supported")
+        return sdpa_attention_forward(module, query, *rest, **named)
+
+    AttentionInterface.register("stand_in", attention)
+    AttentionMaskInterface.register("stand_in", sdpa_mask)
+    return "stand_in"
+
+
+def test_a_kernel_for_half_precision_is_tried_as_it_will_run(make_model: ModelMaker) -> None:
+    name = stand_in(lambda: not torch.is_autocast_enabled("cpu"))
+    model = make_model("llama")
+    assert choose_attention(model, name, "cpu", 32, bf16=True) == name
+    with pytest.raises(PackingError, match=r"stand_in: only half precision.*model\.attention"):
+        choose_attention(model, name, "cpu", 32)
+
+
+def test_a_kernel_that_fails_is_named_and_passed_over(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixgym.envs.learners.models import attention
+
+    name = stand_in(lambda: True)
+    monkeypatch.setattr(attention, "flash", lambda: [name])
+    for bf16 in (False, True):
+        with pytest.warns(UserWarning, match="sdpa is used and not stand_in: only half"):
+            assert choose_attention(make_model("llama"), "auto", "cuda", 32, bf16=bf16) == "sdpa"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_said_where_nothing_is_wrong(make_model: ModelMaker, kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for bf16 in (False, True):
+            assert choose_attention(make_model(kind), "auto", "cpu", 32, bf16=bf16) == DOCUMENTS
+
+
+def test_weights_that_are_not_finite_are_named(make_model: ModelMaker) -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    with pytest.raises(PackingError, match="not finite: are the model's weights sound"):
+        choose_attention(model, "auto", "cpu", 8)
+
+
+def test_what_a_model_decodes_with(make_model: ModelMaker) -> None:
+    assert own_attention(make_model("llama"), 16) == "sdpa"
+    assert own_attention(make_model("gemma2", attn_logit_softcapping=2.0), 16) == "eager"
+    model = made("GptOssConfig", **EXPERTS)
+    choose_attention(model, "auto", "cpu", 16)
+    assert own_attention(model, 16) == "eager"
+    assert model.config._attn_implementation == DOCUMENTS

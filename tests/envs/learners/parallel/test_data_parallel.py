@@ -135,7 +135,7 @@ def test_layers_are_recomputed_as_packs_ask(
         seen.append(count)
         recompute_layers(model, count)
 
-    monkeypatch.setattr("mixgym.envs.learners.causal_lm.recompute_layers", spy)
+    monkeypatch.setattr("mixgym.envs.learners.models.trained_model.recompute_layers", spy)
     check_same(trained(make_learner, with_layers(plan, (0, 2, 1))), wanted)
     assert seen == [2, 1]
     many = replace(plan, steps=((replace(plan.steps[0][0], checkpointed_layers=3),),))

@@ -43,10 +43,14 @@ def model(key_value_heads: int, kind: str = "llama") -> Any:
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
-    config = getattr(transformers, f"{kind.capitalize()}Config")(**sizes)
+    if kind == "gptOss":  # sinks, a window shorter than some documents, and every expert in use
+        sizes |= {"num_local_experts": 2, "num_experts_per_tok": 2, "sliding_window": 4}
+    kind = kind[0].upper() + kind[1:]
+    config = getattr(transformers, f"{kind}Config")(**sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        made = getattr(transformers, f"{kind.capitalize()}ForCausalLM")(config).double()
+        made = getattr(transformers, f"{kind}ForCausalLM")(config)
+    made = made if kind == "GptOss" else made.double()  # its experts are not for float64
     register()
     made.set_attn_implementation(DOCUMENTS)
     return made.train()
@@ -117,7 +121,7 @@ def interleaved(key_value_heads: int, kind: str, turns: tuple[int, ...]) -> list
         made.zero_grad()
         replica, replicas = dist.get_rank() // degree, world // degree
         loss = sum(backward(made, pack, shards[degree], count) for pack in packs[replica::replicas])
-        found = torch.cat([gradients(made), torch.tensor([loss], dtype=torch.float64)])
+        found = torch.cat([gradients(made).double(), torch.tensor([loss], dtype=torch.float64)])
         dist.all_reduce(found)  # a sum over all ranks: every token's loss is on one of them
         difference = found - torch.cat(
             [wanted_gradient, torch.tensor([wanted], dtype=torch.float64)]
@@ -130,7 +134,7 @@ def interleaved(key_value_heads: int, kind: str, turns: tuple[int, ...]) -> list
 def loaded() -> None:
     """What the ranks import is imported before they part, once."""
     batch = batches(1)[0]
-    for kind in ("llama", "qwen2"):
+    for kind in ("llama", "qwen2", "gptOss"):
         backward(model(4, kind), batch, WHOLE, 1)
 
 
@@ -141,6 +145,12 @@ def test_two_ranks_give_the_loss_and_gradients_of_one(
 ) -> None:
     for apart in run_ranks(2, interleaved, key_value_heads, kind, (1, 2, 1, 2)):
         assert max(apart) <= 1e-12
+
+
+@pytest.mark.usefixtures("loaded")
+def test_ranks_that_share_a_pack_have_the_sinks_of_their_heads(run_ranks: Ranks) -> None:
+    for apart in run_ranks(2, interleaved, 2, "gptOss", (1, 2, 1, 2)):
+        assert max(apart) <= 1e-5
 
 
 @pytest.mark.usefixtures("loaded")

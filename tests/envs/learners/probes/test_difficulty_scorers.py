@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mixgym.envs.build import load_corpus
 from mixgym.envs.errors import ConfigError, SourceError
+from mixgym.envs.learners.models.language_model import LanguageModel
 from mixgym.envs.learners.probes import difficulty_scorers as grading
 from mixgym.envs.learners.probes.difficulty_scorers import (
     Grader,
@@ -34,11 +35,14 @@ def rows_of(lengths: list[int], seed: int = 0) -> Encoding:
     return Encoding(rows, raw, np.array(lengths, np.int64), Counter())
 
 
-def scorer(tmp_path: Path, kind: str = "loss", model: Any = None, **data: Any) -> ModelScorer:
+def scorer(
+    tmp_path: Path, kind: str = "loss", model: Any = None, attention: str = "sdpa", **data: Any
+) -> ModelScorer:
     options = DataOptions(strata_by=kind, score_cache=str(tmp_path), **data)
     grader = Grader(ModelOptions(name="tiny"), options, tokenizer=None, own=True)
-    grader.model = (tiny_model("llama") if model is None else model).eval()
-    grader.model.set_attn_implementation("sdpa")
+    module = (tiny_model("llama") if model is None else model).eval()
+    own = ModelOptions(attention=attention)
+    grader.language = LanguageModel(module, own, torch.device("cpu"), 32)
     return ModelScorer(grader, "source", seed=0)
 
 
@@ -61,11 +65,8 @@ def test_the_two_forms_of_ifd_order_rows_differently() -> None:
 @pytest.mark.parametrize("kind", ["loss", "ifd", "ifd_loss"])
 @pytest.mark.parametrize("attention", ["sdpa", "documents"])
 def test_grades_are_those_of_rows_alone(kind: str, attention: str, tmp_path: Path) -> None:
-    from mixgym.envs.learners.models.attention import choose_attention
-
     rows = rows_of([9, 5, 14, 5, 20])
-    grader = scorer(tmp_path, kind)
-    choose_attention(grader.grader.model, attention, "cpu", 32)
+    grader = scorer(tmp_path, kind, attention=attention)
     found = grader.score(rows)
     plain, expected, read = tiny_model("llama").eval(), [], 0
     for i in range(5):
@@ -83,8 +84,8 @@ def test_grades_are_those_of_rows_alone(kind: str, attention: str, tmp_path: Pat
 
 def test_grades_come_from_the_cache_by_content(tmp_path: Path, monkeypatch: Any) -> None:
     rows, passes = rows_of([9, 5, 14]), []
-    real = Grader._pass
-    monkeypatch.setattr(Grader, "_pass", lambda *a: passes.append(1) or real(*a))
+    real = Grader._measure
+    monkeypatch.setattr(Grader, "_measure", lambda *a: passes.append(1) or real(*a))
 
     def grade(rows: Encoding, **changes: Any) -> tuple[list[float], int]:
         passes.clear()
@@ -156,11 +157,11 @@ def test_what_cannot_be_graded_is_an_error(tmp_path: Path) -> None:
     text = Encoding(EncodedRows.from_lists([pair]), bare.raw, bare.lengths, Counter())
     with pytest.raises(SourceError, match=r"no row has a prompt, and data\.strata_by=ifd compares"):
         scorer(tmp_path, "ifd").score(text)
-    broken = tiny_model("llama")
+    broken = scorer(tmp_path)
     with torch.no_grad():
-        broken.lm_head.weight[:] = np.nan
+        broken.grader.language.module.lm_head.weight[:] = np.nan
     with pytest.raises(SourceError, match=r"a.jsonl.*1: the loss is nan: is the grading model"):
-        scorer(tmp_path, model=broken).score(rows_of([5, 6]))
+        broken.score(rows_of([5, 6]))
 
 
 def test_no_rows_have_no_grades(tmp_path: Path) -> None:

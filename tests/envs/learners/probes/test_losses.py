@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ import torch
 
 from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.envs.learners.causal_lm import CausalLM
+from mixgym.envs.learners.models.language_model import LanguageModel
 from mixgym.envs.learners.probes import gradients
-from mixgym.envs.learners.probes.losses import ProbedModel, mean_cosine
+from mixgym.envs.learners.probes.losses import Probes, mean_cosine
 from mixgym.envs.learners.probes.probe_rows import bare_rows, baseline_cost, draw_rows, probe_cost
+from mixgym.envs.learners.probes.probed import Probed
+from mixgym.envs.options import ModelOptions
 from mixgym.envs.probes import PROBES
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
 
@@ -34,7 +38,18 @@ class Table(torch.nn.Module):
         self.values = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
-class Hand(ProbedModel):
+class Computes(LanguageModel):
+    """Token losses are a function of the vector and the labels."""
+
+    def __init__(self, values: list[float], loss: Callable[..., torch.Tensor]) -> None:
+        self.module, self.device, self.attention = Table(values), torch.device("cpu"), "eager"
+        self.options, self.loss = ModelOptions(), loss
+
+    def token_losses(self, batch: Any, module: Any = None) -> torch.Tensor:
+        return self.loss(self.module.values, batch.labels)
+
+
+class Hand(Probes):
     """Probes of a model whose token losses are a function of its vector and the labels."""
 
     def __init__(
@@ -45,15 +60,15 @@ class Hand(ProbedModel):
         ]
         splits = {"train": EncodedRows.from_lists(pairs), "reward": EncodedRows.from_lists(pairs)}
         strata = {name: np.zeros(len(rows), np.int64) for name in splits}
-        self.sources = (Source("a", 1.0, splits, strata, 1, None, SourceReport("a", "text")),)
-        self.shape, self.device = (1, 1), "cpu"
-        self._seed, self._max_length, self._dropout, self._recomputes = 0, 64, False, False
-        self._matmul = "default"
-        self.model = Table(values)
-        self.loss = loss
-        self._packs_together = lambda: 1
-        self._token_losses = lambda batch: self.loss(self.model.values, batch.labels)
-        self.begin_probing(8, None)
+        source = Source("a", 1.0, splits, strata, 1, None, SourceReport("a", "text"))
+        trained: Any = SimpleNamespace(drops=False, recomputes=False)
+        trained.language = Computes(values, loss)
+        self.model = trained.module = trained.language.module
+        trained.parameters = lambda: dict(self.model.named_parameters())
+        optimisation: Any = None
+        super().__init__(Probed(trained, optimisation, (source,), 64, 8, 0))
+
+    probe, begin_probes = Probes.measure, Probes.begin
 
 
 def unigram(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -144,7 +159,7 @@ class Reference:
         self.learner = learner
         self.model = copy.deepcopy(learner.model).eval()
         self.model.set_attn_implementation("eager")
-        self.rows = draw_rows(learner.sources, learner.probe_rows, learner._seed)
+        self.rows = draw_rows(learner.sources, learner.probes.probed.per_stratum, learner._seed)
 
     def mine(self, source: int) -> list[tuple[Any, Any]]:
         rows = self.learner.sources[source].splits["train"]
@@ -227,7 +242,7 @@ def test_norms_of_packed_rows_are_those_of_rows_alone(pair: tuple[CausalLM, Refe
         for p in module.parameters()
     ]
     for rows in (3, 8):
-        learner.begin_probing(rows, None)
+        learner.probes = learner.make_probes(rows, 3)
         slow.rows = draw_rows(learner.sources, rows, learner._seed)
         expected = [
             np.mean([float(slow.gradient([row], kept).norm()) for row in slow.mine(k)])
@@ -302,7 +317,7 @@ def test_embeddings_are_means_over_tokens_then_rows(pair: tuple[CausalLM, Refere
 
 def test_projections_keep_cosines(pair: tuple[CausalLM, Reference]) -> None:
     learner, slow = pair
-    parameters = gradients.trainable(learner.model)
+    parameters = learner.probes.probed.parameters()
     target = 0.25 * slow.target(0) + 0.75 * slow.target(1)
     exact = []
     for k in range(2):
@@ -321,15 +336,17 @@ def test_adams_direction_is_the_step_that_adam_takes(
 
     learner = make_learner("llama", weight_decay=0.0, clip=None)
     learner.train(make_plan([[make_pack([(0, 1), (1, 2)])]] * 3), PlainStep(), 0.0)
-    parameters = gradients.trainable(learner.model)
+    parameters = learner.probes.probed.parameters()
     before = [p.detach().clone() for p in parameters]
     packs = (make_pack([(0, 3), (1, 4)]),)
     learner.accumulate(packs)
     wanted = gradients.adam_direction(
-        [p.grad.clone() for p in parameters if p.grad is not None], parameters, learner._optimizer
+        [p.grad.clone() for p in parameters if p.grad is not None],
+        parameters,
+        learner.optimisation.optimizer,
     )
     learner.apply()
-    rate = learner._optimizer.param_groups[0]["lr"]
+    rate = learner.optimisation.optimizer.param_groups[0]["lr"]
     for old, new, step in zip(before, parameters, wanted, strict=True):
         torch.testing.assert_close((old - new.detach()) / rate, step, rtol=1e-3, atol=2e-4)
 
@@ -344,7 +361,7 @@ def everything(learner: CausalLM) -> list[Any]:
         [None if p.grad is None else p.grad.clone() for p in learner.model.parameters()],
         [p.requires_grad for p in learner.model.parameters()],
         [b.clone() for b in learner.model.buffers()],
-        copy.deepcopy(learner._optimizer.state_dict()),
+        copy.deepcopy(learner.optimisation.optimizer.state_dict()),
         [module.training for module in learner.model.modules()],
         [len(module._forward_hooks) for module in learner.model.modules()],
         torch.get_rng_state(),
@@ -370,6 +387,7 @@ def learner(make_learner: Make, make_plan: Any, make_pack: Any) -> CausalLM:
     rates = {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     found = make_learner("gpt2", config=rates)
     found._make_reference = lambda: make_learner("gpt2", config={"initializer_range": 0.1})
+    found.probes = found.make_probes(8, 3)
     found.begin_probes(MEASURED)
     found.train(make_plan([[make_pack([(0, 1), (1, 2)])]] * 2), PlainStep(), 0.0)
     found.accumulate((make_pack([(0, 3)]),))
@@ -438,15 +456,15 @@ def test_rows_are_drawn_once_by_seed_and_source(sources: tuple[Source, ...]) -> 
 
 def test_costs_are_known_before_there_is_a_model(make_learner: Make) -> None:
     learner = make_learner("llama")
-    rows = (learner.sources, learner.probe_rows, learner._seed)
+    rows = (learner.sources, learner.probes.probed.per_stratum, learner._seed)
     read: list[int] = []
-    forward = learner._token_losses
+    forward = learner.trained.language.token_losses
 
     def counted(batch: Any, model: Any = None) -> torch.Tensor:
         read.append(batch.tokens)
         return forward(batch, model)
 
-    learner._token_losses = counted  # type: ignore[method-assign]
+    learner.trained.language.token_losses = counted  # type: ignore[method-assign]
     assert learner.begin_probes(["perplexity_ratio", "ifd_ratio"]) == sum(read)
     assert sum(read) == baseline_cost(["perplexity_ratio", "ifd_ratio"], *rows)
     for name in MEASURED:
@@ -481,7 +499,7 @@ def test_what_the_start_was_survives_snapshots_forks_and_files(
 def test_excess_over_the_reference_by_hand() -> None:
     model = Hand([[0, 1], [2]], [0.5, 0.25, 0.5], lambda p, y: -torch.log(p[y]))
     better = Hand([[0, 1], [2]], [0.25, 0.5, 1.0], lambda p, y: -torch.log(p[y]))
-    model._make_reference = lambda: better
+    model._make_reference = lambda: better.token_losses(bare=False)
     model.begin_probes(["excess_loss"])
     # the first token is better than the reference's: 0; the others are log 2 worse each
     assert model.probe("excess_loss").values == pytest.approx(np.array([[2 * math.log(2) / 3]]))
