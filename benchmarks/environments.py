@@ -29,8 +29,8 @@ import numpy as np
 from mixgym.envs.curves.gymnasium_vector import CurvesVectorEnv
 from mixgym.envs.curves.task import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
-from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.registration import make_mixture_env
 from mixgym.trainer.config import RunConfig
 
 COUNT, SOURCES, STRATA = 64, 8, 4

@@ -15,7 +15,6 @@ import numpy as np
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
-from mixgym.envs.curves.noise import EpisodeNoise
 from mixgym.envs.curves.probes import (
     Seen,
     baseline_tokens,
@@ -34,6 +33,7 @@ from mixgym.envs.learners.base import (
     TrainReport,
 )
 from mixgym.envs.probes import find_probe, need_baseline
+from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import Mixture
 
 HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss

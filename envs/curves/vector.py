@@ -15,7 +15,7 @@ from mixgym.envs.arrays import BoolArray
 from mixgym.envs.curves.core import CurvesCore
 from mixgym.envs.curves.gymnasium_vector import row_of
 from mixgym.envs.curves.task import TASK_SETS, CurveTask
-from mixgym.envs.levels.vec_env_base import OneObjectVecEnv
+from mixgym.envs.curves.vec_env_base import OneObjectVecEnv
 from mixgym.envs.options import EnvironmentOptions
 
 

@@ -6,35 +6,16 @@ what it measures, and leave everything else to it.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
-from mixgym.envs.environment import MixtureEnv, make_mixture_env
+from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.levels.predictor import Action, Predictor
+from mixgym.envs.registration import make_mixture_env
 from mixgym.envs.spaces.observations import local_observation, local_space
-
-Action = NDArray[np.float32]
-
-
-class Predictor(Protocol):
-    """Whoever decides at the other level: anything that predicts joint actions.
-
-    Agents of Stable-Baselines3, exported policies and rules (on the observation that they need)
-    have this face.
-    """
-
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[Action, Any]:
-        """The joint action [K_max + K_max * G_max] for a flat joint observation, and the state."""
-        ...
 
 
 class _Level(gym.Env[Action, Action], ABC):

@@ -16,11 +16,10 @@ from mixgym.envs.curves.core import CurvesCore
 from mixgym.envs.curves.gymnasium_vector import CurvesVectorEnv
 from mixgym.envs.curves.task import TASK_SETS, sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
-from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.probes import BILEVEL_GAIN, PROBES
-from mixgym.envs.registration import ENVIRONMENTS
+from mixgym.envs.registration import ENVIRONMENTS, make_mixture_env
 
 ID = "mixgym/Mixture-v0"
 SHORT = {"steps": 12, "interval": 2}  # six decisions
@@ -251,11 +250,11 @@ def test_the_reward_is_the_fall_of_the_measured_loss() -> None:
     env.reset()
     core = env.core
     weights = core.task.targets / core.task.targets.sum(-1, keepdims=True)
-    before = (np.nan_to_num(core._now_source) * weights).sum(-1)
+    before = (core.view.nll * weights).sum(-1)
     total = np.zeros(2)
     for action in drawn_actions(env.action_space, 3, 2):  # type: ignore[arg-type]
         total += env.step(action)[1]
-    assert total == pytest.approx(before - (core._now_source * weights).sum(-1), abs=1e-5)
+    assert total == pytest.approx(before - (core.view.nll * weights).sum(-1), abs=1e-5)
 
 
 def test_records_stay_as_they_were() -> None:
@@ -287,8 +286,7 @@ def test_absent_cells_get_nothing() -> None:
         env.reset()
         for drawn in drawn_actions(env.action_space, 3, 3):  # type: ignore[arg-type]
             env.step(drawn)
-            assert env.core._last is not None
-            last = env.core._last
+            last = env.core.last
             assert (last.weight[:, 3:] == 0).all()
             assert (last.strata[:, 3:] == 0).all()
             assert (last.strata[:, :, 2:] == 0).all()
