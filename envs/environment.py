@@ -149,7 +149,8 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         world, episode, seen = self.world, self._episode, self._flat
         clock = time.perf_counter()
         action = from_first(action)  # of several ranks, one decides
-        asked = self._kind.decode(np.asarray(action, np.float64), self.frame)
+        raw = np.asarray(action, np.float64).reshape(-1)
+        asked = Mixture(*self._kind.weights(raw, episode.frames(self.padded)))
         mixture = world.step_rule.tilt(asked)
         plan = episode.plane.plan(mixture, episode.budget())
         planned = time.perf_counter()

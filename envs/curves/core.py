@@ -26,10 +26,11 @@ from mixgym.envs.rewards import arm_draws, make_reward
 from mixgym.envs.spaces.actions import Frames, Levels, make_action_kind
 from mixgym.envs.spaces.mixture import last_sum
 from mixgym.envs.spaces.observations import (
+    clipped_to_bounds,
     dict_observation,
     dict_space,
+    features,
     fixed_parts,
-    flat_observation,
     flat_space,
 )
 from mixgym.envs.spaces.view import Fixed, View
@@ -167,6 +168,7 @@ class CurvesCore:
         """The constants of the tasks of this moment."""
         self._here = self._table.pick(self._index)
         self._fixed: Fixed | None = None
+        self._start: tuple[FloatArray, FloatArray] | None = None  # by source, and their mean
 
     def _find_truth(self, state: CurveState) -> None:
         """Mastery and NLL without noise; the next step needs them again."""
@@ -271,7 +273,7 @@ class CurvesCore:
     def observe(self) -> Any:
         """Observations of all environments: an array [n, size], or a dict of them."""
         if self.options.observation == "flat":
-            return flat_observation(self.view, self.shape)[0]
+            return clipped_to_bounds(features(self.view, self.shape))
         return dict_observation(self.view, self.shape)[0]
 
     def records(self) -> list[LazyRecord]:
@@ -343,7 +345,10 @@ class CurvesCore:
     def _look(self) -> View:
         here, made = self._here, self._episodes
         reference = None if here.reference is None else here.reference[0]
-        now, start = here.by_source(made.now), here.by_source(made.start)
+        now = here.by_source(made.now)
+        if self._start is None:
+            start = here.by_source(made.start)
+            self._start = start, last_sum(start * here.target_weights)
         book, costs = self._probes.book, self.options.costs
         view = View(
             remaining=1.0 - self._used(made.decision) / self._steps,
@@ -354,10 +359,10 @@ class CurvesCore:
             share=made.share,
             nll=now,
             nll_before=here.by_source(made.before),
-            nll_start=start,
+            nll_start=self._start[0],
             nll_train=made.train,
             mean_nll=last_sum(now * here.target_weights),
-            mean_nll_start=last_sum(start * here.target_weights),
+            mean_nll_start=self._start[1],
             cell_size=here.task.size,
             cell_prior=here.prior[1],
             cell_weight=made.inner,

@@ -18,7 +18,8 @@ from mixgym.envs.measuring.payment import Spent
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
 from mixgym.envs.probes import TOKEN_SECONDS, TOKEN_SECONDS_STRATA
 from mixgym.envs.rewards import arm_draws, target_mean
-from mixgym.envs.spaces.mixture import Mixture
+from mixgym.envs.spaces.actions import Frames
+from mixgym.envs.spaces.mixture import Mixture, MixtureFrame
 from mixgym.envs.spaces.observations import fixed_parts
 from mixgym.envs.spaces.view import Fixed, View
 from mixgym.envs.world import Progress, World
@@ -57,7 +58,9 @@ class Episode:
         self.last_supervised: list[float] = []
         self.last_seconds = 1.0  # predicted; every decision of curves costs the same
         self._options, self._training = options, training
+        # what stays until a cell is used up, with the cells that it was made for
         self._fixed: tuple[bytes, Fixed] | None = None
+        self._frames: tuple[bytes, Frames] | None = None
 
     @property
     def remaining(self) -> float:
@@ -154,9 +157,20 @@ class Episode:
         )
         if view.fixed is not None:
             return view
-        fixed = fixed_parts(view, shape)  # they stay until a cell is used up
+        fixed = fixed_parts(view, shape)
         self._fixed = available.tobytes(), fixed
         return replace(view, fixed=fixed)
+
+    def frames(self, shape: tuple[int, int]) -> Frames:
+        """What actions padded to ``shape`` are read against now."""
+        available = self.plane.available()
+        key = available.tobytes()
+        if self._frames is None or self._frames[0] != key:
+            frame = MixtureFrame(self.world.prior, available.copy(), shape)
+            floor, reach = self._options.floor, self._options.reach
+            self._frames = key, Frames.of_one(frame, floor, reach)
+        current = (self.asked.sources, self.asked.strata)
+        return replace(self._frames[1], current=current)
 
     def state(self) -> dict[str, Any]:
         """Plain data from which :meth:`set_state` continues."""
