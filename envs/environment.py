@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from mixgym.envs.errors import DivergenceError, MixgymError
+from mixgym.envs.errors import DivergenceError, MixgymError, check_reset_options
 from mixgym.envs.interval_plan import DataPlane
 from mixgym.envs.learners.base import Evaluation
 from mixgym.envs.measuring.episode import Episode, check_fingerprint
@@ -130,7 +130,12 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; the model itself is put back only when the first step trains it."""
+        """Start an episode; the model itself is put back only when the first step trains it.
+
+        Raises:
+            MixgymError: for ``options``: there are none.
+        """
+        check_reset_options(options)
         super().reset(seed=seed)
         self._enter(int(self.np_random.integers(2**31)))
         self._stale = True
@@ -350,6 +355,16 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self.episode.set_state(state)
         self._stale = False
         return self._observe(self.episode.view(self.padded))[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and deep-copying keep: everything, for worlds that allow it.
+
+        Raises:
+            MixgymError: for a world that is bound to its process; the sentence says what to do.
+        """
+        if self.world.bound:
+            raise MixgymError(self.world.bound)
+        return vars(self).copy()
 
     def render(self) -> Any:
         """The mixture so far: a picture (``rgb_array``) or a line of text (``ansi``)."""

@@ -13,7 +13,11 @@ ENVIRONMENTS = {
     "mixgym/Local-v0": "mixgym.envs.levels.single:make_local_env",
 }
 
-BATCHES = {"mixgym/Mixture-v0": "mixgym.envs.curves.gymnasium_vector:CurvesVectorEnv"}
+BATCHES = {
+    "mixgym/Mixture-v0": "mixgym.envs.curves.gymnasium_vector:CurvesVectorEnv",
+    "mixgym/Global-v0": "mixgym.envs.levels.gymnasium_vector:GlobalVectorEnv",
+    "mixgym/Local-v0": "mixgym.envs.levels.gymnasium_vector:LocalVectorEnv",
+}
 """Ids that also come as a batch (``gym.make_vec``), and what makes it."""
 
 

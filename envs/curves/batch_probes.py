@@ -103,7 +103,9 @@ class BatchProbes:
         return gains
 
     def _noise_at(self, name: str, decision: NDArray[np.int64]) -> FloatArray:
-        return self._noise[name][np.arange(self._count), decision]
+        noise = self._noise[name]
+        # an episode that has ended may be moved on, into nothing
+        return noise[np.arange(self._count), np.minimum(decision, noise.shape[1] - 1)]
 
     def fresh(self) -> dict[str, tuple[FloatArray, BoolArray]]:
         """By name the values, and bool[n] where they were measured after the last decision."""

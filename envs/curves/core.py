@@ -87,7 +87,7 @@ class CurvesCore:
         if options.step_rule == "bilevel":
             self._tilt = BatchTilt(bilevel or BilevelOptions(), count, self.shape[0])
         reference = options.reference is not None or "excess_loss" in self._probes.names
-        self._table = TaskTable(tasks, options, self.shape, self._steps, reference=reference)
+        self._table = TaskTable(tasks, options, self.shape, self._steps, reference)
         self._kind = make_action_kind(
             options.action, floor=options.floor, reach=options.reach, step=options.step
         )
@@ -95,8 +95,9 @@ class CurvesCore:
         self._draws = np.zeros((count, decisions + 1, self.shape[0] + 1))
         self._episode_noise = EpisodeNoise()
         self._last: StepArrays | None = None
-        self._random = [np_random(None)[0]] * count
-        self.seed(seed)
+        self._random = [np_random(seed + i)[0] for i in range(count)]
+        self._number = np.zeros(count, np.int64)  # of the next episode
+        self._index = np.zeros(count, np.intp)  # of the task
         self._look_up()
         self._episodes = Episodes.begun(self._here.prior)
         self._view: View | None = None
@@ -119,11 +120,12 @@ class CurvesCore:
         return self._here.task
 
     def seed(self, seed: Seeds) -> None:
-        """Start the streams anew; those whose seed is None go on from entropy."""
-        self._number = np.zeros(self.count, np.int64)  # of the next episode
-        self._index = np.zeros(self.count, np.intp)  # of the task
+        """Start the streams of the next episodes anew; those whose seed is None go on."""
         seeds = [seed + i for i in range(self.count)] if isinstance(seed, int) else seed
-        self._random = [np_random(own)[0] for own in seeds]
+        for i, own in enumerate(seeds):
+            if own is not None:
+                self._random[i] = np_random(own)[0]
+                self._number[i] = 0
 
     def reset(self, which: NDArray[np.intp] | None = None) -> None:
         """Draw new tasks for the environments ``which`` (all if None)."""
@@ -279,6 +281,15 @@ class CurvesCore:
     def records(self) -> list[LazyRecord]:
         """The record of every environment's last decision."""
         return [LazyRecord(self.last, i) for i in range(self.count)]
+
+    def record(self, index: int) -> LazyRecord:
+        """The record of one environment's last decision."""
+        return LazyRecord(self.last, index)
+
+    @property
+    def common_names(self) -> tuple[str, ...]:
+        """Names of the sources that every task has."""
+        return tuple(f"source{k}" for k in range(min(rows for rows, _ in self._table.shapes)))
 
     @property
     def last(self) -> StepArrays:

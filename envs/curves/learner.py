@@ -8,6 +8,7 @@ no rows: the plane hands out tokens by the mixture, to fractions of a token.
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,20 @@ class TokenPlane:
     def restore(self, state: dict[str, Any]) -> None:
         """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         self._state = CurveState(np.array(state["given"], np.float64), self._state.learnt)
+
+
+@dataclass(frozen=True)
+class TokenPlanes:
+    """Makes the data plane of an episode, whatever its seed; a class, so that it can be pickled.
+
+    Attributes:
+        task: of the episode.
+        steps: that its budget is spread over.
+    """
+
+    task: CurveTask
+    steps: int
+
+    def __call__(self, seed: int) -> TokenPlane:
+        """A fresh plane."""
+        return TokenPlane(self.task, self.steps)

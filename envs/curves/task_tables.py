@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,9 +81,9 @@ class TaskTable:
         options: EnvironmentOptions,
         shape: tuple[int, int],
         steps: int,
-        *,
         reference: bool,
     ) -> None:
+        self._made_of = tasks, options, shape, steps, reference
         task = stacked(tasks, *shape)
         prior, present = priors(task, options), task.present
         top, inner = scales(task, options.reach)
@@ -99,6 +100,10 @@ class TaskTable:
             per_step=tokens_per_step(task, steps),
             reference=reference_losses(task) if reference else None,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it is made of: the frozen sets are a range of seeds."""
+        return TaskTable, self._made_of
 
     def pick(self, index: NDArray[np.intp]) -> Constants:
         """Those of the tasks ``index`` int[n]."""

@@ -4,6 +4,8 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
 
+from mixgym.envs.errors import check_reset_options
+
 
 class OneObjectVecEnv(VecEnv):
     """Attributes and methods are those of the object, the same for every environment in it."""
@@ -12,6 +14,16 @@ class OneObjectVecEnv(VecEnv):
 
     def close(self) -> None:
         """Nothing to close."""
+
+    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
+        """There are no options of a reset.
+
+        Raises:
+            MixgymError: for any.
+        """
+        for own in options if isinstance(options, list) else [options]:
+            check_reset_options(own)
+        super().set_options(options)
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """The attribute, once per environment."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray
+from mixgym.envs.curves.autoreset import row_of
 from mixgym.envs.curves.core import CurvesCore
-from mixgym.envs.curves.gymnasium_vector import row_of
 from mixgym.envs.curves.task import TASK_SETS, CurveTask
 from mixgym.envs.curves.vec_env_base import OneObjectVecEnv
 from mixgym.envs.options import EnvironmentOptions

@@ -23,6 +23,8 @@ from mixgym.envs.registration import ENVIRONMENTS, make_mixture_env
 
 ID = "mixgym/Mixture-v0"
 SHORT = {"steps": 12, "interval": 2}  # six decisions
+UNEVEN = {"steps": 11, "interval": 3}  # four, the last one shorter
+SOURCES = [f"source{k}" for k in range(4)]  # of the task that is not drawn
 
 
 ALL = {name: 1 + i % 3 for i, name in enumerate(PROBES) if name != BILEVEL_GAIN}
@@ -92,11 +94,14 @@ def singles(count: int, first: int, actions: Any, **options: Any) -> list[list[A
         {"environment": {"tasks": "test", "observation": "dict", "prior": "proportional"}},
         {"environment": {"tasks": "train", "action": "weights", "observation": "dict"}},
         {"environment": {}, "seed": 5, "data": {"strata": 3}},
+        {"environment": {"tasks": "train"}, "training": UNEVEN},
+        {"environment": {"tasks": "train", "step_rule": "bilevel"}, "training": UNEVEN},
+        {"environment": {"reward": "arm", "penalties": {"probe_cost": 0.1}}, "training": UNEVEN},
         *PROBED,
     ],
 )
 def test_a_batch_does_what_single_environments_do(count: int, options: dict[str, Any]) -> None:
-    options = {**options, "training": SHORT}
+    options = {"training": SHORT, **options}
     batch = gym.make_vec(ID, num_envs=count, **options)
     assert isinstance(batch, CurvesVectorEnv)
     actions = drawn_actions(batch.single_action_space, 15, count)  # type: ignore[arg-type]
@@ -369,7 +374,8 @@ def test_gymnasiums_face_declares_and_keeps_its_autoreset() -> None:
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert env.unwrapped.spec is not None
     observation, info = env.reset(seed=[1, 2, 3])
-    assert info == {}
+    assert sorted(name for name in info["start"] if name[0] != "_") == SOURCES
+    assert info["_start"].all()
     assert env.observation_space.contains(observation)
     env.action_space.seed(0)
     for decision in (1, 2, 3, 4):
@@ -409,7 +415,6 @@ def test_gymnasiums_own_batch_gives_the_same() -> None:
     "options",
     [
         {"environment": {"learner": "causal_lm"}},
-        {"training": {"steps": 5, "interval": 2}},
         {"training": {"supervised_tokens": 1000}},
         {"render_mode": "ansi"},
     ],
