@@ -280,7 +280,8 @@ class CurvesCore:
 
     def records(self) -> list[LazyRecord]:
         """The record of every environment's last decision."""
-        return [LazyRecord(self.last, i) for i in range(self.count)]
+        last = self.last
+        return [LazyRecord(last, i) for i in range(self.count)]
 
     def record(self, index: int) -> LazyRecord:
         """The record of one environment's last decision."""

@@ -111,7 +111,7 @@ class Logits:
 
     def weights(self, actions: NDArray[Any], frames: Frames) -> Levels:
         """See :class:`ActionKind`."""
-        top, inner = split_action(np.clip(actions, -1.0, 1.0), frames)
+        top, inner = split_action(_clipped(actions, -1.0), frames)
         return (
             weights_around(top, frames.base[0], frames.scale[0], self.floor),
             weights_around(inner, frames.base[1], frames.scale[1], self.floor),
@@ -156,7 +156,7 @@ class Weights:
 
     def weights(self, actions: NDArray[Any], frames: Frames) -> Levels:
         """See :class:`ActionKind`."""
-        top, inner = split_action(np.clip(actions, 0.0, 1.0), frames)
+        top, inner = split_action(_clipped(actions, 0.0), frames)
         if frames.exists is not None:
             top = np.where(frames.exists.any(-1), top, 0.0)
             inner = np.where(frames.exists, inner, 0.0)
@@ -194,7 +194,7 @@ class Delta:
 
     def weights(self, actions: NDArray[Any], frames: Frames) -> Levels:
         """See :class:`ActionKind`."""
-        top, inner = split_action(np.clip(actions, -1.0, 1.0), frames)
+        top, inner = split_action(_clipped(actions, -1.0), frames)
         return self.moved((self.step * top, self.step * inner), frames)
 
     def moved(self, shift: Levels, frames: Frames) -> Levels:
@@ -282,6 +282,11 @@ def nudge_indices(actions: NDArray[Any], frames: Frames) -> NDArray[np.int64]:
         wrong = values[bad][0] if bad.any() else actions
         raise MixgymError(f"action {wrong}: a nudge is one whole number from 0 to {most}")
     return values.reshape(lead).astype(np.int64)
+
+
+def _clipped(actions: NDArray[Any], low: float) -> NDArray[Any]:
+    """Actions in [``low``, 1]; NaN stays. Much faster than ``numpy.clip`` of few numbers."""
+    return np.minimum(np.maximum(actions, low), 1.0)
 
 
 def _box(low: float, shape: tuple[int, int]) -> gym.spaces.Box:
