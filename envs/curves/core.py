@@ -6,7 +6,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
@@ -15,14 +14,13 @@ from mixgym.envs.curves.batch_probes import BatchProbes
 from mixgym.envs.curves.batch_records import LazyRecord, StepArrays
 from mixgym.envs.curves.batch_tilt import BatchTilt
 from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
-from mixgym.envs.curves.episodes import Episodes, over
+from mixgym.envs.curves.episodes import Draws, Episodes, Seeds, over
 from mixgym.envs.curves.probes import Seen
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, CurveTask
 from mixgym.envs.curves.task_tables import TaskTable
 from mixgym.envs.measuring.payment import Spent, paid
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.random_streams import EpisodeNoise
-from mixgym.envs.rewards import arm_draws, make_reward
+from mixgym.envs.rewards import make_reward
 from mixgym.envs.spaces.actions import Frames, Levels, make_action_kind
 from mixgym.envs.spaces.mixture import last_sum
 from mixgym.envs.spaces.observations import (
@@ -37,9 +35,6 @@ from mixgym.envs.spaces.view import Fixed, View
 
 DECISIONS = 32
 """Decisions in an episode."""
-
-Seeds = int | Sequence[int | None]
-"""One for all environments, the i-th of which gets ``seed + i``; or one each."""
 
 
 class CurvesCore:
@@ -81,7 +76,6 @@ class CurvesCore:
         self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
         self.decisions = decisions
         self._interval, self._steps = interval, steps or interval * decisions
-        self._in_order = in_order
         self._probes = BatchProbes(options, count, self.shape, decisions)
         self._tilt: BatchTilt | None = None
         if options.step_rule == "bilevel":
@@ -91,13 +85,10 @@ class CurvesCore:
         self._kind = make_action_kind(
             options.action, floor=options.floor, reach=options.reach, step=options.step
         )
-        self._noise = np.zeros((count, decisions + 1, *self.shape))
-        self._draws = np.zeros((count, decisions + 1, self.shape[0] + 1))
-        self._episode_noise = EpisodeNoise()
         self._last: StepArrays | None = None
-        self._random = [np_random(seed + i)[0] for i in range(count)]
-        self._number = np.zeros(count, np.int64)  # of the next episode
-        self._index = np.zeros(count, np.intp)  # of the task
+        self._drawn = Draws(
+            self._table, decisions, self.shape, seed=seed, count=count, in_order=in_order
+        )
         self._look_up()
         self._episodes = Episodes.begun(self._here.prior)
         self._view: View | None = None
@@ -121,16 +112,15 @@ class CurvesCore:
 
     def seed(self, seed: Seeds) -> None:
         """Start the streams of the next episodes anew; those whose seed is None go on."""
-        seeds = [seed + i for i in range(self.count)] if isinstance(seed, int) else seed
-        for i, own in enumerate(seeds):
-            if own is not None:
-                self._random[i] = np_random(own)[0]
-                self._number[i] = 0
+        self._drawn.seed(seed)
 
     def reset(self, which: NDArray[np.intp] | None = None) -> None:
         """Draw new tasks for the environments ``which`` (all if None)."""
         which = np.arange(self.count) if which is None else which
-        self._draw(which)
+        kind = make_reward(self.options.reward)
+        for i in which.tolist():
+            episode, shape = self._drawn.draw(i, arms=kind.probes)
+            self._probes.draw(i, episode, shape)
         self._look_up()
         here = np.isin(np.arange(self.count), which)
         begun = self._episodes.replaced(here, Episodes.begun(self._here.prior))
@@ -146,29 +136,9 @@ class CurvesCore:
             self._tilt.reset(which)
         self._view = None
 
-    def _draw(self, which: NDArray[np.intp]) -> None:
-        """New tasks, and the noise of their episodes; absent cells have none."""
-        kind = make_reward(self.options.reward)
-        self._noise[which] = 0.0
-        for i in which.tolist():
-            episode = int(self._random[i].integers(2**31))
-            number = i + int(self._number[i]) * self.count if self._in_order else episode
-            index = number % len(self._table.shapes)
-            rows, groups = self._table.shapes[index]
-            noise = self._episode_noise.start(episode).standard_normal(
-                (self.decisions + 1, rows, groups)
-            )
-            self._noise[i, :, :rows, :groups] = noise * self._table.noise[index]
-            self._probes.draw(i, episode, (rows, groups))
-            if kind.probes:
-                drawn = arm_draws(episode, self.decisions, rows)
-                self._draws[i, 1:, : rows + 1] = drawn
-            self._index[i] = index
-        self._number[which] += 1
-
     def _look_up(self) -> None:
         """The constants of the tasks of this moment."""
-        self._here = self._table.pick(self._index)
+        self._here = self._table.pick(self._drawn.task)
         self._fixed: Fixed | None = None
         self._start: tuple[FloatArray, FloatArray] | None = None  # by source, and their mean
 
@@ -179,11 +149,7 @@ class CurvesCore:
 
     def _measure(self, decision: NDArray[np.int64]) -> FloatArray:
         """float64[n, K, G], NLL as measured now."""
-        return self._true * (1.0 + self._at(self._noise, decision))
-
-    def _at(self, values: FloatArray, decision: NDArray[np.int64]) -> FloatArray:
-        """What each environment has at its decision; the last one's for those that have ended."""
-        return values[np.arange(self.count), np.minimum(decision, self.decisions)]
+        return self._true * (1.0 + self._drawn.noise_at(decision))
 
     def _used(self, decision: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64[n], steps that so many decisions take."""
@@ -251,7 +217,7 @@ class CurvesCore:
         """The rewards of the last decision, which took so many tokens; it is booked."""
         kind, made = make_reward(self.options.reward), self._episodes
         view = self._look()
-        draws = self._at(self._draws, made.decision) if kind.probes else None
+        draws = self._drawn.arms_at(made.decision) if kind.probes else None
         # an episode that has ended takes none
         spent = Spent(np.maximum(tokens, 1.0), self._probes.tokens, draws=draws)
         reward = paid(view, spent, kind, self.options)
@@ -311,20 +277,15 @@ class CurvesCore:
 
     def state(self) -> dict[str, Any]:
         """Plain data and arrays from which :meth:`set_state` continues bit-equal."""
-        own: dict[str, NDArray[Any]] = {"noise": self._noise, "draws": self._draws}
-        own |= {"number": self._number, "index": self._index}
-        arrays = self._episodes.arrays() | {name: values.copy() for name, values in own.items()}
-        random = [r.bit_generator.state for r in self._random]
+        arrays = self._episodes.arrays() | self._drawn.arrays()
+        random = self._drawn.random_state()
         state = {"arrays": arrays, "random": random, "probes": self._probes.state()}
         return state if self._tilt is None else {**state, "bilevel": self._tilt.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state`."""
         arrays = state["arrays"]
-        self._noise, self._draws = np.array(arrays["noise"]), np.array(arrays["draws"])
-        self._number, self._index = np.array(arrays["number"]), np.array(arrays["index"])
-        for random, own in zip(self._random, state["random"], strict=True):
-            random.bit_generator.state = own
+        self._drawn.set_state(arrays, state["random"])
         self._probes.set_state(state["probes"])
         if self._tilt is not None:
             self._tilt.set_state(state["bilevel"])

@@ -1,14 +1,22 @@
-"""What the episodes of a batch of closed-form environments hold, as arrays."""
+"""What the episodes of a batch of closed-form environments are drawn from, and what they hold."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.dynamics import CurveState
+from mixgym.envs.curves.task_tables import TaskTable
+from mixgym.envs.random_streams import EpisodeNoise
+from mixgym.envs.rewards import arm_draws
 from mixgym.envs.spaces.actions import Levels
+
+Seeds = int | Sequence[int | None]
+"""One for all environments, the i-th of which gets ``seed + i``; or one each."""
 
 
 @dataclass(frozen=True)
@@ -84,3 +92,101 @@ class Episodes:
 def over(where: BoolArray, ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[Any]:
     """``ours`` [n, ...] where bool[n] says so, ``theirs`` elsewhere."""
     return np.where(where.reshape(-1, *[1] * (ours.ndim - 1)), ours, theirs)
+
+
+class Draws:
+    """The streams of a batch: which task and which noise every episode gets.
+
+    Args:
+        table: the tasks that there are.
+        decisions: in an episode.
+        shape: (K_max, G_max).
+        seed: of environment 0; environment i has ``seed + i``.
+        count: environments.
+        in_order: give environment i the tasks i, i + count, ... instead of random ones.
+
+    Attributes:
+        task: int[n], places of the tasks of this moment in the table.
+    """
+
+    def __init__(
+        self,
+        table: TaskTable,
+        decisions: int,
+        shape: tuple[int, int],
+        *,
+        seed: int,
+        count: int,
+        in_order: bool,
+    ) -> None:
+        self._table, self._decisions, self._in_order = table, decisions, in_order
+        self._random = [np_random(seed + i)[0] for i in range(count)]
+        self._number = np.zeros(count, np.int64)  # of the next episode
+        self.task = np.zeros(count, np.intp)
+        self._noise = np.zeros((count, decisions + 1, *shape))
+        self._arms = np.zeros((count, decisions + 1, shape[0] + 1))
+        self._streams = EpisodeNoise()
+
+    def seed(self, seed: Seeds) -> None:
+        """Start the streams of the next episodes anew; those whose seed is None go on."""
+        count = len(self._random)
+        seeds = [seed + i for i in range(count)] if isinstance(seed, int) else seed
+        for i, own in enumerate(seeds):
+            if own is not None:
+                self._random[i] = np_random(own)[0]
+                self._number[i] = 0
+
+    def draw(self, index: int, *, arms: bool) -> tuple[int, tuple[int, int]]:
+        """Draw the next episode of environment ``index``; absent cells have no noise.
+
+        Args:
+            index: of the environment.
+            arms: whether the reward draws too.
+
+        Returns:
+            The episode's seed, and the (K, G) of its task.
+        """
+        episode = int(self._random[index].integers(2**31))
+        order = index + int(self._number[index]) * len(self._random)
+        task = (order if self._in_order else episode) % len(self._table.shapes)
+        rows, groups = self._table.shapes[task]
+        noise = self._streams.start(episode).standard_normal((self._decisions + 1, rows, groups))
+        self._noise[index] = 0.0
+        self._noise[index, :, :rows, :groups] = noise * self._table.noise[task]
+        if arms:
+            self._arms[index, 1:, : rows + 1] = arm_draws(episode, self._decisions, rows)
+        self.task[index] = task
+        self._number[index] += 1
+        return episode, (rows, groups)
+
+    def noise_at(self, decision: NDArray[np.int64]) -> FloatArray:
+        """float64[n, K, G], relative errors of the measurements after these decisions."""
+        return self._at(self._noise, decision)
+
+    def arms_at(self, decision: NDArray[np.int64]) -> FloatArray:
+        """float64[n, K + 1], uniform numbers of these decisions."""
+        return self._at(self._arms, decision)
+
+    def _at(self, values: FloatArray, decision: NDArray[np.int64]) -> FloatArray:
+        """What each environment has at its decision; the last one's for those that have ended."""
+        return values[np.arange(len(values)), np.minimum(decision, self._decisions)]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Copies by name, from which :meth:`set_state` continues."""
+        return {
+            "noise": self._noise.copy(),
+            "draws": self._arms.copy(),
+            "number": self._number.copy(),
+            "index": self.task.copy(),
+        }
+
+    def random_state(self) -> list[Any]:
+        """States of the streams."""
+        return [random.bit_generator.state for random in self._random]
+
+    def set_state(self, arrays: dict[str, Any], random: list[Any]) -> None:
+        """Continue from :meth:`arrays` and :meth:`random_state`."""
+        self._noise, self._arms = np.array(arrays["noise"]), np.array(arrays["draws"])
+        self._number, self.task = np.array(arrays["number"]), np.array(arrays["index"])
+        for own, state in zip(self._random, random, strict=True):
+            own.bit_generator.state = state
