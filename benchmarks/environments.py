@@ -1,16 +1,18 @@
 """What an environment costs: decisions per CPU second, and scheduling's share of a run.
 
-    OMP_NUM_THREADS=1 python benchmarks/environments.py [--json] [--repeats 5]
+    OMP_NUM_THREADS=1 python benchmarks/environments.py [--json] [--repeats 5] [--smoke]
 
 Everything is measured in CPU seconds of this process, one thread: on a shared machine wall time
 says nothing. Each figure is the median of several repetitions, with the smallest and the largest.
 
-- decisions per CPU second of every face: a single closed-form environment, 64 of them for
-  Stable-Baselines3 and for Gymnasium (8 sources, 4 strata, records included), and one around a
-  language model of 0.1 million parameters;
+- decisions per CPU second of every face: a single closed-form environment, as it is and with the
+  wrappers of ``gym.make``, 64 of them for Stable-Baselines3 and for Gymnasium (8 sources, 4 strata,
+  records included), and one around a language model of 0.1 million parameters;
 - the share of PPO's training time that is spent outside the fast world;
 - the share of a fine-tuning run (0.1m) that is scheduling: planning rows, measuring held-out
   losses, deciding, recording; what is left is training.
+
+``--smoke`` goes through everything once, in seconds; its figures mean nothing.
 """
 
 import argparse
@@ -21,34 +23,63 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from mixgym.envs.curves.gymnasium_vector import CurvesVectorEnv
 from mixgym.envs.curves.task import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
-from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.registration import make_mixture_env
 from mixgym.trainer.config import RunConfig
 
-COUNT, SOURCES, STRATA = 64, 8, 4
-LANGUAGE = {
-    "sources": {
-        name: {"embedded": name, "rows": 200} for name in ("addition", "reversal", "noise")
-    },
-    "data": {"max_length": 128, "strata": 2},
-    "model": {"name": "0.1m"},
-    "training": {"steps": 60, "interval": 10, "packs": 8},
-}
+SOURCES, STRATA = 8, 4
 
 
-def fast_world() -> CurvesVecEnv:
-    """64 environments of 8 sources and 4 strata."""
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        count: environments in a batch.
+        steps: of a batch in a repetition.
+        single: decisions of a single environment in a repetition, at least.
+        rollouts: of PPO.
+        language: optimiser steps of a fine-tuning run.
+        rows: of each of its sources.
+    """
+
+    count: int = 64
+    steps: int = 320
+    single: int = 60
+    rollouts: int = 4
+    language: int = 60
+    rows: int = 200
+
+
+SMOKE = Size(count=4, steps=8, single=6, rollouts=1, language=4, rows=60)
+
+
+def language(size: Size) -> dict[str, Any]:
+    """The sections of a configuration that fine-tunes a small language model."""
+    names = ("addition", "reversal", "noise")
+    return {
+        "sources": {name: {"embedded": name, "rows": size.rows} for name in names},
+        "data": {"max_length": 128, "strata": 2},
+        "model": {"name": "0.1m"},
+        "training": {"steps": size.language, "interval": min(10, size.language), "packs": 8},
+    }
+
+
+def fast_world(count: int) -> CurvesVecEnv:
+    """So many environments of 8 sources and 4 strata."""
     tasks = [sample_task(s, sources=SOURCES, strata=STRATA) for s in range(256)]
     options = EnvironmentOptions(learner="curves", max_sources=SOURCES, max_strata=STRATA)
-    return CurvesVecEnv(COUNT, tasks, options)
+    return CurvesVecEnv(count, tasks, options)
 
 
 def rate(decisions: int, run: Callable[[], Any]) -> float:
@@ -58,31 +89,26 @@ def rate(decisions: int, run: Callable[[], Any]) -> float:
     return decisions / (time.process_time() - start)
 
 
-def vec_env() -> Callable[[], float]:
-    """The face for Stable-Baselines3."""
-    env = fast_world()
+def batch(size: Size, gymnasium_face: bool) -> Callable[[], float]:
+    """The face for Stable-Baselines3, or for Gymnasium, around the same arrays."""
+    env: Any = fast_world(size.count)
+    if gymnasium_face:
+        core, env = env.core, CurvesVectorEnv(size.count)
+        env.core = core
     env.reset()
-    actions = np.zeros((COUNT, *(env.action_space.shape or ())), np.float32)
-    return lambda: rate(320 * COUNT, lambda: [env.step(actions) for _ in range(320)])
+    actions = np.zeros((size.count, SOURCES * (1 + STRATA)), np.float32)
+    return lambda: rate(
+        size.steps * size.count, lambda: [env.step(actions) for _ in range(size.steps)]
+    )
 
 
-def vector_env() -> Callable[[], float]:
-    """The face for Gymnasium."""
-    env = CurvesVectorEnv(COUNT)
-    env.core = fast_world().core
-    env.reset(seed=0)
-    actions = np.zeros((COUNT, *(env.core.action_space.shape or ())), np.float32)
-    return lambda: rate(320 * COUNT, lambda: [env.step(actions) for _ in range(320)])
-
-
-def single(**options: Any) -> Callable[[], float]:
-    """One environment of Gymnasium, an episode after the other."""
-    env = make_mixture_env(**options)
+def single(env: Any, least: int) -> Callable[[], float]:
+    """One environment, an episode after the other until there were enough decisions."""
     zero = np.zeros(env.action_space.shape or (), np.float32)
 
     def episodes() -> float:
         decisions, seconds = 0, 0.0
-        while decisions < 6:
+        while decisions < least:
             env.reset(seed=0)
             start, done = time.process_time(), False
             while not done:
@@ -94,11 +120,11 @@ def single(**options: Any) -> Callable[[], float]:
     return episodes
 
 
-def share_outside() -> float:
+def share_outside(size: Size) -> float:
     """Share of PPO's training time (CPU) that is not spent in the environment."""
-    from mixgym.trainer.training.train import make_algorithm
+    from mixgym.trainer.training.algorithms import make_algorithm
 
-    env = fast_world()
+    env = fast_world(size.count)
     inside = 0.0
     step = env.step_wait
 
@@ -110,13 +136,13 @@ def share_outside() -> float:
         return answer
 
     env.step_wait = timed  # type: ignore[method-assign]
-    algorithm = make_algorithm(RunConfig(), env, "curves")
+    algorithm = make_algorithm(RunConfig(), env)
     start = time.process_time()
-    algorithm.learn(4 * 32 * COUNT)
+    algorithm.learn(size.rollouts * 32 * size.count)
     return 1.0 - inside / (time.process_time() - start)
 
 
-def scheduling() -> dict[str, float]:
+def scheduling(size: Size) -> dict[str, float]:
     """CPU shares of a fine-tuning run, from its first decision to its last."""
     from mixgym.envs.learners.causal_lm import CausalLM
     from mixgym.envs.packing.plane import PackedPlane
@@ -141,7 +167,7 @@ def scheduling() -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         run_options = {"dir": f"{folder}/run", "save_every": 10_000}
-        config = RunConfig.model_validate({**LANGUAGE, "run": run_options})
+        config = RunConfig.model_validate({**language(size), "run": run_options})
         run = RunFolder.create(config.run.dir, config)
         assembly = assemble(config)
         assembly.agent.begin(assembly.vector.reset())
@@ -176,30 +202,32 @@ def median(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def measure(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
+def measure(repeats: int, size: Size) -> dict[str, dict[str, dict[str, float]]]:
     """All figures."""
+    name, shape = "mixgym/Mixture-v0", f"{size.count} x {SOURCES} x {STRATA}"
+    tuned = make_mixture_env(environment={"learner": "causal_lm"}, **language(size))
+    interval = tuned.training.interval
     faces = {
-        "curves, single": single(),
-        f"curves, CurvesVecEnv {COUNT} x {SOURCES} x {STRATA}": vec_env(),
-        f"curves, CurvesVectorEnv {COUNT} x {SOURCES} x {STRATA}": vector_env(),
-        "causal_lm 0.1m, 10 steps a decision": single(
-            environment={"learner": "causal_lm"}, **LANGUAGE
-        ),
+        "curves, single": single(make_mixture_env(), size.single),
+        "curves, gym.make": single(gym.make(name), size.single),
+        f"curves, CurvesVecEnv {shape}": batch(size, False),
+        f"curves, CurvesVectorEnv {shape}": batch(size, True),
+        f"causal_lm 0.1m, {interval} steps a decision": single(tuned, -(-size.single // 10)),
     }
     rates = {}
-    for name, run in faces.items():
+    for face, run in faces.items():
         run()  # warm
-        rates[name] = median([run() for _ in range(repeats)])
-    shares = [scheduling() for _ in range(repeats)]
+        rates[face] = median([run() for _ in range(repeats)])
+    shares = [scheduling(size) for _ in range(repeats)]
     return {
         "decisions per CPU second": rates,
         "share of CPU time": {
             "PPO on the fast world, outside the environment": median(
-                [share_outside() for _ in range(repeats)]
+                [share_outside(size) for _ in range(repeats)]
             ),
             **{
-                f"fine-tuning, {name}": median([share[name] for share in shares])
-                for name in shares[0]
+                f"fine-tuning, {part}": median([share[part] for share in shares])
+                for part in shares[0]
             },
         },
     }
@@ -210,16 +238,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="everything once, in seconds")
     options = parser.parse_args()
+    repeats, size = (1, SMOKE) if options.smoke else (options.repeats, Size())
     import torch
 
     torch.set_num_threads(1)
-    found: dict[str, Any] = measure(options.repeats)
+    found: dict[str, Any] = measure(repeats, size)
     command = shlex.join(["python", str(Path("benchmarks") / Path(__file__).name), *sys.argv[1:]])
     if options.json:
         print(json.dumps({"command": command, **found}, indent=2))
         return
-    print(f"OMP_NUM_THREADS=1 {command}   (median of {options.repeats}, smallest .. largest)")
+    print(f"OMP_NUM_THREADS=1 {command}   (median of {repeats}, smallest .. largest)")
     for title, rows in found.items():
         print(f"\n{title}")
         for name, row in rows.items():

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,16 @@ from mixgym.envs.spaces.mixture import Mixture, normalise
 from mixgym.envs.world import World
 
 if TYPE_CHECKING:
+    from mixgym.envs.curves.task import CurveTask
     from mixgym.envs.learners.causal_lm import CausalLM
     from mixgym.envs.packing.setup import PackingSetup
+
+
+BOUND = (
+    "an environment around a language model holds its model, optimiser and rows, and is neither "
+    "pickled nor deep-copied: use fork() for a second one in this process, save(folder) and "
+    "load(folder) for another"
+)
 
 
 def build_environment(
@@ -114,7 +122,7 @@ def _language_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
     world = row_world(options, corpus.sources, learner)
     if reference is not None:
         world = replace(world, reference=lambda: reference().evaluate("reward"))
-    return world, options.training
+    return replace(world, bound=BOUND), options.training
 
 
 def _reference_of(options: WorldOptions, corpus: Corpus) -> "Callable[[], CausalLM] | None":
@@ -298,19 +306,38 @@ def _fingerprint(sources: Sequence[Source]) -> str:
 
 
 def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
-    from mixgym.envs.curves.learner import CurveLearner, TokenPlane
-    from mixgym.envs.curves.probes import constant_probe
-    from mixgym.envs.curves.task import sample_task, task_set
-    from mixgym.envs.probes import PROBES
+    from mixgym.envs.curves.task import least_sources, task_set
 
     if options.sources != "embedded":
         raise ConfigError(
             "environment.learner=curves has no rows: leave sources out, or use learner causal_lm"
         )
     tasks = task_set(options.environment.tasks, options.seed, options.data.strata)
+    return TaskWorlds(options, tasks, least_sources(tasks))(0), options.training
 
-    def draw(seed: int) -> World:
-        found = tasks[seed % len(tasks)]
+
+@dataclass(frozen=True)
+class TaskWorlds:
+    """Draws the world of an episode from a set of tasks; a class, so that it can be pickled.
+
+    Attributes:
+        options: of the environment.
+        tasks: seeds, or tasks themselves.
+        common: sources that every task has.
+    """
+
+    options: WorldOptions
+    tasks: "Sequence[int | CurveTask]"
+    common: int
+
+    def __call__(self, seed: int) -> World:
+        """The world of the episode with that seed."""
+        from mixgym.envs.curves.learner import CurveLearner, TokenPlanes
+        from mixgym.envs.curves.probes import constant_probe
+        from mixgym.envs.curves.task import sample_task
+        from mixgym.envs.probes import PROBES
+
+        options, found = self.options, self.tasks[seed % len(self.tasks)]
         task = sample_task(found) if isinstance(found, int) else found
         learner = CurveLearner(task, seed, options.environment.probe_rows)
         return World(
@@ -319,14 +346,13 @@ def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
             prior=make_prior(task.names, task.size, options.environment),
             cell_size=task.size,
             learner=learner,
-            make_plane=lambda _: TokenPlane(task, options.training.steps),
+            make_plane=TokenPlanes(task, options.training.steps),
             step_rule=make_step_rule(options, task.names, task.size),
-            draw=draw,
+            draw=self,
+            common=self.common,
             reference=None if options.environment.reference is None else learner.reference,
             constants={n: constant_probe(n, task) for n, kind in PROBES.items() if kind.constant},
         )
-
-    return draw(0), options.training
 
 
 def _padded(options: EnvironmentOptions) -> EnvironmentOptions:

@@ -1,6 +1,5 @@
 """The Gymnasium environment: one episode is one fine-tuning run, one step one decision."""
 
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -12,26 +11,22 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from mixgym.envs.errors import DivergenceError, MixgymError, RunError
-from mixgym.envs.interval_plan import Budget, DataPlane, IntervalPlan
-from mixgym.envs.learners.base import Evaluation, TrainReport
-from mixgym.envs.learners.kinds import CURVES
+from mixgym.envs.errors import DivergenceError, MixgymError, check_reset_options
+from mixgym.envs.interval_plan import DataPlane
+from mixgym.envs.learners.base import Evaluation
+from mixgym.envs.measuring.episode import Episode, check_fingerprint
 from mixgym.envs.measuring.measurements import Measurements
+from mixgym.envs.measuring.payment import paid
 from mixgym.envs.measuring.probe_book import wanted_probes
-from mixgym.envs.measuring.records import decision_record
+from mixgym.envs.measuring.records import Decision, decision_record
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
 from mixgym.envs.ranks import from_first
-from mixgym.envs.rewards import Reward, make_reward, penalised
+from mixgym.envs.rewards import Reward, make_reward
 from mixgym.envs.spaces.actions import make_action_kind
-from mixgym.envs.spaces.gathering import reward_input, view_of
 from mixgym.envs.spaces.mixture import Mixture, MixtureFrame
-from mixgym.envs.spaces.observations import (
-    dict_observation,
-    dict_space,
-    flat_observation,
-    flat_space,
-)
+from mixgym.envs.spaces.observations import dict_parts, dict_space, flat_observation, flat_space
 from mixgym.envs.spaces.rendering import render_rgb, render_text
+from mixgym.envs.spaces.view import View
 from mixgym.envs.world import Progress, World
 
 FAILURE_PENALTY = -1.0  # reward of the decision at which training diverged
@@ -102,7 +97,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         on_episode_end: EpisodeHook | None = None,
         render_mode: str | None = None,
     ) -> None:
-        self.world = world
+        self._world = world
         self.options = options
         self.training = training
         self.on_episode_end = on_episode_end
@@ -117,114 +112,135 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         self._kind = make_action_kind(
             options.action, floor=options.floor, reach=options.reach, step=options.step
         )
-        self._reward = make_reward(options.reward)
         self.action_space = self._kind.space(self.padded)
         self.observation_space = (
             flat_space(self.padded, options.costs)
             if options.observation == "flat"
             else dict_space(self.padded, tuple(wanted_probes(options)), options.costs)
         )
-        self.seconds: dict[str, float] = {}  # of the last decision; measured, so never in info
-        self.last_tokens = 0  # of the last interval
+        # of the last decision, also when a reset has followed; measured time is never in info
+        self.seconds: dict[str, float] = {}
+        self.last_tokens = 0
         self.last_supervised: list[float] = []
-        self.last_seconds = 1.0  # predicted; every decision of curves costs the same
-        self._seen = Measurements(options, world.cell_size.shape)
-        self._plane: DataPlane | None = None
+        self._base = Measurements(options, world.cell_size.shape)
+        self._episode: Episode | None = None
+        self._flat = np.zeros(0, np.float32)  # what was observed last
         self._stale = True  # the learner has to be reset before it trains
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; the model itself is put back only when the first step trains it."""
+        """Start an episode; the model itself is put back only when the first step trains it.
+
+        Raises:
+            MixgymError: for ``options``: there are none.
+        """
+        check_reset_options(options)
         super().reset(seed=seed)
-        self._progress = Progress(seed=int(self.np_random.integers(2**31)), history=[])
-        self._enter()
+        self._enter(int(self.np_random.integers(2**31)))
         self._stale = True
-        if not self._seen.known:
+        if not self.measurements.known:
             self._begin()
-            self._seen.take_start(self.world)
-        self._progress.measured, self._progress.probed = self._seen.begin()
-        self._mixture = self._asked = self.world.prior
-        observation, _ = self._observe()
+            self.measurements.take_start(self.world)
+        self.episode.begin()
+        observation, _ = self._observe(self.episode.view(self.padded))
         return observation, {"start": self.start_losses()}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Train one interval under the mixture that ``action`` stands for."""
-        if self._plane is None or self._progress.done:
+        if self._episode is None or self._episode.progress.done:
             raise MixgymError("the episode has ended: call reset() before step()")
         self._begin()
+        world, episode, seen = self.world, self._episode, self._flat
         clock = time.perf_counter()
-        seen = flat_observation(view_of(self), self.padded)[0].tolist()
         action = from_first(action)  # of several ranks, one decides
-        asked = self._kind.decode(np.asarray(action, np.float64), self.frame)
-        mixture = self.world.step_rule.tilt(asked)
-        plan = self._plane.plan(mixture, self._budget())
+        raw = np.asarray(action, np.float64).reshape(-1)
+        asked = Mixture(*self._kind.weights(raw, episode.frames(self.padded)))
+        mixture = world.step_rule.tilt(asked)
+        plan = episode.plane.plan(mixture, episode.budget())
         planned = time.perf_counter()
         try:
-            report = self.world.learner.train(plan, self.world.step_rule, 1.0 - self.remaining)
+            report = world.learner.train(plan, world.step_rule, 1.0 - episode.remaining)
             trained = time.perf_counter()
-            cost = self._seen.take(self.world, report, self._progress.decisions + 1)
+            cost = self.measurements.take(world, report, episode.progress.decisions + 1)
         except DivergenceError as error:
             return self._fail(mixture, error)
-        self._asked = asked
-        done = self._account(mixture, plan, report, cost)
-        reward = self._pay()
+        episode.book(asked, mixture, plan, report, cost)
+        self.last_tokens, self.last_supervised = episode.last_tokens, episode.last_supervised
+        view, reward = self._pay()
         self.seconds = {
             "plan_seconds": planned - clock,
             "train_seconds": trained - planned,
             "measure_seconds": time.perf_counter() - trained,
         }
-        observation, clipped = self._observe()
-        record = decision_record(
-            self, action=action, mixture=mixture, plan=plan, report=report, reward=reward
+        observation, clipped = self._observe(view)
+        made = Decision(
+            names=world.names,
+            action=action,
+            observation=seen,
+            mixture=mixture,
+            plan=plan,
+            report=report,
+            reward=reward,
+            view=view,
+            progress=episode.progress,
+            probes=self.measurements.fresh(),
+            health=world.step_rule.health(),
+            clipped=clipped,
         )
-        record["cost"]["observation_clipped"] = clipped
-        record["observation"] = seen
-        info: dict[str, Any] = {"decision": record}
-        if done and self.on_episode_end is not None:
+        info: dict[str, Any] = {"decision": decision_record(made)}
+        if episode.progress.done and self.on_episode_end is not None:
             self.on_episode_end(self, info)
-        return observation, float(reward.value), done, False, info
+        return observation, float(reward.value), episode.progress.done, False, info
+
+    @property
+    def world(self) -> World:
+        """The parts: those of this episode, where every episode has its own."""
+        return self._world if self._episode is None else self._episode.world
+
+    @property
+    def episode(self) -> Episode:
+        """The books of this episode."""
+        if self._episode is None:
+            raise MixgymError("the environment has no episode: call reset() first")
+        return self._episode
 
     @property
     def frame(self) -> MixtureFrame:
         """What actions are read against now."""
-        if self._plane is None:
-            raise MixgymError("the environment has no episode: call reset() first")
-        return MixtureFrame(self.world.prior, self._plane.available(), self.padded, self._asked)
+        episode = self.episode
+        available = episode.plane.available()
+        return MixtureFrame(episode.world.prior, available, self.padded, episode.asked)
 
     @property
     def progress(self) -> Progress:
         """What the episode has used so far."""
-        return self._progress
+        return self.episode.progress
 
     @property
     def plane(self) -> DataPlane:
         """The data plane of this episode."""
-        if self._plane is None:
-            raise MixgymError("the environment has no episode: call reset() first")
-        return self._plane
+        return self.episode.plane
 
     @property
     def now(self) -> Evaluation:
         """The last measurement of the reward split."""
-        return self._seen.now
+        return self.measurements.now
 
     @property
     def measurements(self) -> Measurements:
         """Everything that was measured last."""
-        return self._seen
+        return self._base if self._episode is None else self._episode.measured
 
     @property
     def mixture(self) -> Mixture:
         """The mixture of the last decision, as it was trained on; the prior before the first."""
-        return self._mixture
+        return self.episode.mixture
 
     @property
     def remaining(self) -> float:
         """Share of the budget that is left."""
-        if self.training.supervised_tokens is not None:
-            return max(0.0, 1.0 - self._progress.supervised / self.training.supervised_tokens)
-        return 1.0 - self._progress.steps / self.training.steps
+        return self.episode.remaining
 
     def encode(self, mixture: Mixture) -> NDArray[np.float32]:
         """An action for the mixture, in this environment's action kind."""
@@ -232,21 +248,21 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
 
     def start_losses(self) -> dict[str, float]:
         """Held-out NLL of every measured source before training."""
-        if not self._seen.known:
-            raise MixgymError("the environment has no episode: call reset() first")
-        values = self._seen.start.source_nll
+        self._need_start()
+        values = self.measurements.start.source_nll
         return {
             name: float(value)
             for name, value in zip(self.world.names, values, strict=True)
             if np.isfinite(value)
         }
 
-    def _enter(self) -> None:
-        """Make the parts that belong to this episode."""
-        if self.world.draw is not None:
-            self.world = self.world.draw(self._progress.seed)
-            self._seen.known = False
-        self._plane = self.world.make_plane(self._progress.seed)
+    def _need_start(self) -> None:
+        if not self.measurements.known:
+            raise MixgymError("the environment has no episode: call reset() first")
+
+    def _enter(self, seed: int) -> None:
+        """Open the books of an episode."""
+        self._episode = Episode(self._world, self.options, self.training, seed, self._base)
 
     def _begin(self) -> None:
         if self._stale:
@@ -254,52 +270,33 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
             self.world.step_rule.reset()
             self._stale = False
 
-    def _budget(self) -> Budget:
-        interval = self.training.interval
-        if self.training.supervised_tokens is not None:
-            left = self.training.supervised_tokens - self._progress.supervised
-            return Budget(interval, left)
-        return Budget(min(interval, self.training.steps - self._progress.steps))
-
-    def _account(
-        self, mixture: Mixture, plan: IntervalPlan, report: TrainReport, cost: tuple[int, int]
-    ) -> bool:
-        """Book what the interval used; returns whether the episode is over."""
-        done = self._progress
-        self.last_tokens = round(float(plan.tokens.sum()))
-        self.last_supervised = plan.supervised.sum(-1).tolist()
-        self.last_seconds = sum(plan.step_seconds) or 1.0
-        done.book(mixture, plan, report)
-        done.measured += cost[0]
-        done.probed += cost[1]
-        self._mixture = mixture
-        nothing_left = plan.exhausted or not plan.steps or not self.plane.available().any()
-        done.done = self.remaining <= 0 or nothing_left
-        return done.done
-
-    def _pay(self) -> Reward:
-        """The reward of the decision that was just booked."""
-        seen = reward_input(self, probes=self._reward.probes, gains=self._reward.gains)
-        reward = penalised(self._reward.compute(seen), seen, self.options.penalties)
-        self._progress.reward = float(reward.value)
-        return reward
+    def _pay(self) -> tuple[View, Reward]:
+        """What the decision that was just booked shows, and its reward."""
+        kind = make_reward(self.options.reward)
+        view, spent = self.episode.view(self.padded), self.episode.spent(kind.probes)
+        reward = paid(view, spent, kind, self.options)
+        self.progress.reward = float(reward.value)
+        return view.with_reward(self.progress.reward), reward
 
     def _fail(
         self, mixture: Mixture, error: DivergenceError
     ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self._progress.done = True
-        observation, _ = self._observe()
+        self.progress.done = True
+        observation, _ = self._observe(self.episode.view(self.padded))
         shares = ", ".join(
             f"{name} {weight:.3f}"
             for name, weight in zip(self.world.names, mixture.sources, strict=True)
         )
-        info = {"failure": f"{error} (decision {self._progress.decisions + 1}, shares: {shares})"}
+        info = {"failure": f"{error} (decision {self.progress.decisions + 1}, shares: {shares})"}
         return observation, FAILURE_PENALTY, True, False, info
 
-    def _observe(self) -> tuple[Any, float]:
-        observe = flat_observation if self.options.observation == "flat" else dict_observation
-        observation, clipped = observe(view_of(self), self.padded)
-        return observation, float(clipped)
+    def _observe(self, view: View) -> tuple[Any, float]:
+        """The observation, made once and remembered; the share of its entries that were clipped."""
+        flat, clipped = flat_observation(view, self.padded)
+        self._flat = flat
+        if self.options.observation == "flat":
+            return flat, float(clipped)
+        return dict_parts(flat, view, self.padded), float(clipped)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that :meth:`restore` needs to continue bit-equal, learner included."""
@@ -322,12 +319,12 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         The copy has no ``on_episode_end``: it is for looking ahead.
         """
         self._begin()
-        state = self._state()
-        other = MixtureEnv(self.world, self.options, self.training, render_mode=self.render_mode)
+        state, learner, rule = self._state(), self.world.learner, self.world.step_rule
+        learner, rule = learner.fork(), rule.fork()
+        world = replace(self._world, learner=learner, step_rule=rule)
+        other = MixtureEnv(world, self.options, self.training, render_mode=self.render_mode)
         other._set_state(state)
-        other.world = replace(
-            self.world, learner=self.world.learner.fork(), step_rule=self.world.step_rule.fork()
-        )
+        other.episode.world = replace(self.world, learner=learner, step_rule=rule)
         return other
 
     def save(self, folder: Path) -> None:
@@ -340,60 +337,41 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     def load(self, folder: Path) -> Any:
         """Continue from :meth:`save`; returns the observation."""
         state = json.loads((folder / "environment.json").read_text())
-        self._set_state(state["state"])
+        observation = self._set_state(state["state"])
         self.world.learner.load(folder / "learner")
         self.world.step_rule.load(folder / "step_rule")
-        return self._observe()[0]
+        return observation
 
     def _state(self) -> dict[str, Any]:
-        if not self._seen.known:
-            raise MixgymError("the environment has no episode: call reset() first")
-        return {
-            "progress": copy.deepcopy(vars(self._progress)),
-            "random": self.np_random.bit_generator.state,
-            "plane": self.plane.snapshot(),
-            "measurements": self._seen.state(),
-            "mixture": _plain(self._mixture),
-            "asked": _plain(self._asked),
-            "fingerprint": self.world.fingerprint,
-        }
+        self._need_start()
+        return {**self.episode.state(), "random": self.np_random.bit_generator.state}
 
-    def _set_state(self, state: dict[str, Any]) -> None:
-        if state["fingerprint"] != self.world.fingerprint:
-            raise RunError(
-                "the rows are not those that this state was saved with: a source, its splits or "
-                "the tokenizer changed; put them back, or start a new run"
-            )
-        self._progress = Progress(**copy.deepcopy(state["progress"]))
+    def _set_state(self, state: dict[str, Any]) -> Any:
+        """Continue but for learner and step rule; returns the observation."""
+        check_fingerprint(self.world, state)
         self.np_random = np.random.default_rng()
         self.np_random.bit_generator.state = state["random"]
-        self._enter()
-        self.plane.restore(state["plane"])
-        self._seen.set_state(state["measurements"])
-        self._mixture, self._asked = Mixture.of(*state["mixture"]), Mixture.of(*state["asked"])
+        self._enter(int(state["progress"]["seed"]))
+        self.episode.set_state(state)
         self._stale = False
+        return self._observe(self.episode.view(self.padded))[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and deep-copying keep: everything, for worlds that allow it.
+
+        Raises:
+            MixgymError: for a world that is bound to its process; the sentence says what to do.
+        """
+        if self.world.bound:
+            raise MixgymError(self.world.bound)
+        return vars(self).copy()
 
     def render(self) -> Any:
         """The mixture so far: a picture (``rgb_array``) or a line of text (``ansi``)."""
-        if not self._seen.known:
-            raise MixgymError("the environment has no episode: call reset() first")
-        history = np.array(self._progress.history or [self.world.prior.sources.tolist()])
+        self._need_start()
+        history = np.array(self.progress.history or [self.world.prior.sources.tolist()])
         if self.render_mode == "rgb_array":
             return render_rgb(self.world.names, history)
         if self.render_mode == "ansi":
-            return render_text(self.world.names, history[-1], self._progress.decisions)
+            return render_text(self.world.names, history[-1], self.progress.decisions)
         return None
-
-
-def _plain(mixture: Mixture) -> list[Any]:
-    return [mixture.sources.tolist(), mixture.strata.tolist()]
-
-
-def make_mixture_env(render_mode: str | None = None, **options: Any) -> MixtureEnv:
-    """Entry point of ``mixgym/Mixture-v0``: plain-data options, learner ``curves`` by default."""
-    from mixgym.envs.build import build_environment
-    from mixgym.envs.options import WorldOptions
-
-    options.setdefault("environment", {})
-    options["environment"] = {"learner": CURVES, **dict(options["environment"])}
-    return build_environment(WorldOptions.model_validate(options), render_mode=render_mode)

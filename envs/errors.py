@@ -5,7 +5,8 @@ print it as it is.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -53,3 +54,19 @@ class DivergenceError(MixgymError):
 
 class RunError(MixgymError):
     """A run folder cannot be created, resumed or read."""
+
+
+def check_reset_options(options: Mapping[str, Any] | None, known: Sequence[str] = ()) -> None:
+    """Refuse what ``reset(options=...)`` does not know.
+
+    Raises:
+        MixgymError: for an option that is not among the ``known`` ones.
+    """
+    for name in options or {}:
+        if name not in known:
+            hint = (
+                did_you_mean(str(name), known)
+                if known
+                else "a single environment takes none (vector environments take reset_mask)"
+            )
+            raise MixgymError(f"reset(options=...): unknown option {name!r}: {hint}")

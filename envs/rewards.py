@@ -13,6 +13,7 @@ from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.errors import ConfigError, SourceError
 from mixgym.envs.options import PenaltyOptions
 from mixgym.envs.probes import find_probe
+from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import last_sum
 
 SMALLEST = 1e-6  # of weights, in logarithms
@@ -195,6 +196,11 @@ def arm(seen: RewardInput) -> Reward:
     local = linear_of(stratum, _given(seen.stratum_probe))
     inner = last_sum(np.where(source > 0, local, 0.0))
     return Reward(top + inner, local, {"arm_sources": top, "arm_strata": inner})
+
+
+def arm_draws(seed: int, decisions: int, sources: int) -> FloatArray:
+    """float64[decisions, K + 1], uniform numbers of an episode's decisions, for reward ``arm``."""
+    return EpisodeNoise("arms").start(seed).random((decisions, sources + 1))
 
 
 def drawn(weights: FloatArray, draw: FloatArray) -> FloatArray:

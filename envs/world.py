@@ -30,9 +30,11 @@ class World:
         make_plane: a fresh data plane for an episode's seed.
         step_rule: takes the optimiser steps.
         draw: the world of an episode, by its seed, where every episode has its own.
+        common: how many sources, from the first, every such world has; None: all of them.
         fingerprint: of the rows, so that a saved state is not continued on others.
         reference: measures the reward split by the reference model, where there is one.
         constants: what constant probes find, by their name: float64[K] or [K, G].
+        bound: why this world is neither pickled nor deep-copied, in a sentence; empty if it may be.
     """
 
     names: tuple[str, ...]
@@ -43,9 +45,16 @@ class World:
     make_plane: Callable[[int], DataPlane]
     step_rule: StepRule
     draw: Callable[[int], "World"] | None = None
+    common: int | None = None
     fingerprint: str = ""
     reference: Callable[[], Evaluation] | None = None
     constants: Mapping[str, FloatArray] = field(default_factory=dict)
+    bound: str = ""
+
+    @property
+    def common_names(self) -> tuple[str, ...]:
+        """Names of the sources that every episode has."""
+        return self.names[: self.common]
 
 
 @dataclass

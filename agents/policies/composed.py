@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mixgym.agents.actor import Actor, State
 from mixgym.agents.policies.export import CARD, FEATURES, ExportedPolicy, read_card
 from mixgym.envs.errors import ConfigError, MixgymError
-from mixgym.envs.levels.single import Predictor
+from mixgym.envs.levels.predictor import Predictor
 from mixgym.envs.spaces.observations import observes_costs, shape_of
 
 COMPOSED = "composed"

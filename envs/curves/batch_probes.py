@@ -7,16 +7,13 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.probes import Seen, constant_probe, probe, probe_noise, probe_tokens
-from mixgym.envs.measuring.probe_book import NEVER, training_loss_ratio, wanted_probes
+from mixgym.envs.measuring.probe_book import ProbeBook, training_loss_ratio, wanted_probes
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.probes import BILEVEL_GAIN, PROBES
-from mixgym.envs.spaces.signals import probe_shape
 
 
 class BatchProbes:
-    """What :class:`mixgym.envs.measuring.probe_book.ProbeBook` is for one environment, for many.
-
-    Arrays are replaced and never changed, so that records may hold on to them.
+    """Takes the probes of a batch into its book: what is due, with the noise of each episode.
 
     Args:
         options: which probes, how often, over how many rows.
@@ -25,25 +22,20 @@ class BatchProbes:
         decisions: in an episode.
 
     Attributes:
-        values: by name float64[n, K] or [n, K, G]; NaN where unknown.
-        age: int64[n, probes], decisions since measured; -1 for never.
+        book: what was found last, and when.
         tokens: float64[n], what the last decision's probes cost.
     """
 
     def __init__(
         self, options: EnvironmentOptions, count: int, shape: tuple[int, int], decisions: int
     ) -> None:
-        self.periods = wanted_probes(options)
-        self.names = list(self.periods)
+        self.book = ProbeBook(wanted_probes(options), shape, (count,))
+        self.names = list(self.book.periods)
         self._early = options.probe_at_start
         self._rows = options.probe_rows
         self._count = count
         drawn = [name for name in self.names if PROBES[name].passes]
         self._noise = {name: np.zeros((count, decisions + 1, *shape)) for name in drawn}
-        self.values: dict[str, FloatArray] = {
-            name: np.full((count, *probe_shape(name, shape)), np.nan) for name in self.names
-        }
-        self.age = np.full((count, len(self.names)), NEVER)
         self.tokens = np.zeros(count)
 
     def draw(self, index: int, episode: int, shape: tuple[int, int]) -> None:
@@ -57,17 +49,14 @@ class BatchProbes:
     def start(self, which: NDArray[np.intp], seen: Seen) -> None:
         """Forget what environments ``which`` had, and probe them if that is asked for."""
         fresh = np.isin(np.arange(self._count), which)
-        self.age = np.where(fresh[:, None], NEVER, self.age)
         self.tokens = np.where(fresh, 0.0, self.tokens)
-        for name, values in self.values.items():
-            mask = fresh.reshape(-1, *[1] * (values.ndim - 1))
-            self.values[name] = np.where(mask, np.nan, values)
+        self.book.clear(fresh)
         first = np.zeros(self._count, np.int64)
-        for column, name in enumerate(self.names):
+        for name in self.names:
             if PROBES[name].constant:
-                self._enter(column, fresh, constant_probe(name, seen.task))
+                self.book.put(name, constant_probe(name, seen.task), fresh)
             elif self._early and PROBES[name].passes:
-                self._enter(column, fresh, probe(name, seen, self._noise_at(name, first)))
+                self.book.put(name, probe(name, seen, self._noise_at(name, first)), fresh)
 
     def take(
         self,
@@ -86,52 +75,49 @@ class BatchProbes:
             start: float64[n, K, G], held-out NLL at the start.
             gains: float64[n, K], what step rule bilevel found, if that is the rule.
         """
-        self.age = np.where(self.age == NEVER, NEVER, self.age + 1)
-        self.tokens = np.zeros(self._count)
+        due = self.book.due(decision)
+        found = {name: self._value(name, seen, decision, trained, start, gains) for name in due}
+        self.book.enter(found, due)
         cells = seen.task.present.sum((-2, -1))
-        for column, (name, period) in enumerate(self.periods.items()):
-            due: BoolArray = np.asarray(decision % period == 0)
-            if not due.any():
-                continue
-            if PROBES[name].constant:
-                found = constant_probe(name, seen.task)
-            elif PROBES[name].passes:
-                found = probe(name, seen, self._noise_at(name, decision))
-            else:
-                known = gains if name == BILEVEL_GAIN else training_loss_ratio(trained, start)
-                assert known is not None  # the options were checked
-                found = known
-            self._enter(column, due, found)
-            self.tokens = self.tokens + due * probe_tokens(name, 1, self._rows) * cells
+        self.tokens = np.zeros(self._count)
+        for name, where in due.items():
+            self.tokens = self.tokens + where * probe_tokens(name, 1, self._rows) * cells
+
+    def _value(
+        self,
+        name: str,
+        seen: Seen,
+        decision: NDArray[np.int64],
+        trained: FloatArray,
+        start: FloatArray,
+        gains: FloatArray | None,
+    ) -> FloatArray:
+        """What a probe finds in all environments; the rest as of :meth:`take`."""
+        if PROBES[name].constant:
+            return constant_probe(name, seen.task)
+        if PROBES[name].passes:
+            return probe(name, seen, self._noise_at(name, decision))
+        if name != BILEVEL_GAIN:
+            return training_loss_ratio(trained, start)
+        assert gains is not None  # the options were checked
+        return gains
 
     def _noise_at(self, name: str, decision: NDArray[np.int64]) -> FloatArray:
-        return self._noise[name][np.arange(self._count), decision]
-
-    def _enter(self, column: int, which: BoolArray, found: FloatArray) -> None:
-        name = self.names[column]
-        mask = which.reshape(-1, *[1] * (found.ndim - 1))
-        self.values[name] = np.where(mask, found, self.values[name])
-        self.age = self.age.copy()
-        self.age[which, column] = 0
+        noise = self._noise[name]
+        # an episode that has ended may be moved on, into nothing
+        return noise[np.arange(self._count), np.minimum(decision, noise.shape[1] - 1)]
 
     def fresh(self) -> dict[str, tuple[FloatArray, BoolArray]]:
         """By name the values, and bool[n] where they were measured after the last decision."""
-        return {
-            name: (self.values[name], np.asarray(self.age[:, column] == 0))
-            for column, name in enumerate(self.names)
-        }
+        return {name: (self.book.values[name], where) for name, where in self.book.fresh.items()}
 
     def state(self) -> dict[str, Any]:
         """What :meth:`set_state` continues from; arrays are copies."""
-        return {
-            "values": {name: values.copy() for name, values in self.values.items()},
-            "noise": {name: values.copy() for name, values in self._noise.items()},
-            "age": self.age.copy(),
-            "tokens": self.tokens.copy(),
-        }
+        noise = {name: values.copy() for name, values in self._noise.items()}
+        return {**self.book.arrays(), "noise": noise, "tokens": self.tokens.copy()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state`."""
-        self.values = {name: np.array(state["values"][name]) for name in self.names}
+        self.book.set_state(state)
         self._noise = {name: np.array(state["noise"][name]) for name in self._noise}
-        self.age, self.tokens = np.array(state["age"]), np.array(state["tokens"])
+        self.tokens = np.array(state["tokens"])

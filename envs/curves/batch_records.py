@@ -37,7 +37,7 @@ class StepArrays:
     probes: Mapping[str, tuple[FloatArray, BoolArray]]
 
 
-class Decision(Mapping[str, Any]):
+class LazyRecord(Mapping[str, Any]):
     """The record of one environment's decision, made when it is read.
 
     The keys are those of :mod:`mixgym.envs.measuring.records` that the fast world has.

@@ -19,13 +19,12 @@ class BatchTilt:
         options: of the rule; the estimator is ``alignment``, whatever they say.
         count: environments.
         sources: K_max.
-        decisions: in an episode, over which the travel is spread.
     """
 
-    def __init__(self, options: BilevelOptions, count: int, sources: int, decisions: int) -> None:
+    def __init__(self, options: BilevelOptions, count: int, sources: int) -> None:
         own = options.on(CURVES)
         self._logits = Logits(np.zeros((count, sources)), own.update, own.clip, own.decay or 0.0)
-        self._options, self._decisions = own, decisions
+        self._options = own
         self.gains = np.full((count, sources), np.nan)
 
     def reset(self, which: NDArray[np.intp]) -> None:
@@ -39,25 +38,25 @@ class BatchTilt:
         tilted = softmax_around(asked, self._logits.value)
         return np.where(self._logits.value.any(-1, keepdims=True), tilted, asked)
 
-    def learn(self, seen: Seen, asked: FloatArray, decision: NDArray[np.int64]) -> None:
+    def learn(self, seen: Seen, asked: FloatArray, now: FloatArray, then: FloatArray) -> None:
         """Move lambda by what tokens of each source are worth now, before they are trained on.
 
-        Nothing moves before decision 0 of an episode: steps are sized by the progress so far.
+        Nothing moves before the first decision of an episode: steps are sized by the progress so
+        far.
+
+        Args:
+            seen: all learners.
+            asked: float64[n, K].
+            now: float64[n], share of the budget used before this decision.
+            then: the same before the decision before it.
         """
         present: BoolArray = asked > 0
         self.gains = np.where(seen.task.present.any(-1), target_falls(seen), np.nan)
         weights = self._logits.weights(asked)
         gradient = self._logits.gradient(weights, -np.nan_to_num(self.gains), present)
-        self._logits.move(gradient, weights, self._size(decision))
-
-    def _size(self, decision: NDArray[np.int64]) -> FloatArray:
-        """float64[n], what of the travel the decision before this one has handed out."""
-        now, then = (
-            handed_out(self._options.update, np.maximum(decision - back, 0) / self._decisions)
-            for back in (0, 1)
-        )
-        size: FloatArray = self._options.travel * np.maximum(now - then, 0.0)
-        return size
+        update = self._options.update
+        handed = handed_out(update, now) - handed_out(update, then)
+        self._logits.move(gradient, weights, self._options.travel * np.maximum(handed, 0.0))
 
     def state(self) -> dict[str, Any]:
         """What :meth:`set_state` continues from."""

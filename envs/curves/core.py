@@ -1,39 +1,29 @@
 """The core of the fast world: all environments as arrays; a single one is a batch of one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.bilevel.bilevel_options import BilevelOptions
-from mixgym.envs.curves.batch_actions import BatchFrame, decode_batch
 from mixgym.envs.curves.batch_probes import BatchProbes
-from mixgym.envs.curves.batch_records import Decision, StepArrays
-from mixgym.envs.curves.batch_rewards import BatchRewards
+from mixgym.envs.curves.batch_records import LazyRecord, StepArrays
 from mixgym.envs.curves.batch_tilt import BatchTilt
 from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
-from mixgym.envs.curves.noise import EpisodeNoise
-from mixgym.envs.curves.probes import Seen, reference_losses
-from mixgym.envs.curves.task import (
-    MAX_SOURCES,
-    MAX_STRATA,
-    CurveTask,
-    stacked,
-    tokens_per_step,
-)
-from mixgym.envs.curves.task_tables import priors, scales
+from mixgym.envs.curves.episodes import Draws, Episodes, Seeds, over
+from mixgym.envs.curves.probes import Seen
+from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, CurveTask
+from mixgym.envs.curves.task_tables import TaskTable
+from mixgym.envs.measuring.payment import Spent, paid
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.probes import BACKWARD
-from mixgym.envs.rewards import Reward, RewardInput
-from mixgym.envs.spaces.actions import make_action_kind
-from mixgym.envs.spaces.mixture import floored, last_sum
+from mixgym.envs.rewards import make_reward
+from mixgym.envs.spaces.actions import Frames, Levels, make_action_kind
+from mixgym.envs.spaces.mixture import last_sum
 from mixgym.envs.spaces.observations import (
-    Fixed,
-    View,
     clipped_to_bounds,
     dict_observation,
     dict_space,
@@ -41,21 +31,10 @@ from mixgym.envs.spaces.observations import (
     fixed_parts,
     flat_space,
 )
+from mixgym.envs.spaces.view import Fixed, View
 
 DECISIONS = 32
 """Decisions in an episode."""
-
-CHANGING = (
-    "_decision",
-    "_reward",
-    "_share",
-    "_train",
-    "_weight",
-    "_inner",
-    "_cell_train",
-    "_asked",
-)
-"""Arrays of an episode that every decision replaces."""
 
 
 class CurvesCore:
@@ -71,6 +50,7 @@ class CurvesCore:
         seed: of the order in which tasks are drawn, and of measurement noise.
         decisions: in an episode.
         interval: steps between two decisions (the budget is whole tokens in a step).
+        steps: in an episode; the last interval may be shorter. None: ``decisions * interval``.
         in_order: give environment i the tasks i, i + count, ... instead of random ones.
         bilevel: how step rule ``bilevel`` learns its weights, if that is the rule.
 
@@ -87,6 +67,7 @@ class CurvesCore:
         seed: int = 0,
         decisions: int = DECISIONS,
         interval: int = 1,
+        steps: int | None = None,
         in_order: bool = False,
         bilevel: BilevelOptions | None = None,
     ) -> None:
@@ -94,31 +75,23 @@ class CurvesCore:
         self.options = options
         self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
         self.decisions = decisions
-        self._payment = BatchRewards(options, count, decisions, self.shape[0])
+        self._interval, self._steps = interval, steps or interval * decisions
         self._probes = BatchProbes(options, count, self.shape, decisions)
         self._tilt: BatchTilt | None = None
         if options.step_rule == "bilevel":
-            self._tilt = BatchTilt(bilevel or BilevelOptions(), count, self.shape[0], decisions)
-        self._in_order = in_order
-        self._tasks = stacked(tasks, *self.shape)
-        self._budget = interval * tokens_per_step(self._tasks, interval * decisions)
-        self._prior, self._inner_prior = priors(self._tasks, options)
-        top, inner = scales(self._tasks, options.reach)
-        self._scales = (top[:, None], inner[:, None, None])
-        present = self._tasks.present
-        self._own = np.stack([present.any(-1).sum(-1), present.any(-2).sum(-1)], -1).tolist()
-        self._floored = (
-            floored(self._prior, np.asarray(present.any(-1)), options.floor),
-            floored(self._inner_prior, present, options.floor),
+            self._tilt = BatchTilt(bilevel or BilevelOptions(), count, self.shape[0])
+        reference = options.reference is not None or "excess_loss" in self._probes.names
+        self._table = TaskTable(tasks, options, self.shape, self._steps, reference)
+        self._kind = make_action_kind(
+            options.action, floor=options.floor, reach=options.reach, step=options.step
         )
-        self._references: Sequence[FloatArray | None] = (None, None)
-        if options.reference is not None or "excess_loss" in self._probes.names:
-            self._references = reference_losses(self._tasks)
         self._last: StepArrays | None = None
-        self._episode_noise = EpisodeNoise()
-        self._allocate()
-        self._fixed: Fixed | None = None
-        self.seed(seed)
+        self._drawn = Draws(
+            self._table, decisions, self.shape, seed=seed, count=count, in_order=in_order
+        )
+        self._look_up()
+        self._episodes = Episodes.begun(self._here.prior)
+        self._view: View | None = None
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -130,271 +103,259 @@ class CurvesCore:
     @property
     def action_space(self) -> gym.Space[Any]:
         """Of one environment."""
-        return make_action_kind(
-            self.options.action,
-            floor=self.options.floor,
-            reach=self.options.reach,
-            step=self.options.step,
-        ).space(self.shape)
+        return self._kind.space(self.shape)
 
-    def _allocate(self) -> None:
-        cells, rows = (self.count, *self.shape), (self.count, self.shape[0])
-        self._noise = np.zeros((self.count, self.decisions + 1, *self.shape))
-        self._state = CurveState(np.zeros(cells), np.zeros(cells))
-        self._decision = np.zeros(self.count, np.int64)
-        self._reward, self._share = np.zeros(self.count), np.zeros(rows)
-        self._train, self._weight, self._inner = np.zeros(rows), np.zeros(rows), np.zeros(cells)
-        self._asked = np.zeros(rows)
-        self._start, self._before, self._now = (np.zeros(cells) for _ in range(3))
-        self._cell_train = np.full(cells, np.nan)
+    @property
+    def task(self) -> CurveTask:
+        """The tasks of this moment."""
+        return self._here.task
 
-    def seed(self, seed: int | Sequence[int | None]) -> None:
-        """Start the streams anew: from ``seed + i``, or each from its own (None: from entropy)."""
-        seeds = [seed + i for i in range(self.count)] if isinstance(seed, int) else seed
-        self._random = [np_random(own)[0] for own in seeds]
-        self._episodes = np.zeros(self.count, np.int64)
-        self._index = np.zeros(self.count, np.intp)
+    def seed(self, seed: Seeds) -> None:
+        """Start the streams of the next episodes anew; those whose seed is None go on."""
+        self._drawn.seed(seed)
 
     def reset(self, which: NDArray[np.intp] | None = None) -> None:
         """Draw new tasks for the environments ``which`` (all if None)."""
         which = np.arange(self.count) if which is None else which
-        self._draw(which)
+        kind = make_reward(self.options.reward)
+        for i in which.tolist():
+            episode, shape = self._drawn.draw(i, arms=kind.probes)
+            self._probes.draw(i, episode, shape)
         self._look_up()
-        given, learnt = self._state.given.copy(), self._state.learnt.copy()
-        given[which] = learnt[which] = 0.0
-        self._state = CurveState(given, learnt)
-        for name in CHANGING:
-            setattr(self, name, getattr(self, name).copy())  # records still hold the old arrays
-        self._start, self._before, self._now = map(np.copy, (self._start, self._before, self._now))
-        self._decision[which] = 0
-        self._reward[which] = 0.0
-        self._share[which] = 0.0
-        self._train[which] = self._cell_train[which] = np.nan
-        self._weight[which] = self._asked[which] = self._prior[self._index[which]]
-        self._inner[which] = self._inner_prior[self._index[which]]
-        self._find_truth()
-        measured = self._measure()
-        for values in (self._start, self._before, self._now):
-            values[which] = measured[which]
-        self._sum_up()
+        here = np.isin(np.arange(self.count), which)
+        begun = self._episodes.replaced(here, Episodes.begun(self._here.prior))
+        self._find_truth(begun.state)
+        now = self._measure(begun.decision)
+        measured = {
+            name: over(here, now, getattr(begun, name)) for name in ("start", "before", "now")
+        }
+        self._episodes = replace(begun, **measured)
         if self._probes.names:
             self._probes.start(which, self._seen())
         if self._tilt is not None:
             self._tilt.reset(which)
+        self._view = None
 
-    def _draw(self, which: NDArray[np.intp]) -> None:
-        """New tasks, and the noise of their episodes; absent cells have none."""
-        self._noise[which] = 0.0
-        for i in which.tolist():
-            episode = int(self._random[i].integers(2**31))
-            number = i + int(self._episodes[i]) * self.count if self._in_order else episode
-            index = number % len(self._own)
-            rows, groups = self._own[index]
-            noise = self._episode_noise.start(episode).standard_normal(
-                (self.decisions + 1, rows, groups)
-            )
-            self._noise[i, :, :rows, :groups] = noise * self._tasks.noise[index]
-            self._probes.draw(i, episode, (rows, groups))
-            self._payment.draw(i, episode, rows)
-            self._index[i] = index
-        self._episodes[which] += 1
+    def _look_up(self) -> None:
+        """The constants of the tasks of this moment."""
+        self._here = self._table.pick(self._drawn.task)
+        self._fixed: Fixed | None = None
+        self._start: tuple[FloatArray, FloatArray] | None = None  # by source, and their mean
 
-    def _find_truth(self) -> None:
+    def _find_truth(self, state: CurveState) -> None:
         """Mastery and NLL without noise; the next step needs them again."""
-        self._known = mastery(self.task, self._state)
-        self._true = nll(self.task, self._state, self._known)
+        self._known = mastery(self.task, state)
+        self._true = nll(self.task, state, self._known)
 
-    def _sum_up(self) -> None:
-        """What follows from the measurements, by source."""
-        self._now_source = self._by_source(self._now)
-        self._before_source = self._by_source(self._before)
-        self._start_source = self._by_source(self._start)
+    def _measure(self, decision: NDArray[np.int64]) -> FloatArray:
+        """float64[n, K, G], NLL as measured now."""
+        return self._true * (1.0 + self._drawn.noise_at(decision))
 
-    def step(self, actions: NDArray[np.float32]) -> tuple[FloatArray, BoolArray]:
-        """Move all environments; returns rewards float64[n] and dones bool[n]."""
-        self._asked, inner = self._decode(actions)
-        weight = self._asked if self._tilt is None else self._tilt.tilt(self._asked)
-        if self._tilt is not None:
-            self._tilt.learn(self._seen(), self._asked, self._decision)
-        tokens = self._per_decision * weight[..., None] * inner
-        true_before = self._true
-        self._state = advance(self.task, self._state, tokens, self._known)
-        self._find_truth()
-        self._decision = self._decision + 1
-        self._before, before = self._now, self._now_source
-        self._now = self._measure()
-        self._now_source = after = self._by_source(self._now)
-        self._before_source = before
+    def _used(self, decision: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[n], steps that so many decisions take."""
+        return np.minimum(np.maximum(decision, 0) * self._interval, self._steps)
+
+    def step(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
+        """Move all environments; returns rewards float64[n] and dones bool[n].
+
+        One that has ended moves too, into nothing: it has to be reset before it is looked at.
+        """
+        was, true_before = self._episodes, self._true
+        asked, inner = self._kind.weights(np.asarray(actions), self._frames())
+        weight = self._tilted(asked)
+        steps = self._used(was.decision + 1) - self._used(was.decision)
+        total = self._here.per_step * steps
+        tokens = total[:, None, None] * weight[..., None] * inner
+        state = advance(self.task, was.state, tokens, self._known)
+        self._find_truth(state)
+        decision = was.decision + 1
         middle = 0.5 * (true_before + self._true)
-        self._train = np.where(weight > 0, last_sum(middle * inner), self._train)
-        self._share = self._share + (weight - self._share) / self._decision[:, None]
-        self._weight, self._inner = weight, inner
-        self._note_cells(np.where(tokens > 0, middle, np.nan))
-        reward = self._pay(before, after)
-        self._reward = np.asarray(reward.value)
+        self._episodes = Episodes(
+            decision=decision,
+            reward=was.reward,
+            asked=asked,
+            weight=weight,
+            inner=inner,
+            share=self._share(weight, steps),
+            train=np.where(weight > 0, last_sum(middle * inner), was.train),
+            cell_train=np.where(tokens > 0, middle, was.cell_train),
+            start=was.start,
+            before=was.now,
+            now=self._measure(decision),
+            given=state.given,
+            learnt=state.learnt,
+        )
+        if self._probes.names:
+            self._probe(np.where(tokens > 0, middle, np.nan))
+        reward = self._pay(total)
+        return reward, decision >= self.decisions
+
+    def _share(self, weight: FloatArray, steps: NDArray[np.int64]) -> FloatArray:
+        """float64[n, K], the realised shares after an interval of so many steps."""
+        was = self._episodes
+        done = self._used(was.decision + 1)
+        times = done / np.maximum(steps, 1)  # as many intervals of this length so far
+        return was.share + (weight - was.share) / times[:, None]
+
+    def _tilted(self, asked: FloatArray) -> FloatArray:
+        """What is sampled where ``asked`` is asked for; the step rule learns besides."""
+        if self._tilt is None:
+            return asked
+        weight = self._tilt.tilt(asked)
+        decision = self._episodes.decision
+        now, then = (self._used(decision - back) / self._steps for back in (0, 1))
+        self._tilt.learn(self._seen(), asked, now, then)
+        return weight
+
+    def _probe(self, trained: FloatArray) -> None:
+        """Take the probes that are due after training with these NLL (NaN: not trained)."""
+        start = np.where(self._here.present, self._episodes.start, np.nan)
+        gains = None if self._tilt is None else self._tilt.gains
+        self._probes.take(self._seen(), self._episodes.decision, trained, start, gains)
+
+    def _pay(self, tokens: FloatArray) -> FloatArray:
+        """The rewards of the last decision, which took so many tokens; it is booked."""
+        kind, made = make_reward(self.options.reward), self._episodes
+        view = self._look()
+        draws = self._drawn.arms_at(made.decision) if kind.probes else None
+        # an episode that has ended takes none
+        spent = Spent(np.maximum(tokens, 1.0), self._probes.tokens, draws=draws)
+        reward = paid(view, spent, kind, self.options)
+        value = np.asarray(reward.value)
+        self._episodes = replace(made, reward=value)
+        self._view = view.with_reward(value)
         self._last = StepArrays(
-            weight,
-            inner,
-            after,
+            made.weight,
+            made.inner,
+            view.nll,
             reward.local,
-            self._reward,
-            self._decision,
-            self._state.given,
-            self._present,
+            value,
+            made.decision,
+            made.given,
+            self._here.present,
             reward.components,
             self._probes.fresh(),
         )
-        return self._reward, self._decision >= self.decisions
-
-    def _note_cells(self, trained: FloatArray) -> None:
-        """Book the training NLL of every cell (NaN: not trained), and probe what is due."""
-        self._cell_train = np.where(np.isnan(trained), self._cell_train, trained)
-        if self._probes.names:
-            start = np.where(self._present, self._start, np.nan)
-            gains = None if self._tilt is None else self._tilt.gains
-            self._probes.take(self._seen(), self._decision, trained, start, gains)
-
-    def _seen(self) -> Seen:
-        return Seen(self.task, self._state, self._known, self._reference_train)
-
-    def _pay(self, before: FloatArray, after: FloatArray) -> Reward:
-        """The rewards of the last decision of all environments."""
-        epochs = None
-        if self.options.penalties.epochs:
-            size = np.maximum(last_sum(self.task.size), 1e-12)
-            epochs = last_sum(passes(self.task, self._state) * self.task.size) / size
-        seen = RewardInput(
-            before=before,
-            after=after,
-            targets=self.task.targets,
-            start=self._start_source,
-            weight=self._weight,
-            strata=self._inner,
-            prior=self._prior[self._index],
-            prior_strata=self._inner_prior[self._index],
-            probe_cost=self._probes.tokens / (BACKWARD * self._per_decision[:, 0, 0]),
-            epochs=epochs,
-        )
-        return self._payment.reward(seen, self._probes.values, self._decision)
+        return value
 
     def observe(self) -> Any:
         """Observations of all environments: an array [n, size], or a dict of them."""
-        if self._fixed is None:
-            self._fixed = fixed_parts(self._view(), self.shape)
         if self.options.observation == "flat":
-            return clipped_to_bounds(features(self._view(), self.shape))
-        return dict_observation(self._view(), self.shape)[0]
+            return clipped_to_bounds(features(self.view, self.shape))
+        return dict_observation(self.view, self.shape)[0]
 
-    def records(self) -> list[Decision]:
+    def records(self) -> list[LazyRecord]:
         """The record of every environment's last decision."""
+        last = self.last
+        return [LazyRecord(last, i) for i in range(self.count)]
+
+    def record(self, index: int) -> LazyRecord:
+        """The record of one environment's last decision."""
+        return LazyRecord(self.last, index)
+
+    @property
+    def common_names(self) -> tuple[str, ...]:
+        """Names of the sources that every task has."""
+        return tuple(f"source{k}" for k in range(min(rows for rows, _ in self._table.shapes)))
+
+    @property
+    def last(self) -> StepArrays:
+        """What the last step did."""
         assert self._last is not None
-        last = self._last
-        return [Decision(last, i) for i in range(self.count)]
+        return self._last
 
     def final_nll(self) -> FloatArray:
         """float64[n, K], NLL per source without measurement noise; NaN for absent ones."""
-        values = self._by_source(nll(self.task, self._state))
-        return np.where(self._sources, values, np.nan)
+        return self._named(nll(self.task, self._episodes.state))
 
     def start_nll(self) -> FloatArray:
         """float64[n, K], the same before training."""
-        values = self._by_source(nll(self.task, CurveState.start(self.task)))
-        return np.where(self._sources, values, np.nan)
+        return self._named(nll(self.task, CurveState.start(self.task)))
+
+    def _named(self, cells: FloatArray) -> FloatArray:
+        return np.where(self._here.sources, self._here.by_source(cells), np.nan)
 
     def state(self) -> dict[str, Any]:
         """Plain data and arrays from which :meth:`set_state` continues bit-equal."""
-        names = (*CHANGING, "_noise")
-        arrays = {name: getattr(self, name).copy() for name in names}
-        arrays |= {name: getattr(self, name).copy() for name in ("_start", "_before", "_now")}
-        arrays |= {"_episodes": self._episodes.copy(), "_index": self._index.copy()}
-        arrays |= {"given": self._state.given.copy(), "learnt": self._state.learnt.copy()}
-        arrays |= {"draws": self._payment.draws.copy()}
-        random = [r.bit_generator.state for r in self._random]
+        arrays = self._episodes.arrays() | self._drawn.arrays()
+        random = self._drawn.random_state()
         state = {"arrays": arrays, "random": random, "probes": self._probes.state()}
         return state if self._tilt is None else {**state, "bilevel": self._tilt.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state`."""
-        arrays = {name: np.array(values) for name, values in state["arrays"].items()}
-        self._state = CurveState(arrays.pop("given"), arrays.pop("learnt"))
-        self._payment.draws = arrays.pop("draws")
-        for name, values in arrays.items():
-            setattr(self, name, values)
-        for random, own in zip(self._random, state["random"], strict=True):
-            random.bit_generator.state = own
+        arrays = state["arrays"]
+        self._drawn.set_state(arrays, state["random"])
         self._probes.set_state(state["probes"])
         if self._tilt is not None:
             self._tilt.set_state(state["bilevel"])
+        self._episodes = Episodes.of(arrays)
         self._look_up()
-        self._find_truth()
-        self._sum_up()
+        self._find_truth(self._episodes.state)
+        self._view = None
 
-    def _look_up(self) -> None:
-        """What the tasks of this moment have in constants."""
-        self.task = self._tasks.pick(self._index)
-        self._present = self.task.present
-        self._sources: BoolArray = np.asarray(self._present.any(-1))
-        self._cell_mean = self._present / np.maximum(self._present.sum(-1, keepdims=True), 1)
-        self._target_weights = self.task.targets / self.task.targets.sum(-1, keepdims=True)
-        self._base = [prior[self._index] for prior in self._floored]
-        self._scale = [scale[self._index] for scale in self._scales]
-        self._per_decision = self._budget[self._index][:, None, None]
-        self._reference_held_out, self._reference_train = (
-            None if known is None else known[self._index] for known in self._references
+    def _seen(self) -> Seen:
+        known = self._here.reference
+        return Seen(
+            self.task, self._episodes.state, self._known, None if known is None else known[1]
         )
-        self._fixed = None
 
-    def _decode(self, actions: NDArray[np.float32]) -> tuple[FloatArray, FloatArray]:
-        """Weights float64[n, K] of sources, and float64[n, K, G] of the strata in each."""
-        frame = BatchFrame(
-            (self._prior[self._index], self._inner_prior[self._index]),
-            (self._base[0], self._base[1]),
-            (self._scale[0], self._scale[1]),
-            (self._asked, self._inner),
-            self._present,
+    def _frames(self) -> Frames:
+        """What actions are read against."""
+        here, made = self._here, self._episodes
+        current: Levels = (made.asked, made.inner)
+        return Frames(
+            here.prior, here.base, here.scale, current, here.present, self.shape, here.present
         )
-        return decode_batch(actions, self.options, frame)
 
-    def _measure(self) -> FloatArray:
-        """float64[n, K, G], NLL as measured now."""
-        return self._true * (1.0 + self._noise[np.arange(self.count), self._decision])
+    @property
+    def view(self) -> View:
+        """What the episodes have booked."""
+        if self._view is None:
+            self._view = self._look()
+        return self._view
 
-    def _by_source(self, cells: FloatArray) -> FloatArray:
-        """float64[n, K], mean over the strata that exist."""
-        return last_sum(cells * self._cell_mean)
-
-    def _view(self) -> View:
-        weights, reference = self._target_weights, self._reference_held_out
-        now, before, start = self._now_source, self._before_source, self._start_source
-        return View(
-            remaining=1.0 - self._decision / self.decisions,
-            reward=self._reward,
-            targets=self.task.targets,
-            prior=self._prior[self._index],
-            weight=self._weight,
-            share=self._share,
+    def _look(self) -> View:
+        here, made = self._here, self._episodes
+        reference = None if here.reference is None else here.reference[0]
+        now = here.by_source(made.now)
+        if self._start is None:
+            start = here.by_source(made.start)
+            self._start = start, last_sum(start * here.target_weights)
+        book, costs = self._probes.book, self.options.costs
+        view = View(
+            remaining=1.0 - self._used(made.decision) / self._steps,
+            reward=made.reward,
+            targets=here.task.targets,
+            prior=here.prior[0],
+            weight=made.weight,
+            share=made.share,
             nll=now,
-            nll_before=before,
-            nll_start=start,
-            nll_train=self._train,
-            mean_nll=last_sum(now * weights),
-            mean_nll_start=last_sum(start * weights),
-            cell_size=self.task.size,
-            cell_prior=self._inner_prior[self._index],
-            cell_weight=self._inner,
-            cell_epochs=passes(self.task, self._state),
-            cell_nll=self._now,
-            cell_nll_before=self._before,
-            cell_nll_start=self._start,
-            available=self._present,
-            present=self._sources,
+            nll_before=here.by_source(made.before),
+            nll_start=self._start[0],
+            nll_train=made.train,
+            mean_nll=last_sum(now * here.target_weights),
+            mean_nll_start=self._start[1],
+            cell_size=here.task.size,
+            cell_prior=here.prior[1],
+            cell_weight=made.inner,
+            cell_epochs=passes(here.task, made.state),
+            cell_nll=made.now,
+            cell_nll_before=made.before,
+            cell_nll_start=made.start,
+            available=here.present,
+            present=here.sources,
             fixed=self._fixed,
-            nll_reference=None if reference is None else self._by_source(reference),
+            nll_reference=None if reference is None else here.by_source(reference),
             cell_nll_reference=reference,
-            cell_nll_train=self._cell_train,
-            probes=self._probes.values,
-            probe_age=self._probes.age if self._probes.names else None,
+            cell_nll_train=made.cell_train,
+            probes=book.values,
+            probe_age=book.age if book.periods else None,
             # here every token costs the same
-            costs=np.zeros_like(self._weight) if self.options.costs else None,
-            cell_costs=np.zeros_like(self._inner) if self.options.costs else None,
+            costs=np.zeros_like(made.weight) if costs else None,
+            cell_costs=np.zeros_like(made.inner) if costs else None,
         )
+        if self._fixed is None:
+            self._fixed = fixed_parts(view, self.shape)
+            view = replace(view, fixed=self._fixed)
+        return view

@@ -8,6 +8,7 @@ no rows: the plane hands out tokens by the mixture, to fractions of a token.
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
-from mixgym.envs.curves.noise import EpisodeNoise
 from mixgym.envs.curves.probes import (
     Seen,
     baseline_tokens,
@@ -34,6 +34,7 @@ from mixgym.envs.learners.base import (
     TrainReport,
 )
 from mixgym.envs.probes import find_probe, need_baseline
+from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import Mixture
 
 HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss
@@ -180,3 +181,20 @@ class TokenPlane:
     def restore(self, state: dict[str, Any]) -> None:
         """See :class:`mixgym.envs.interval_plan.DataPlane`."""
         self._state = CurveState(np.array(state["given"], np.float64), self._state.learnt)
+
+
+@dataclass(frozen=True)
+class TokenPlanes:
+    """Makes the data plane of an episode, whatever its seed; a class, so that it can be pickled.
+
+    Attributes:
+        task: of the episode.
+        steps: that its budget is spread over.
+    """
+
+    task: CurveTask
+    steps: int
+
+    def __call__(self, seed: int) -> TokenPlane:
+        """A fresh plane."""
+        return TokenPlane(self.task, self.steps)

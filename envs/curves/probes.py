@@ -19,9 +19,9 @@ import numpy as np
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.dynamics import CurveState, advance, gradient_norm, mastery, nll, worth
-from mixgym.envs.curves.noise import EpisodeNoise
 from mixgym.envs.curves.task import CurveTask
 from mixgym.envs.probes import find_probe
+from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import last_sum
 
 NOISE = 10.0  # error of a probe, in errors of a held-out measurement: it reads fewer rows

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
 
-MAX_SOURCES, MAX_STRATA = 12, 4
+LEAST_SOURCES, MAX_SOURCES, MAX_STRATA = 3, 12, 4
 SINGLE_SOURCES = 4
 TASK_SETS = {
     "train": range(0, 4096),
@@ -96,7 +96,8 @@ def sample_task(
         noise_sources: how many of the sources are pure noise, or None for 0 or 1.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 77]))
-    drawn_sources, drawn_strata = int(rng.integers(3, 13)), int(rng.integers(2, 5))
+    drawn_sources = int(rng.integers(LEAST_SOURCES, MAX_SOURCES + 1))
+    drawn_strata = int(rng.integers(2, MAX_STRATA + 1))
     drawn_noise = int(rng.random() < 0.5)
     count = drawn_sources if sources is None else sources
     groups = drawn_strata if strata is None else strata
@@ -145,6 +146,12 @@ def task_set(name: str | None, seed: int, strata: int) -> "Sequence[int | CurveT
         if name is None
         else TASK_SETS[name]
     )
+
+
+def least_sources(tasks: Sequence[int | CurveTask]) -> int:
+    """How many sources every task has, at least; drawn ones may have :data:`LEAST_SOURCES`."""
+    own = [task.size.shape[-2] for task in tasks if not isinstance(task, int)]
+    return min(own) if len(own) == len(tasks) else min([LEAST_SOURCES, *own])
 
 
 def tokens_per_step(task: CurveTask, steps: int) -> FloatArray:

@@ -1,15 +1,125 @@
-"""What follows from many tasks at once: their priors and the scales of actions."""
+"""What follows from many tasks at once: priors, scales of actions, references; by environment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mixgym.envs.arrays import FloatArray
-from mixgym.envs.curves.task import CurveTask
+from mixgym.envs.arrays import BoolArray, FloatArray
+from mixgym.envs.curves.probes import reference_losses
+from mixgym.envs.curves.task import CurveTask, stacked, tokens_per_step
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.spaces.mixture import last_sum, logit_scale, normalise
+from mixgym.envs.spaces.actions import Levels
+from mixgym.envs.spaces.mixture import floored, last_sum, logit_scale, normalise
 
 
-def priors(tasks: CurveTask, options: EnvironmentOptions) -> tuple[FloatArray, FloatArray]:
+@dataclass(frozen=True)
+class Constants:
+    """What n environments have in constants: one task each.
+
+    Attributes:
+        task: stacked along the first axis.
+        prior: weights of sources, and of strata in each.
+        base: the same with the floor mixed in.
+        scale: logit scales of the levels, float64[n, 1] and [n, 1, 1].
+        per_step: float64[n], supervised tokens of an optimiser step.
+        reference: (held-out, training) NLL of the reference, float64[n, K, G] each, or None.
+    """
+
+    task: CurveTask
+    prior: Levels
+    base: Levels
+    scale: Levels
+    per_step: FloatArray
+    reference: tuple[FloatArray, FloatArray] | None
+
+    @cached_property
+    def present(self) -> BoolArray:
+        """bool[n, K, G], cells that exist."""
+        return self.task.present
+
+    @cached_property
+    def sources(self) -> BoolArray:
+        """bool[n, K], sources that exist."""
+        return np.asarray(self.present.any(-1))
+
+    @cached_property
+    def target_weights(self) -> FloatArray:
+        """float64[n, K], targets that sum to 1."""
+        return np.asarray(self.task.targets / self.task.targets.sum(-1, keepdims=True))
+
+    @cached_property
+    def _cell_mean(self) -> FloatArray:
+        return self.present / np.maximum(self.present.sum(-1, keepdims=True), 1)
+
+    def by_source(self, cells: FloatArray) -> FloatArray:
+        """float64[n, K], mean over the strata that exist."""
+        return last_sum(cells * self._cell_mean)
+
+
+class TaskTable:
+    """The constants of all tasks that a batch draws from.
+
+    Args:
+        tasks: seeds, or tasks themselves.
+        options: prior, floor, reach.
+        shape: (K_max, G_max).
+        steps: that a budget is spread over.
+        reference: whether the reference's losses are needed.
+
+    Raises:
+        ConfigError: for too little padding, or a prior by name.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[int | CurveTask],
+        options: EnvironmentOptions,
+        shape: tuple[int, int],
+        steps: int,
+        reference: bool,
+    ) -> None:
+        self._made_of = tasks, options, shape, steps, reference
+        task = stacked(tasks, *shape)
+        prior, present = priors(task, options), task.present
+        top, inner = scales(task, options.reach)
+        self.shapes = np.stack([present.any(-1).sum(-1), present.any(-2).sum(-1)], -1).tolist()
+        self.noise = task.noise
+        self._all = Constants(
+            task=task,
+            prior=prior,
+            base=(
+                floored(prior[0], np.asarray(present.any(-1)), options.floor),
+                floored(prior[1], present, options.floor),
+            ),
+            scale=(top[:, None], inner[:, None, None]),
+            per_step=tokens_per_step(task, steps),
+            reference=reference_losses(task) if reference else None,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it is made of: the frozen sets are a range of seeds."""
+        return TaskTable, self._made_of
+
+    def pick(self, index: NDArray[np.intp]) -> Constants:
+        """Those of the tasks ``index`` int[n]."""
+        found = self._all
+        known = found.reference
+        return Constants(
+            task=found.task.pick(index),
+            prior=(found.prior[0][index], found.prior[1][index]),
+            base=(found.base[0][index], found.base[1][index]),
+            scale=(found.scale[0][index], found.scale[1][index]),
+            per_step=found.per_step[index],
+            reference=None if known is None else (known[0][index], known[1][index]),
+        )
+
+
+def priors(tasks: CurveTask, options: EnvironmentOptions) -> Levels:
     """Of every task the prior over sources, float64[tasks, K], and strata, [tasks, K, G].
 
     Raises:
@@ -23,7 +133,7 @@ def priors(tasks: CurveTask, options: EnvironmentOptions) -> tuple[FloatArray, F
     return normalise(base, np.asarray(size > 0)), normalise(tasks.size, present)
 
 
-def scales(tasks: CurveTask, reach: float) -> tuple[FloatArray, FloatArray]:
+def scales(tasks: CurveTask, reach: float) -> Levels:
     """float64[tasks] each: the logit scale of the two levels."""
     present = tasks.present
     top = [logit_scale(int(n), reach) for n in present.any(-1).sum(-1)]

@@ -12,9 +12,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from mixgym.envs.curves.vector import OneObjectVecEnv
 from mixgym.envs.errors import MixgymError
-from mixgym.envs.levels.single import Predictor
-from mixgym.envs.levels.vec_env_base import OneObjectVecEnv
+from mixgym.envs.levels.predictor import Predictor
 from mixgym.envs.spaces.observations import observes_costs, shape_of
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from mixgym.envs.curves.vector import OneObjectVecEnv
 from mixgym.envs.levels.batch_global import level_actions, level_shape
-from mixgym.envs.levels.single import Predictor
-from mixgym.envs.levels.vec_env_base import OneObjectVecEnv
+from mixgym.envs.levels.predictor import Predictor
 from mixgym.envs.spaces.observations import (
     local_observation,
     local_size,

@@ -6,35 +6,60 @@ what it measures, and leave everything else to it.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
-from mixgym.envs.environment import MixtureEnv, make_mixture_env
+from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.levels.predictor import Action, Predictor
+from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.registration import make_mixture_env
 from mixgym.envs.spaces.observations import local_observation, local_space
 
-Action = NDArray[np.float32]
 
+def check_level(options: EnvironmentOptions) -> None:
+    """Refuse a joint environment that has no levels.
 
-class Predictor(Protocol):
-    """Whoever decides at the other level: anything that predicts joint actions.
-
-    Agents of Stable-Baselines3, exported policies and rules (on the observation that they need)
-    have this face.
+    Raises:
+        ConfigError: if it has not logits and the flat observation.
     """
+    if options.action != "logits" or options.observation != "flat":
+        raise ConfigError(
+            "environment.action, environment.observation: the levels need logits and flat, "
+            f"got {options.action} and {options.observation}"
+        )
 
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[Action, Any]:
-        """The joint action [K_max + K_max * G_max] for a flat joint observation, and the state."""
-        ...
+
+def check_period(period: int) -> None:
+    """Refuse a period that is no time.
+
+    Raises:
+        ConfigError: if it is below 1.
+    """
+    if period < 1:
+        raise ConfigError(f"period={period}: an action holds for at least one decision")
+
+
+def find_source(source: str | int, names: Sequence[str]) -> tuple[str, int]:
+    """Name and place of a source.
+
+    Args:
+        source: its name or place.
+        names: of the sources that every episode has: where tasks are drawn, some have more.
+
+    Raises:
+        ConfigError: if it is not among them.
+    """
+    if isinstance(source, int | np.integer) and 0 <= source < len(names):
+        source = names[int(source)]
+    if source not in names:
+        raise ConfigError(
+            f"source={source!r}: not one of {', '.join(names)}, the sources that every episode has"
+        )
+    return str(source), list(names).index(str(source))
 
 
 class _Level(gym.Env[Action, Action], ABC):
@@ -43,11 +68,7 @@ class _Level(gym.Env[Action, Action], ABC):
     metadata: dict[str, Any] = MixtureEnv.metadata
 
     def __init__(self, joint: MixtureEnv, other: Predictor | None) -> None:
-        if joint.options.action != "logits" or joint.options.observation != "flat":
-            raise ConfigError(
-                "environment.action, environment.observation: the levels need logits and flat, "
-                f"got {joint.options.action} and {joint.options.observation}"
-            )
+        check_level(joint.options)
         self.joint = joint
         self.other = other
         self.render_mode = joint.render_mode
@@ -62,6 +83,7 @@ class _Level(gym.Env[Action, Action], ABC):
         super().reset(seed=seed)
         self._flat, info = self.joint.reset(seed=seed, options=options)
         self._state, self._first = None, True
+        self._enter()
         return self._seen(), info
 
     def step(self, action: Action) -> tuple[Action, float, bool, bool, dict[str, Any]]:
@@ -86,6 +108,9 @@ class _Level(gym.Env[Action, Action], ABC):
     @abstractmethod
     def _completed(self, action: Action) -> Action:
         """The joint action that has ``action`` at this level."""
+
+    def _enter(self) -> None:
+        """Find what depends on the episode that was started."""
 
     def _seen(self) -> Action:
         return self._flat
@@ -131,8 +156,7 @@ class GlobalEnv(_Level):
         discount: float = 1.0,
     ) -> None:
         super().__init__(joint, local)
-        if period < 1:
-            raise ConfigError(f"period={period}: an action holds for at least one decision")
+        check_period(period)
         self.period = period
         self.discount = discount
         self.observation_space = joint.observation_space
@@ -176,7 +200,7 @@ class LocalEnv(_Level):
 
     Arguments:
         joint: the environment inside, with logits and the flat observation.
-        source: name or index.
+        source: name or index; where tasks are drawn, a source that all of them have.
         other: decides over everything else; None means the prior.
 
     Version history:
@@ -187,16 +211,13 @@ class LocalEnv(_Level):
         self, joint: MixtureEnv, source: str | int = 0, other: Predictor | None = None
     ) -> None:
         super().__init__(joint, other)
-        names = joint.world.names
-        if isinstance(source, int) and 0 <= source < len(names):
-            source = names[source]
-        if source not in names:
-            raise ConfigError(f"source={source!r}: not one of {', '.join(names)}")
-        self.source = str(source)
-        self._index = names.index(self.source)
+        self.source, self._index = find_source(source, joint.world.common_names)
         space: Any = local_space(joint.padded[1], joint.options.costs)
         self.observation_space = space
         self.action_space = gym.spaces.Box(-1.0, 1.0, (joint.padded[1],), np.float32)
+
+    def _enter(self) -> None:
+        _, self._index = find_source(self.source, self.joint.world.names)
 
     def _completed(self, action: Action) -> Action:
         sources, strata = self.joint.padded

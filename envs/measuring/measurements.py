@@ -6,7 +6,7 @@ import numpy as np
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.learners.base import Evaluation, ProbeResult, TrainReport
-from mixgym.envs.measuring.probe_book import ProbeBook, measured, wanted_probes
+from mixgym.envs.measuring.probe_book import ProbeBook, take_probes, wanted_probes
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.probes import PROBES
 from mixgym.envs.world import World
@@ -38,6 +38,8 @@ class Measurements:
         self._baseline = 0  # tokens that the probes' starting values took
         self._at_start: dict[str, ProbeResult] = {}
         self.known = False  # whether the start is measured
+        # means over tokens of the last measurements, so that each is made once
+        self._losses: list[tuple[Evaluation, tuple[FloatArray, FloatArray]]] = []
 
     def take_start(self, world: World) -> None:
         """What every episode on this model starts with; nothing may have been trained yet."""
@@ -67,7 +69,7 @@ class Measurements:
             DivergenceError: if something is not finite; what was known before stays.
         """
         after = world.learner.evaluate("reward")
-        found = measured(self.probes.due(decision), world, report, self.start)
+        found = take_probes(self.probes.due(decision), world, report, self.start)
         self.before, self.now = self.now, after
         self.probes.enter({name: result.values for name, result in found.items()})
         self.probe_tokens = sum(result.tokens for result in found.values())
@@ -76,13 +78,19 @@ class Measurements:
     def parts_of_view(self) -> dict[str, Any]:
         """What a :class:`~mixgym.envs.spaces.observations.View` holds of these."""
         known = self.reference
+        kept = {id(measured): losses for measured, losses in self._losses}
+        self._losses = [
+            (measured, kept.get(id(measured)) or (measured.source_nll, measured.nll))
+            for measured in (self.start, self.before, self.now)
+        ]
+        start, before, now = (losses for _, losses in self._losses)
         return {
-            "nll": self.now.source_nll,
-            "nll_before": self.before.source_nll,
-            "nll_start": self.start.source_nll,
-            "cell_nll": self.now.nll,
-            "cell_nll_before": self.before.nll,
-            "cell_nll_start": self.start.nll,
+            "nll": now[0],
+            "nll_before": before[0],
+            "nll_start": start[0],
+            "cell_nll": now[1],
+            "cell_nll_before": before[1],
+            "cell_nll_start": start[1],
             "nll_reference": None if known is None else known.source_nll,
             "cell_nll_reference": None if known is None else known.nll,
             "probes": self.probes.values,
@@ -91,7 +99,8 @@ class Measurements:
 
     def fresh(self) -> dict[str, FloatArray]:
         """By name, the values that the last decision's probes found."""
-        return {name: self.probes.values[name] for name in self.probes.fresh}
+        fresh = self.probes.fresh
+        return {name: values for name, values in self.probes.values.items() if fresh[name]}
 
     def state(self) -> dict[str, Any]:
         """Plain data from which :meth:`set_state` continues."""

@@ -1,11 +1,12 @@
 """When probes are due, and what they found last."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mixgym.envs.arrays import FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.base import Evaluation, ProbeResult, TrainReport
 from mixgym.envs.options import EnvironmentOptions
@@ -42,58 +43,96 @@ def wanted_probes(options: EnvironmentOptions) -> dict[str, int]:
 
 
 class ProbeBook:
-    """The probes of one environment.
+    """What probes found last, and when; of one environment, or of many along leading axes.
+
+    Arrays and their dict are replaced and never changed, so that views may hold on to them.
 
     Args:
         periods: probe -> period in decisions, in sorted order.
         shape: (K, G).
+        lead: leading axes, ``(n,)`` for a batch.
 
     Attributes:
-        values: by name float64[K] or [K, G], the last ones; NaN where unknown.
-        age: int64[probes], decisions since measured; -1 for never.
-        fresh: names of those measured after the last decision.
+        values: by name float64[..., K] or [..., K, G], the last ones; NaN where unknown.
+        age: int64[..., probes], decisions since measured; -1 for never.
     """
 
-    def __init__(self, periods: Mapping[str, int], shape: tuple[int, int]) -> None:
+    def __init__(
+        self, periods: Mapping[str, int], shape: tuple[int, int], lead: tuple[int, ...] = ()
+    ) -> None:
         self.periods = dict(periods)
-        self.shape = shape
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything: an episode starts."""
         self.values: dict[str, FloatArray] = {
-            name: np.full(probe_shape(name, self.shape), np.nan) for name in self.periods
+            name: np.full((*lead, *probe_shape(name, shape)), np.nan) for name in self.periods
         }
-        self.age = np.full(len(self.periods), NEVER)
-        self.fresh: tuple[str, ...] = ()
+        self.age = np.full((*lead, len(self.periods)), NEVER)
+        self._places = {name: place for place, name in enumerate(self.periods)}
 
-    def due(self, decision: int) -> list[str]:
-        """The probes to be measured after this decision (1, 2, ...)."""
-        return [name for name, period in self.periods.items() if decision % period == 0]
+    def clear(self, which: BoolArray | bool = True) -> None:
+        """Forget everything where ``which`` [...] says so: episodes start there."""
+        self.age = np.where(np.asarray(which)[..., None], NEVER, self.age)
+        self.values = {
+            name: np.where(_over(which, values), np.nan, values)
+            for name, values in self.values.items()
+        }
 
-    def enter(self, found: Mapping[str, FloatArray]) -> None:
-        """Book what was measured after a decision; everything else is a decision older."""
+    def due(self, decision: NDArray[np.int64] | int) -> dict[str, BoolArray]:
+        """By name bool[...], where probes are to be measured after decisions 1, 2, ...
+
+        Names that are due nowhere are left out.
+        """
+        due = {name: np.asarray(decision % n == 0) for name, n in self.periods.items()}
+        return {name: where for name, where in due.items() if where.any()}
+
+    def enter(
+        self, found: Mapping[str, FloatArray], where: Mapping[str, BoolArray] | None = None
+    ) -> None:
+        """Book what was measured after a decision; everything else is a decision older.
+
+        Args:
+            found: by name float64[..., K] or [..., K, G].
+            where: by name bool[...], the environments in which it was; None: all.
+        """
         self.age = np.where(self.age == NEVER, NEVER, self.age + 1)
-        self.values = {**self.values, **found}
-        self.fresh = tuple(found)
-        names = list(self.periods)
-        for name in found:
-            self.age[names.index(name)] = 0
+        for name, values in found.items():
+            self.put(name, values, True if where is None else where[name])
+
+    def put(self, name: str, values: FloatArray, where: BoolArray | bool = True) -> None:
+        """Book one probe as measured just now, ``where`` [...] says so."""
+        entered = np.where(_over(where, values), values, self.values[name])
+        self.values = {**self.values, name: entered}
+        self.age = self.age.copy()
+        self.age[..., self._places[name]] = np.where(where, 0, self.age[..., self._places[name]])
+
+    @property
+    def fresh(self) -> dict[str, BoolArray]:
+        """By name bool[...], where the values were measured after the last decision."""
+        return {name: np.asarray(self.age[..., i] == 0) for name, i in self._places.items()}
+
+    def arrays(self) -> dict[str, Any]:
+        """What :meth:`set_state` continues from, as copies."""
+        values = {name: part.copy() for name, part in self.values.items()}
+        return {"values": values, "age": self.age.copy()}
 
     def state(self) -> dict[str, Any]:
-        """Plain data from which :meth:`set_state` continues."""
+        """The same as plain data."""
         values = {name: part.tolist() for name, part in self.values.items()}
-        return {"values": values, "age": self.age.tolist(), "fresh": list(self.fresh)}
+        return {"values": values, "age": self.age.tolist()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state`."""
-        self.values = {name: np.array(part, np.float64) for name, part in state["values"].items()}
-        self.age = np.array(state["age"], np.int64)
-        self.fresh = tuple(state["fresh"])
+        """Continue from :meth:`state` or :meth:`arrays`."""
+        values = state["values"]
+        self.values = {name: np.array(values[name], np.float64) for name in self.periods}
+        self.age = np.array(state["age"], np.int64).reshape(self.age.shape)
 
 
-def measured(
-    names: list[str], world: World, report: TrainReport, start: Evaluation
+def _over(which: BoolArray | bool, values: FloatArray) -> BoolArray:
+    """``which`` [...] with axes of length 1 for the rest of those of ``values``."""
+    which = np.asarray(which)
+    return which.reshape(*which.shape, *[1] * (values.ndim - which.ndim))
+
+
+def take_probes(
+    names: Iterable[str], world: World, report: TrainReport, start: Evaluation
 ) -> dict[str, ProbeResult]:
     """Take the probes ``names``; free ones come from training, its step rule, or the rows."""
     return {

@@ -24,70 +24,94 @@ Plain data; every name is API:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.interval_plan import IntervalPlan
 from mixgym.envs.learners.base import TrainReport
-from mixgym.envs.rewards import Reward, target_mean
+from mixgym.envs.rewards import Reward
 from mixgym.envs.spaces.mixture import Mixture
+from mixgym.envs.spaces.view import View
+from mixgym.envs.world import Progress
 
-if TYPE_CHECKING:
-    from mixgym.envs.environment import MixtureEnv
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision that was booked: what its record is made of.
+
+    Attributes:
+        names: of the K sources.
+        action: what the agent did.
+        observation: the flat observation that it had.
+        mixture: that was trained on.
+        plan: what was laid out.
+        report: how training went.
+        reward: what it earned.
+        view: what was booked of it.
+        progress: counts so far.
+        probes: by name, the values that were measured after it.
+        health: of the step rule, by name; empty if it has none.
+        clipped: share of the next observation's entries that were clipped.
+    """
+
+    names: tuple[str, ...]
+    action: NDArray[Any]
+    observation: NDArray[np.float32]
+    mixture: Mixture
+    plan: IntervalPlan
+    report: TrainReport
+    reward: Reward
+    view: View
+    progress: Progress
+    probes: Mapping[str, FloatArray]
+    health: Mapping[str, Any]
+    clipped: float
 
 
-def decision_record(
-    env: "MixtureEnv",
-    *,
-    action: "np.ndarray[Any, Any]",
-    mixture: Mixture,
-    plan: IntervalPlan,
-    report: TrainReport,
-    reward: Reward,
-) -> dict[str, Any]:
-    """The record of the decision that ``env`` has just booked."""
-    names, done = env.world.names, env.progress
-    supervised = plan.supervised.sum(-1)
+def decision_record(made: Decision) -> dict[str, Any]:
+    """The record of a decision, as plain data."""
+    names, done, report = made.names, made.progress, made.report
+    supervised = made.plan.supervised.sum(-1)
     total = max(float(supervised.sum()), 1.0)
-    nll = env.now.source_nll
-    size = env.world.cell_size
-    epochs = (env.plane.epochs() * size).sum(-1) / np.maximum(size.sum(-1), 1e-12)
     return {
         "decision": done.decisions,
         "steps": done.steps,
         "supervised_tokens": done.supervised,
-        "mixture": _named(names, mixture.sources),
-        "strata": {
-            name: [float(w) for w in row] for name, row in zip(names, mixture.strata, strict=True)
-        },
+        "mixture": _named(names, made.mixture.sources),
+        "strata": dict(zip(names, made.mixture.strata.tolist(), strict=True)),
         "share": _named(names, supervised / total),
         "loss": {
             "train": _named(names, report.source_nll),
-            "reward": _named(names, nll),
+            "reward": _named(names, made.view.nll),
             "train_mean": float(report.loss_sum.sum() / total),
-            "reward_mean": target_mean(nll, env.world.targets),
+            "reward_mean": float(made.view.mean_nll),
         },
         "reward": {
-            "global": float(reward.value),
-            "local": _named(names, reward.local),
-            "components": {name: float(value) for name, value in reward.components.items()},
+            "global": float(made.reward.value),
+            "local": _named(names, made.reward.local),
+            "components": {name: float(value) for name, value in made.reward.components.items()},
         },
-        "epochs": _named(names, epochs),
-        "packing": _packing(plan),
-        **probe_section(names, env.measurements.fresh()),
-        **({"bilevel": health} if (health := env.world.step_rule.health()) else {}),
+        "epochs": _named(names, made.view.epochs),
+        "packing": _packing(made.plan),
+        **probe_section(names, made.probes),
+        **({"bilevel": dict(made.health)} if made.health else {}),
         "cost": {
             "train_tokens": done.tokens,
             "measure_tokens": done.measured,
             "probe_tokens": done.probed,
+            "observation_clipped": made.clipped,
         },
         "optimizer": {
             "learning_rate": report.learning_rate,
             "gradient_norm": float(np.mean(report.gradient_norm)) if report.gradient_norm else None,
         },
-        "action": [float(value) for value in np.asarray(action).ravel()],
+        "action": np.asarray(made.action, np.float64).ravel().tolist(),
+        "observation": made.observation.tolist(),
     }
 
 
@@ -120,7 +144,7 @@ def _plain(row: Any) -> Any:
 def _named(names: tuple[str, ...], values: FloatArray) -> dict[str, float]:
     """Name -> value; unmeasured (NaN) entries are left out."""
     return {
-        name: float(value) for name, value in zip(names, values, strict=True) if np.isfinite(value)
+        name: value for name, value in zip(names, values.tolist(), strict=True) if isfinite(value)
     }
 
 

@@ -1,4 +1,8 @@
-"""Action kinds: how a raw action of an agent stands for a mixture."""
+"""Action kinds: how raw actions of an agent stand for mixtures.
+
+Everything is decoded over any leading axes: a batch of environments is a pair of arrays, and the
+mixture of a single one a batch of one.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,21 +24,69 @@ from mixgym.envs.spaces.mixture import (
     logit_scale,
     logits_from_weights,
     normalise,
+    restricted,
     split_action,
-    weights_from_logits,
+    weights_around,
     weights_moved,
 )
 
+Levels = tuple[FloatArray, FloatArray]
+"""A value per source float64[..., K], and one per stratum float64[..., K, G]."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What the actions of many environments are read against; any leading axes may come first.
+
+    Attributes:
+        prior: weights of sources, and of strata in each.
+        base: the same with the floor mixed in; 0 in cells that may not get a weight.
+        scale: logit scales of the levels, float64[..., 1] and [..., 1, 1].
+        current: the mixtures that were set last.
+        mask: bool[..., K, G], the cells that may get a weight.
+        shape: (K_max, G_max), the padded size of actions.
+        exists: bool[..., K, G], the cells that are no padding; None: all.
+    """
+
+    prior: Levels
+    base: Levels
+    scale: tuple[FloatArray | float, FloatArray | float]
+    current: Levels
+    mask: BoolArray
+    shape: tuple[int, int]
+    exists: BoolArray | None = None
+
+    @classmethod
+    def of_one(cls, frame: MixtureFrame, floor: float, reach: float) -> "Frames":
+        """The frame of a single environment, without leading axes."""
+        sources, groups = frame.mask.shape
+        prior, current = frame.prior, frame.current or frame.prior
+        return cls(
+            prior=(prior.sources, prior.strata),
+            base=(
+                floored(prior.sources, np.asarray(frame.mask.any(-1)), floor),
+                floored(prior.strata, frame.mask, floor),
+            ),
+            scale=(logit_scale(sources, reach), logit_scale(groups, reach)),
+            current=(current.sources, current.strata),
+            mask=frame.mask,
+            shape=frame.shape,
+        )
+
 
 class ActionKind(Protocol):
-    """How an action, padded to K_max sources and G_max strata, stands for a mixture."""
+    """How actions, padded to K_max sources and G_max strata, stand for mixtures."""
 
     def space(self, shape: tuple[int, int]) -> gym.Space[Any]:
-        """The space of actions padded to (K_max, G_max)."""
+        """The space of one environment's actions, padded to (K_max, G_max)."""
+        ...
+
+    def weights(self, actions: NDArray[Any], frames: Frames) -> Levels:
+        """The weights that actions [..., entries] stand for."""
         ...
 
     def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
-        """The mixture of an action."""
+        """The mixture of a single action."""
         ...
 
     def encode(self, mixture: Mixture, frame: MixtureFrame) -> NDArray[Any]:
@@ -57,24 +109,18 @@ class Logits:
         """``Box(-1, 1, (K_max + K_max * G_max,))``."""
         return _box(-1.0, shape)
 
+    def weights(self, actions: NDArray[Any], frames: Frames) -> Levels:
+        """See :class:`ActionKind`."""
+        top, inner = split_action(_clipped(actions, -1.0), frames)
+        return (
+            weights_around(top, frames.base[0], frames.scale[0], self.floor),
+            weights_around(inner, frames.base[1], frames.scale[1], self.floor),
+        )
+
     def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
         """See :class:`ActionKind`."""
-        top, strata = split_action(np.clip(action, -1.0, 1.0), frame)
-        return self._apply(top, strata, frame)
-
-    def _apply(self, top: FloatArray, strata: FloatArray, frame: MixtureFrame) -> Mixture:
-        sources, groups = frame.mask.shape
-        weights = weights_from_logits(
-            top,
-            frame.prior.sources,
-            np.asarray(frame.mask.any(-1)),
-            logit_scale(sources, self.reach),
-            self.floor,
-        )
-        inner = weights_from_logits(
-            strata, frame.prior.strata, frame.mask, logit_scale(groups, self.reach), self.floor
-        )
-        return Mixture(weights, inner)
+        frames = Frames.of_one(frame, self.floor, self.reach)
+        return Mixture(*self.weights(np.asarray(action).reshape(-1), frames))
 
     def encode(self, mixture: Mixture, frame: MixtureFrame) -> FloatArray:
         """See :class:`ActionKind`; weights outside the reach are clipped to it."""
@@ -108,15 +154,22 @@ class Weights:
         """``Box(0, 1, (K_max + K_max * G_max,))``."""
         return _box(0.0, shape)
 
+    def weights(self, actions: NDArray[Any], frames: Frames) -> Levels:
+        """See :class:`ActionKind`."""
+        top, inner = split_action(_clipped(actions, 0.0), frames)
+        if frames.exists is not None:
+            top = np.where(frames.exists.any(-1), top, 0.0)
+            inner = np.where(frames.exists, inner, 0.0)
+        top = np.where(top.sum(-1, keepdims=True) > 0, top, frames.prior[0])
+        inner = np.where(inner.sum(-1, keepdims=True) > 0, inner, frames.prior[1])
+        anywhere = np.ones(inner.shape, np.bool_)
+        asked = top / top.sum(-1, keepdims=True), normalise(inner, anywhere)
+        return restricted(*asked, frames.mask)
+
     def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
         """See :class:`ActionKind`."""
-        top, strata = split_action(np.clip(action, 0.0, 1.0), frame)
-        if top.sum() <= 0:
-            top = frame.prior.sources
-        empty = strata.sum(-1, keepdims=True) <= 0
-        strata = np.where(empty, frame.prior.strata, strata)
-        asked = Mixture(top / top.sum(), normalise(strata, np.ones_like(frame.mask)))
-        return asked.restricted(frame.mask)
+        frames = Frames.of_one(frame, 0.0, 0.5)  # neither floor nor reach bounds weights
+        return Mixture(*self.weights(np.asarray(action).reshape(-1), frames))
 
     def encode(self, mixture: Mixture, frame: MixtureFrame) -> FloatArray:
         """See :class:`ActionKind`."""
@@ -139,50 +192,41 @@ class Delta:
         """``Box(-1, 1, (K_max + K_max * G_max,))``."""
         return _box(-1.0, shape)
 
+    def weights(self, actions: NDArray[Any], frames: Frames) -> Levels:
+        """See :class:`ActionKind`."""
+        top, inner = split_action(_clipped(actions, -1.0), frames)
+        return self.moved((self.step * top, self.step * inner), frames)
+
+    def moved(self, shift: Levels, frames: Frames) -> Levels:
+        """The current weights after changes of their logits."""
+        top, inner = (
+            weights_moved(now, move, base, scale, self.floor)
+            for now, move, base, scale in zip(
+                frames.current, shift, frames.base, frames.scale, strict=True
+            )
+        )
+        return top, inner
+
     def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
         """See :class:`ActionKind`."""
-        top, inner = split_action(np.clip(action, -1.0, 1.0), frame)
-        return self.moved(self.step * top, self.step * inner, frame)
-
-    def moved(self, top: FloatArray, inner: FloatArray, frame: MixtureFrame) -> Mixture:
-        """The current mixture after changes of logits float64[K] and float64[K, G]."""
-        now = frame.current or frame.prior
-        moved = [
-            weights_moved(weights, shift, floored(prior, mask, self.floor), scale, self.floor)
-            for weights, shift, prior, mask, scale in zip(
-                (now.sources, now.strata), (top, inner), *self._levels(frame), strict=True
-            )
-        ]
-        return Mixture(moved[0], moved[1])
+        frames = Frames.of_one(frame, self.floor, self.reach)
+        return Mixture(*self.weights(np.asarray(action).reshape(-1), frames))
 
     def encode(self, mixture: Mixture, frame: MixtureFrame) -> FloatArray:
         """See :class:`ActionKind`; what is further than a step away is approached."""
         top, inner = (np.clip(gap / self.step, -1.0, 1.0) for gap in self.gaps(mixture, frame))
         return join_action(top, inner, frame)
 
-    def gaps(self, mixture: Mixture, frame: MixtureFrame) -> tuple[FloatArray, FloatArray]:
-        """How far the logits of a mixture are from the current ones: float64[K], float64[K, G]."""
-        now = frame.current or frame.prior
-        found = []
-        for old, new, prior, mask, _ in zip(
-            (now.sources, now.strata),
-            (mixture.sources, mixture.strata),
-            *self._levels(frame),
-            strict=True,
-        ):
-            base = floored(prior, mask, self.floor)
-            gap = log_ratios(new, base, self.floor) - log_ratios(old, base, self.floor)
-            found.append(centred(gap, base > 0))
-        return found[0], found[1]
-
-    def _levels(self, frame: MixtureFrame) -> tuple[list[FloatArray], list[BoolArray], list[float]]:
-        """Prior, mask and scale of both levels."""
-        sources, groups = frame.mask.shape
-        return (
-            [frame.prior.sources, frame.prior.strata],
-            [np.asarray(frame.mask.any(-1)), frame.mask],
-            [logit_scale(sources, self.reach), logit_scale(groups, self.reach)],
+    def gaps(self, mixture: Mixture, frame: MixtureFrame) -> Levels:
+        """How far the logits of a mixture are from the current ones."""
+        frames = Frames.of_one(frame, self.floor, self.reach)
+        top, inner = (
+            centred(log_ratios(new, base, self.floor) - log_ratios(old, base, self.floor), base > 0)
+            for old, new, base in zip(
+                frames.current, (mixture.sources, mixture.strata), frames.base, strict=True
+            )
         )
+        return top, inner
 
 
 @dataclass(frozen=True)
@@ -201,12 +245,17 @@ class Nudge:
         """``Discrete(1 + K_max + K_max * G_max)``."""
         return gym.spaces.Discrete(1 + action_size(shape))
 
+    def weights(self, actions: NDArray[Any], frames: Frames) -> Levels:
+        """See :class:`ActionKind`; actions [...] have no axis of entries."""
+        index = nudge_indices(actions, frames)
+        entries = np.arange(1, 1 + action_size(frames.shape))
+        shift = np.where(index[..., None] == entries, self.step, 0.0)
+        return self._delta.moved(split_action(shift, frames), frames)
+
     def decode(self, action: FloatArray, frame: MixtureFrame) -> Mixture:
         """See :class:`ActionKind`."""
-        index = nudge_index(action, frame.shape)
-        shift = np.zeros(1 + action_size(frame.shape))
-        shift[index] = self.step
-        return self._delta.moved(*split_action(shift[1:], frame), frame)
+        frames = Frames.of_one(frame, self.floor, self.reach)
+        return Mixture(*self.weights(action, frames))
 
     def encode(self, mixture: Mixture, frame: MixtureFrame) -> NDArray[Any]:
         """See :class:`ActionKind`: the entry that lacks most, unless all are within half a step."""
@@ -219,17 +268,25 @@ class Nudge:
         return Delta(self.floor, self.reach, self.step)
 
 
-def nudge_index(action: Any, shape: tuple[int, int]) -> int:
-    """The index that a nudge is.
+def nudge_indices(actions: NDArray[Any], frames: Frames) -> NDArray[np.int64]:
+    """int64[...], the indices that nudges are, one for each frame.
 
     Raises:
-        MixgymError: if it is not a whole number in the space.
+        MixgymError: if one is not a whole number in the space.
     """
-    values = np.asarray(action, np.float64).reshape(-1)
-    size = 1 + action_size(shape)
-    if values.size != 1 or not 0 <= values[0] < size or values[0] != int(values[0]):
-        raise MixgymError(f"action {action}: a nudge is one whole number from 0 to {size - 1}")
-    return int(values[0])
+    most = action_size(frames.shape)
+    values, lead = np.asarray(actions, np.float64), frames.mask.shape[:-2]
+    # written so that NaN is bad too
+    bad = ~((values >= 0) & (values <= most) & (values == np.floor(values)))
+    if bad.any() or values.size != int(np.prod(lead)):
+        wrong = values[bad][0] if bad.any() else actions
+        raise MixgymError(f"action {wrong}: a nudge is one whole number from 0 to {most}")
+    return values.reshape(lead).astype(np.int64)
+
+
+def _clipped(actions: NDArray[Any], low: float) -> NDArray[Any]:
+    """Actions in [``low``, 1]; NaN stays. Much faster than ``numpy.clip`` of few numbers."""
+    return np.minimum(np.maximum(actions, low), 1.0)
 
 
 def _box(low: float, shape: tuple[int, int]) -> gym.spaces.Box:

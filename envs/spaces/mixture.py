@@ -5,7 +5,7 @@ environment is a batch of one. Nothing here knows what the weights are used for.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,14 +72,7 @@ class Mixture:
         Raises:
             MixgymError: if no source with a weight has rows left.
         """
-        strata = normalise(np.where(available, self.strata, 0.0), available)
-        sources = np.where(available.any(-1), self.sources, 0.0)
-        if sources.sum() <= 0:
-            raise MixgymError(
-                "every source with a weight is used up: raise max_epochs, "
-                "or give a weight to a source that has rows left"
-            )
-        return Mixture(sources / sources.sum(), strata)
+        return Mixture(*restricted(self.sources, self.strata, available))
 
 
 def normalise(weights: FloatArray, mask: BoolArray) -> FloatArray:
@@ -91,6 +84,30 @@ def normalise(weights: FloatArray, mask: BoolArray) -> FloatArray:
     count = mask.sum(-1, keepdims=True)
     uniform = mask / np.maximum(count, 1)
     return np.where(total > 0, weights / np.where(total > 0, total, 1.0), uniform)
+
+
+def restricted(
+    sources: FloatArray, strata: FloatArray, available: BoolArray
+) -> tuple[FloatArray, FloatArray]:
+    """:meth:`Mixture.restricted` over any leading axes: float64[..., K] and float64[..., K, G].
+
+    Args:
+        sources: float64[..., K].
+        strata: float64[..., K, G].
+        available: bool[..., K, G].
+
+    Raises:
+        MixgymError: if no source with a weight has rows left.
+    """
+    strata = normalise(np.where(available, strata, 0.0), available)
+    sources = np.where(available.any(-1), sources, 0.0)
+    total = sources.sum(-1, keepdims=True)
+    if (total <= 0).any():
+        raise MixgymError(
+            "every source with a weight is used up: raise max_epochs, "
+            "or give a weight to a source that has rows left"
+        )
+    return sources / total, strata
 
 
 def logit_scale(count: int, reach: float) -> float:
@@ -237,25 +254,40 @@ class MixtureFrame:
     current: Mixture | None = None
 
 
-def split_action(action: FloatArray, frame: MixtureFrame) -> tuple[FloatArray, FloatArray]:
-    """Cut a padded action into float64[K] and float64[K, G].
+class Padded(Protocol):
+    """What actions are padded by: a :class:`MixtureFrame`, or a batch of them."""
+
+    @property
+    def mask(self) -> BoolArray:
+        """bool[..., K, G], the cells that may get a weight."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K_max, G_max), the padded size of actions."""
+        ...
+
+
+def split_action(action: FloatArray, frame: Padded) -> tuple[FloatArray, FloatArray]:
+    """Cut padded actions [..., entries] into float64[..., K] and float64[..., K, G].
 
     Raises:
         MixgymError: if the length is wrong or an entry is NaN (the index is named).
     """
     most_sources, most_strata = frame.shape
-    action = np.asarray(action, np.float64).reshape(-1)
-    if action.size != action_size(frame.shape):
+    action = np.asarray(action, np.float64)
+    size = action.shape[-1] if action.ndim else 1
+    if size != action_size(frame.shape):
         raise MixgymError(
-            f"action has {action.size} entries, {action_size(frame.shape)} expected "
+            f"action has {size} entries, {action_size(frame.shape)} expected "
             f"({most_sources} sources + {most_sources} x {most_strata} strata)"
         )
-    bad = np.flatnonzero(np.isnan(action))
-    if bad.size:
-        raise MixgymError(f"action[{bad[0]}] is NaN: check the agent's policy for divergence")
-    sources, groups = frame.mask.shape
-    strata = action[most_sources:].reshape(most_sources, most_strata)
-    return action[:sources], strata[:sources, :groups]
+    if np.isnan(action).any():
+        place = ", ".join(str(index) for index in np.argwhere(np.isnan(action))[0])
+        raise MixgymError(f"action[{place}] is NaN: check the agent's policy for divergence")
+    sources, groups = frame.mask.shape[-2:]
+    strata = action[..., most_sources:].reshape(*action.shape[:-1], most_sources, most_strata)
+    return action[..., :sources], strata[..., :sources, :groups]
 
 
 def join_action(top: FloatArray, strata: FloatArray, frame: MixtureFrame) -> FloatArray:

@@ -11,14 +11,13 @@ it; :func:`parts_of` gives the shapes back. Absent sources and strata are all ze
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from mixgym.envs.arrays import BoolArray, FloatArray
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.spaces.mixture import last_sum
 from mixgym.envs.spaces.signals import (
     CELL_SIGNALS,
@@ -29,6 +28,7 @@ from mixgym.envs.spaces.signals import (
     signal_parts,
     signal_spaces,
 )
+from mixgym.envs.spaces.view import Fixed, View
 
 BOUND = 10.0
 COST_BOUND = 5.0
@@ -57,73 +57,6 @@ STRATA = (
     "loss",  # log of held-out NLL over its start
     "change",  # last fall of held-out NLL over its start, times 10
 )
-
-
-@dataclass(frozen=True)
-class View:
-    """The numbers that observations are made of; any leading axes (environments) may come first.
-
-    K and G may be the task's own or padded; observations are padded anyway.
-
-    Attributes:
-        remaining: float64[...], share of the budget that is left.
-        reward: float64[...], of the last decision.
-        targets, prior, weight, share, nll, nll_before, nll_start, nll_train: float64[K]; NLL in
-            nats per token, NaN where unmeasured.
-        mean_nll, mean_nll_start: float64[...], target-weighted.
-        cell_size: float64[K, G], units of the ratios in each cell.
-        cell_prior, cell_weight, cell_epochs, cell_nll, cell_nll_before, cell_nll_start:
-            float64[K, G].
-        available: bool[K, G].
-        present: bool[K], sources that exist, or None for all of them.
-        nll_reference, cell_nll_reference: float64[K], [K, G], of the reference model, if any.
-        cell_nll_train: float64[K, G], NLL of each cell when it was last trained on.
-        probes: by name float64[K] or [K, G], NaN where unknown; None without probes.
-        probe_age: float64[probes], by sorted name: decisions since measured, -1 for never.
-        costs, cell_costs: float64[K] and [K, G], NaN where there are no rows; None if not observed.
-        fixed: what :func:`fixed_parts` gives, if somebody keeps it from decision to decision.
-    """
-
-    remaining: FloatArray | float
-    reward: FloatArray | float
-    targets: FloatArray
-    prior: FloatArray
-    weight: FloatArray
-    share: FloatArray
-    nll: FloatArray
-    nll_before: FloatArray
-    nll_start: FloatArray
-    nll_train: FloatArray
-    mean_nll: FloatArray | float
-    mean_nll_start: FloatArray | float
-    cell_size: FloatArray
-    cell_prior: FloatArray
-    cell_weight: FloatArray
-    cell_epochs: FloatArray
-    cell_nll: FloatArray
-    cell_nll_before: FloatArray
-    cell_nll_start: FloatArray
-    available: BoolArray
-    present: BoolArray | None = None
-    fixed: "Fixed | None" = None
-    nll_reference: FloatArray | None = None
-    cell_nll_reference: FloatArray | None = None
-    cell_nll_train: FloatArray | None = None
-    probes: dict[str, FloatArray] | None = None
-    probe_age: FloatArray | None = None
-    costs: FloatArray | None = None
-    cell_costs: FloatArray | None = None
-
-    @property
-    def sources(self) -> BoolArray:
-        """bool[K], sources that exist."""
-        return np.ones(self.targets.shape, np.bool_) if self.present is None else self.present
-
-    @property
-    def epochs(self) -> FloatArray:
-        """float64[K], passes over each source: size-weighted mean over its strata."""
-        size = last_sum(self.cell_size)
-        return last_sum(self.cell_epochs * self.cell_size) / np.maximum(size, 1e-12)
 
 
 def layout(shape: tuple[int, int], costs: bool = False) -> dict[str, tuple[slice, tuple[int, ...]]]:
@@ -196,26 +129,6 @@ def flat_observation(view: View, shape: tuple[int, int]) -> tuple[NDArray[np.flo
     return clipped_to_bounds(whole), (np.abs(whole) > BOUND).mean(-1)
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """Features that stay for as long as the task and its available cells do.
-
-    Attributes:
-        count: float64[..., 1], sources that exist.
-        sources: float64[..., K, 3], the columns target, size and prior.
-        strata: float64[..., K, G, 2], the columns difficulty and size.
-        source_mask, cell_mask: float64[..., K] and [..., K, G], 1 for rows that are not all zero.
-        masks: float64[..., K_max + K_max * G_max].
-    """
-
-    count: FloatArray
-    sources: FloatArray
-    strata: FloatArray
-    source_mask: FloatArray
-    cell_mask: FloatArray
-    masks: FloatArray
-
-
 def fixed_parts(view: View, shape: tuple[int, int]) -> Fixed:
     """The fixed features of a view."""
     count = last_sum(view.sources)[..., None]
@@ -265,10 +178,17 @@ def dict_observation(
 ) -> tuple[dict[str, NDArray[np.float32]], FloatArray]:
     """The Dict observation, and the share of its feature entries that were clipped."""
     flat, clipped = flat_observation(view, shape)
+    return dict_parts(flat, view, shape), clipped
+
+
+def dict_parts(
+    flat: NDArray[np.float32], view: View, shape: tuple[int, int]
+) -> dict[str, NDArray[np.float32]]:
+    """The Dict observation, of a flat one that was made of the same view."""
     parts = {
         name: flat[..., part] for name, (part, _) in layout(shape, view.costs is not None).items()
     }
-    return {**parts, **signal_parts(view, shape)}, clipped
+    return {**parts, **signal_parts(view, shape)}
 
 
 def shape_of(observation_size: int, actions: int, costs: bool = False) -> tuple[int, int]:

@@ -8,7 +8,7 @@ never.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.probes import find_probe
-
-if TYPE_CHECKING:
-    from mixgym.envs.spaces.observations import View
+from mixgym.envs.spaces.view import View
 
 LARGEST = 1e12  # of raw signals: tokens in a source
 ZERO = 1e-30  # a probe that found exactly 0
@@ -78,7 +76,7 @@ def probe_shape(name: str, shape: tuple[int, int]) -> tuple[int, ...]:
     return shape[:1] if find_probe(name).level == "source" else shape
 
 
-def signal_parts(view: "View", shape: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
+def signal_parts(view: View, shape: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
     """The parts of a view, flattened."""
     lead = view.targets.shape[:-1]
     parts = {
@@ -95,7 +93,7 @@ def signal_parts(view: "View", shape: tuple[int, int]) -> dict[str, NDArray[np.f
     return raw if view.probe_age is None else raw | {AGE: view.probe_age.astype(np.float32)}
 
 
-def _columns(view: "View") -> list[FloatArray]:
+def _columns(view: View) -> list[FloatArray]:
     """Of :data:`SIGNALS`, each [..., K]."""
     unknown = np.full(view.nll.shape, np.nan)
     return [
@@ -113,7 +111,7 @@ def _columns(view: "View") -> list[FloatArray]:
     ]
 
 
-def _cell_columns(view: "View") -> list[FloatArray]:
+def _cell_columns(view: View) -> list[FloatArray]:
     """Of :data:`CELL_SIGNALS`, each [..., K, G]."""
     unknown = np.full(view.cell_nll.shape, np.nan)
     return [
@@ -129,7 +127,7 @@ def _cell_columns(view: "View") -> list[FloatArray]:
     ]
 
 
-def padded(part: "NDArray[np.generic]", shape: tuple[int, ...]) -> FloatArray:
+def padded(part: NDArray[np.generic], shape: tuple[int, ...]) -> FloatArray:
     """``part`` [..., *rows, features] with its row axes filled up to ``shape`` with zeros."""
     rows = part.shape[-len(shape) - 1 : -1]
     if rows == shape:

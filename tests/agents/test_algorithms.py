@@ -21,11 +21,11 @@ from mixgym.agents.policies.export import (
 from mixgym.agents.registry import ALGORITHMS, load_object
 from mixgym.envs.curves import task
 from mixgym.envs.curves.vector import CurvesVecEnv
-from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.levels.batch_global import GlobalLevel
 from mixgym.envs.levels.batch_local import local_rows
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.registration import make_mixture_env
 from mixgym.envs.spaces.actions import ACTIONS
 from mixgym.envs.spaces.observations import local_observation
 from mixgym.trainer.config import RunConfig

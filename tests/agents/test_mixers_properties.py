@@ -12,7 +12,8 @@ from mixgym.agents.actor import State
 from mixgym.agents.mixers.mixer import Mixer
 from mixgym.agents.registry import ALGORITHMS, find_algorithm
 from mixgym.agents.rule import Observation
-from mixgym.envs.spaces.observations import View, dict_observation
+from mixgym.envs.spaces.observations import dict_observation
+from mixgym.envs.spaces.view import View
 
 RULES = [
     *((name, {}) for name, a in ALGORITHMS.items() if a.factory.startswith("mixgym.agents.mixers")),

@@ -122,7 +122,7 @@ def test_a_trained_action_gives_absent_cells_exactly_nothing() -> None:
     assert (cells[:, 3:] == 0).all()
     assert (cells[:, :, 2:] == 0).all()
     env.step(action)
-    last = env.core._last
+    last = env.core.last
     assert last is not None
     assert (last.weight[:, 3:] == 0).all()
     assert (last.strata[~last.present] == 0).all()

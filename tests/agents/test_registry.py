@@ -6,8 +6,8 @@ import pytest
 
 from mixgym.agents.registry import ALGORITHMS, Algorithm, find_algorithm
 from mixgym.agents.requires import Requires
-from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.registration import make_mixture_env
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

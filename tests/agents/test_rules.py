@@ -12,10 +12,12 @@ from mixgym.agents.registry import ALGORITHMS
 from mixgym.agents.rule import Rule, Signals, State
 from mixgym.agents.rules import Fixed, Proportional, Scripted, Temperature, Uniform
 from mixgym.envs.arrays import FloatArray
-from mixgym.envs.environment import MixtureEnv, make_mixture_env
+from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.registration import make_mixture_env
 from mixgym.envs.spaces.mixture import Mixture
-from mixgym.envs.spaces.observations import View, dict_observation
+from mixgym.envs.spaces.observations import dict_observation
+from mixgym.envs.spaces.view import View
 
 NAMES = ("a", "b", "c")
 

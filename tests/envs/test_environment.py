@@ -19,13 +19,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 import mixgym
 from mixgym.envs.curves.learner import CurveLearner
 from mixgym.envs.curves.task import sample_task, tokens_per_step
-from mixgym.envs.environment import FAILURE_PENALTY, MixtureEnv, make_mixture_env
+from mixgym.envs.environment import FAILURE_PENALTY, MixtureEnv
 from mixgym.envs.errors import DivergenceError, MixgymError
 from mixgym.envs.interval_plan import IntervalPlan
 from mixgym.envs.learners.base import Evaluation, PlainStep, StepRule, TrainReport
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
 from mixgym.envs.packing.plane import PackedPlane
-from mixgym.envs.registration import ENVIRONMENTS
+from mixgym.envs.registration import ENVIRONMENTS, make_mixture_env
 from mixgym.envs.sources.source import Source
 from mixgym.envs.spaces.mixture import Mixture
 from mixgym.envs.world import World

@@ -16,6 +16,7 @@ from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.core import DECISIONS
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
+from mixgym.envs.learners.kinds import CURVES
 from mixgym.envs.levels.batch_local import present_rows, rows_of
 from mixgym.envs.spaces.observations import flat_space
 from mixgym.trainer.config import RunConfig
@@ -67,7 +68,7 @@ class _Place:
 
     def __init__(self, config: RunConfig) -> None:
         tasks = list(TASK_SETS["validation"])[:TASKS]
-        options = trained_in(config, "curves").environment
+        options = trained_in(config, CURVES).environment
         inner = CurvesVecEnv(len(tasks), tasks, options, seed=VALIDATION_SEED, in_order=True)
         self.env = Watched(inner)
         self.episode = DECISIONS
@@ -191,7 +192,7 @@ def bounds(
 def explained_values(run: RunFolder, place: Any, episode: Episode) -> dict[str, float]:
     """By level, how much of the variance of returns the critics of the best agent explain."""
     other = run.path / OTHER
-    group = LearnerGroup(run.config, place, "curves", other if other.is_dir() else None)
+    group = LearnerGroup(run.config, place, CURVES, other if other.is_dir() else None)
     group.make(run.path / AGENT)
     return {
         level: _explained(algorithm, level, run.config, episode)

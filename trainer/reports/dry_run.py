@@ -10,9 +10,9 @@ import numpy as np
 from mixgym.envs.arrays import IntArray
 from mixgym.envs.build import load_corpus, row_world
 from mixgym.envs.environment import MixtureEnv
-from mixgym.envs.errors import ConfigError
 from mixgym.envs.interval_plan import IntervalPlan
 from mixgym.envs.learners.base import Evaluation, ProbeResult, StepRule, TrainReport
+from mixgym.envs.learners.kinds import need_rows
 from mixgym.envs.learners.probes.probe_rows import baseline_cost, probe_cost
 from mixgym.envs.measuring.probe_book import wanted_probes
 from mixgym.envs.options import SPLITS
@@ -60,10 +60,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> dict[str, Any]:
         MixgymError: for whatever ``finetune`` would refuse in the sources or the configuration.
     """
     config = environment_for(find_agent(config.agent).requires, config)
-    if config.environment.learner == "curves":
-        raise ConfigError(
-            "environment.learner=curves has no rows: there is nothing to plan; use causal_lm"
-        )
+    need_rows(config.environment.learner, "to plan")
     corpus = load_corpus(config, dry=True)
     rehearsal = _rehearse(config, corpus.sources, processes)
     sources = {

@@ -26,6 +26,7 @@ from mixgym.agents.algorithm_presets import PRESETS, Preset
 from mixgym.agents.registry import load_object
 from mixgym.agents.requires import Action, Requires
 from mixgym.envs.errors import ConfigError, did_you_mean
+from mixgym.envs.learners.kinds import CAUSAL_LM, CURVES
 from mixgym.trainer.config import RunConfig
 
 Level = Literal["joint", "global", "local"]
@@ -79,7 +80,7 @@ def training_needs(config: RunConfig) -> Requires:
 
 
 def make_algorithm(
-    config: RunConfig, env: Any, *, level: Level = "joint", stage: str = "curves"
+    config: RunConfig, env: Any, *, level: Level = "joint", stage: str = CURVES
 ) -> BaseAlgorithm:
     """The algorithm of the configuration on a vector environment.
 
@@ -132,9 +133,9 @@ def _check_names(config: RunConfig, algorithm: Any) -> None:
 def _options(config: RunConfig, preset: Preset, env: Any, stage: str) -> dict[str, Any]:
     """Keyword arguments of the algorithm."""
     given = config.train.options
-    options = {**preset.options, **(preset.language if stage == "causal_lm" else {}), **given}
+    options = {**preset.options, **(preset.language if stage == CAUSAL_LM else {}), **given}
     if preset.family == "on_policy":
-        if stage == "causal_lm" and "n_steps" not in given:
+        if stage == CAUSAL_LM and "n_steps" not in given:
             # a rollout of two fine-tuning runs
             decisions = -(-config.training.steps // config.training.interval)
             options["n_steps"] = 2 * decisions

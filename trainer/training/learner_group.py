@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mixgym.agents.policies.composed import Composed, export_composed, load_agent, policy_folders
 from mixgym.agents.policies.export import export_policy, load_weights
+from mixgym.envs.learners.kinds import CAUSAL_LM
 from mixgym.envs.levels.batch_global import GlobalLevel, level_shape
 from mixgym.envs.levels.batch_local import LocalRows
 from mixgym.trainer.config import RunConfig
@@ -134,18 +135,18 @@ class LearnerGroup:
         there are more of them. On a language model a rollout is two fine-tuning runs.
         """
         preset = preset_of(algo)
-        options = {**preset.options, **(preset.language if self._stage == "causal_lm" else {})}
+        options = {**preset.options, **(preset.language if self._stage == CAUSAL_LM else {})}
         rows = self._shape[0] if level == "local" else 1
         sizes: dict[str, Any] = {}
         if preset.family == "on_policy":
-            if self._stage == "causal_lm":
+            if self._stage == CAUSAL_LM:
                 pace = self._config.train.period if level == "global" else 1
                 sizes["n_steps"] = 2 * -(-self._world.episode // pace)
             steps = {**options, **sizes, **given}["n_steps"]
             if "batch_size" in options:
                 whole = steps * self._world.env.num_envs * rows
                 wanted = options["batch_size"] * min(2, rows)
-                sizes["batch_size"] = whole if self._stage == "causal_lm" else min(wanted, whole)
+                sizes["batch_size"] = whole if self._stage == CAUSAL_LM else min(wanted, whole)
         elif preset.family == "off_policy" and rows > 1:
             sizes = {
                 "learning_starts": options["learning_starts"] * rows,

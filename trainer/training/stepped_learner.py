@@ -22,8 +22,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from mixgym.envs import storage
+from mixgym.envs.curves.vector import OneObjectVecEnv
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.levels.vec_env_base import OneObjectVecEnv
 
 SEAT, ROLLOUT = "learner.json", "rollout.pkl"
 

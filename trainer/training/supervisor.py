@@ -16,6 +16,7 @@ from mixgym.agents.registry import RULE
 from mixgym.agents.rules import Uniform
 from mixgym.envs import storage
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
+from mixgym.envs.learners.kinds import CAUSAL_LM, CURVES
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.runs.folder import RunFolder
@@ -78,7 +79,7 @@ class Supervisor:
         self.until: int | None = None
         self._uniform: TaskScores | None = None
         self._judge = make_judge(run.config, self._stage)
-        self._episodes = EpisodeRewards(world.env.num_envs, names=self._stage != "curves")
+        self._episodes = EpisodeRewards(world.env.num_envs, names=self._stage != CURVES)
         world.env.watch = self._watch
 
     @property
@@ -112,7 +113,7 @@ class Supervisor:
     @property
     def _evaluate_every(self) -> int:
         train = self._run.config.train
-        fast = self._stage == "curves"
+        fast = self._stage == CURVES
         return train.evaluate_every if fast else train.language_evaluate_every
 
     @property
@@ -219,20 +220,20 @@ class Between(BaseCallback):
 def make_judge(config: RunConfig, stage: str) -> LanguageJudge | None:
     """Who judges agents on the language model, where that is wanted."""
     runs = config.train.language_validations
-    if stage == "curves" or runs == 0:
+    if stage == CURVES or runs == 0:
         return None
-    return LanguageJudge(trained_in(config, "causal_lm"), runs)
+    return LanguageJudge(trained_in(config, CAUSAL_LM), runs)
 
 
 def score_agent(folder: Path, config: RunConfig, tasks: str = "validation") -> TaskScores:
     """The agent in a folder on a set of tasks of the fast world."""
     predict = load_agent(folder, shape=(MAX_SOURCES, MAX_STRATA)).predict
-    return score(predict, trained_in(config, "curves").environment, tasks)
+    return score(predict, trained_in(config, CURVES).environment, tasks)
 
 
 def score_rule(rule: Any, config: RunConfig, tasks: str = "validation") -> TaskScores:
     """A rule on a set of tasks of the fast world."""
-    return score(rule.predict, environment_for(RULE, config, learner="curves").environment, tasks)
+    return score(rule.predict, environment_for(RULE, config, learner=CURVES).environment, tasks)
 
 
 def export_agent(run: RunFolder, group: LearnerGroup, name: str, card: dict[str, Any]) -> None:

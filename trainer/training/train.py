@@ -16,6 +16,7 @@ from mixgym.agents.policies.export import acting_weights, read_card
 from mixgym.agents.rules import Proportional, Uniform
 from mixgym.envs import storage
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.kinds import CURVES
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.runs.folder import FINISHED, RunFolder
@@ -216,7 +217,7 @@ def _train_stage(
         set_global_streams(saved.state["streams"])
     else:
         supervisor.admit()  # the twin, or the agent of the stage before
-    total = config.train.decisions if name == "curves" else config.train.language_decisions
+    total = config.train.decisions if name == CURVES else config.train.language_decisions
     _learn(group, supervisor, config, total, progress=progress)
     supervisor.finish()
     for logger in loggers.values():

@@ -16,6 +16,7 @@ from mixgym.envs.curves.core import DECISIONS
 from mixgym.envs.curves.task import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import MixtureEnv
+from mixgym.envs.learners.kinds import CAUSAL_LM, CURVES
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.environment_needs import Learner, as_configured, environment_for
 
@@ -83,7 +84,7 @@ class FastTrainingEnv:
         self._curves = CurvesVecEnv(
             config.train.environments,
             TASK_SETS["train"],
-            trained_in(config, "curves").environment,
+            trained_in(config, CURVES).environment,
             seed=config.seed,
             bilevel=config.bilevel,
         )
@@ -113,7 +114,7 @@ class LanguageTrainingEnv:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self._inner: MixtureEnv = build_environment(trained_in(config, "causal_lm"))
+        self._inner: MixtureEnv = build_environment(trained_in(config, CAUSAL_LM))
         self._monitor = Monitor(self._inner)
         self.env = Watched(DummyVecEnv([lambda: self._monitor]))
         self.episode = -(-config.training.steps // config.training.interval)
@@ -135,7 +136,7 @@ class LanguageTrainingEnv:
 
 def make_training_env(stage: str, config: RunConfig) -> TrainingEnv:
     """The world of a training stage."""
-    return FastTrainingEnv(config) if stage == "curves" else LanguageTrainingEnv(config)
+    return FastTrainingEnv(config) if stage == CURVES else LanguageTrainingEnv(config)
 
 
 def trained_in(config: RunConfig, learner: Learner) -> RunConfig:

@@ -17,6 +17,7 @@ from mixgym.agents.algorithm_presets import Preset
 from mixgym.envs import storage
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.learners.kinds import CURVES
 from mixgym.trainer.config import RunConfig, load_config
 from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.runs.tables import number, show, table
@@ -165,7 +166,7 @@ def _trained(config: RunConfig) -> float:
 
     from mixgym.agents.policies.export import ExportedPolicy, export_policy
 
-    config = environment_for(training_needs(config), config, learner="curves")
+    config = environment_for(training_needs(config), config, learner=CURVES)
     algorithm = make_algorithm(config, FastTrainingEnv(config).env)
     algorithm.learn(config.train.decisions, log_interval=log_interval(algorithm))
     with tempfile.TemporaryDirectory() as name:

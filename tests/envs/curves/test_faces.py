@@ -16,14 +16,15 @@ from mixgym.envs.curves.core import CurvesCore
 from mixgym.envs.curves.gymnasium_vector import CurvesVectorEnv
 from mixgym.envs.curves.task import TASK_SETS, sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
-from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.probes import BILEVEL_GAIN, PROBES
-from mixgym.envs.registration import ENVIRONMENTS
+from mixgym.envs.registration import ENVIRONMENTS, make_mixture_env
 
 ID = "mixgym/Mixture-v0"
 SHORT = {"steps": 12, "interval": 2}  # six decisions
+UNEVEN = {"steps": 11, "interval": 3}  # four, the last one shorter
+SOURCES = [f"source{k}" for k in range(4)]  # of the task that is not drawn
 
 
 ALL = {name: 1 + i % 3 for i, name in enumerate(PROBES) if name != BILEVEL_GAIN}
@@ -93,11 +94,14 @@ def singles(count: int, first: int, actions: Any, **options: Any) -> list[list[A
         {"environment": {"tasks": "test", "observation": "dict", "prior": "proportional"}},
         {"environment": {"tasks": "train", "action": "weights", "observation": "dict"}},
         {"environment": {}, "seed": 5, "data": {"strata": 3}},
+        {"environment": {"tasks": "train"}, "training": UNEVEN},
+        {"environment": {"tasks": "train", "step_rule": "bilevel"}, "training": UNEVEN},
+        {"environment": {"reward": "arm", "penalties": {"probe_cost": 0.1}}, "training": UNEVEN},
         *PROBED,
     ],
 )
 def test_a_batch_does_what_single_environments_do(count: int, options: dict[str, Any]) -> None:
-    options = {**options, "training": SHORT}
+    options = {"training": SHORT, **options}
     batch = gym.make_vec(ID, num_envs=count, **options)
     assert isinstance(batch, CurvesVectorEnv)
     actions = drawn_actions(batch.single_action_space, 15, count)  # type: ignore[arg-type]
@@ -251,11 +255,11 @@ def test_the_reward_is_the_fall_of_the_measured_loss() -> None:
     env.reset()
     core = env.core
     weights = core.task.targets / core.task.targets.sum(-1, keepdims=True)
-    before = (np.nan_to_num(core._now_source) * weights).sum(-1)
+    before = (core.view.nll * weights).sum(-1)
     total = np.zeros(2)
     for action in drawn_actions(env.action_space, 3, 2):  # type: ignore[arg-type]
         total += env.step(action)[1]
-    assert total == pytest.approx(before - (core._now_source * weights).sum(-1), abs=1e-5)
+    assert total == pytest.approx(before - (core.view.nll * weights).sum(-1), abs=1e-5)
 
 
 def test_records_stay_as_they_were() -> None:
@@ -287,8 +291,7 @@ def test_absent_cells_get_nothing() -> None:
         env.reset()
         for drawn in drawn_actions(env.action_space, 3, 3):  # type: ignore[arg-type]
             env.step(drawn)
-            assert env.core._last is not None
-            last = env.core._last
+            last = env.core.last
             assert (last.weight[:, 3:] == 0).all()
             assert (last.strata[:, 3:] == 0).all()
             assert (last.strata[:, :, 2:] == 0).all()
@@ -371,7 +374,8 @@ def test_gymnasiums_face_declares_and_keeps_its_autoreset() -> None:
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert env.unwrapped.spec is not None
     observation, info = env.reset(seed=[1, 2, 3])
-    assert info == {}
+    assert sorted(name for name in info["start"] if name[0] != "_") == SOURCES
+    assert info["_start"].all()
     assert env.observation_space.contains(observation)
     env.action_space.seed(0)
     for decision in (1, 2, 3, 4):
@@ -411,7 +415,6 @@ def test_gymnasiums_own_batch_gives_the_same() -> None:
     "options",
     [
         {"environment": {"learner": "causal_lm"}},
-        {"training": {"steps": 5, "interval": 2}},
         {"training": {"supervised_tokens": 1000}},
         {"render_mode": "ansi"},
     ],

@@ -7,12 +7,12 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from mixgym.envs.curves.vector import CurvesVecEnv
-from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.levels.batch_global import GlobalLevel, ends_span, level_shape
 from mixgym.envs.levels.batch_local import local_rows, present_rows, row_infos, row_rewards, rows_of
 from mixgym.envs.levels.single import make_global_env, make_local_env
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.registration import make_mixture_env
 from mixgym.envs.spaces.observations import local_size
 
 COUNT = 3

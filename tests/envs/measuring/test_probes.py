@@ -18,11 +18,12 @@ from mixgym.envs.curves.learner import CurveLearner
 from mixgym.envs.curves.probes import Seen, probe, reference_losses, reference_state
 from mixgym.envs.curves.task import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
-from mixgym.envs.environment import FAILURE_PENALTY, MixtureEnv, make_mixture_env
+from mixgym.envs.environment import FAILURE_PENALTY, MixtureEnv
 from mixgym.envs.errors import DivergenceError
 from mixgym.envs.measuring.probe_book import ProbeBook, wanted_probes
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.probes import PROBES
+from mixgym.envs.registration import make_mixture_env
 from mixgym.envs.spaces.observations import parts_of
 from mixgym.envs.spaces.signals import AGE, PREFIX, ZERO
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from mixgym.envs.curves.core import CurvesCore
 from mixgym.envs.curves.task import sample_task
-from mixgym.envs.environment import make_mixture_env
 from mixgym.envs.errors import MixgymError
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.spaces.actions import Delta, Logits, Nudge, make_action_kind
+from mixgym.envs.registration import make_mixture_env
+from mixgym.envs.spaces.actions import ACTIONS, Delta, Frames, Logits, Nudge, make_action_kind
 from mixgym.envs.spaces.mixture import (
     Mixture,
     MixtureFrame,
@@ -28,6 +28,7 @@ from mixgym.envs.spaces.mixture import (
 )
 
 SEEDS = st.integers(0, 2**31)
+PAIRS = ("prior", "base", "current")
 
 
 def random_frame(rng: np.random.Generator, sources: int, strata: int) -> MixtureFrame:
@@ -206,12 +207,11 @@ def test_a_batch_does_what_single_environments_do(action: str) -> None:
     for _ in range(5):
         actions = np.stack([np.asarray(space.sample()) for _ in tasks])
         core.step(actions)
-        assert core._last is not None
         for i, frame in enumerate(frames):
             mixture = kind.decode(actions[i].astype(np.float64), frame)
             frames[i] = replace(frame, current=mixture)
-            assert core._last.weight[i, :3] == pytest.approx(mixture.sources, abs=1e-12)
-            assert core._last.strata[i, :3, :2] == pytest.approx(mixture.strata, abs=1e-12)
+            assert core.last.weight[i, :3] == pytest.approx(mixture.sources, abs=1e-12)
+            assert core.last.strata[i, :3, :2] == pytest.approx(mixture.strata, abs=1e-12)
 
 
 @pytest.mark.parametrize("action", ["delta", "nudge"])
@@ -242,3 +242,45 @@ def test_a_batch_of_nudges_is_checked() -> None:
     assert isinstance(core.action_space, gym.spaces.Discrete)
     with pytest.raises(MixgymError, match="from 0 to 9"):
         core.step(np.array([10]))
+
+
+@settings(max_examples=40)
+@given(SEEDS, st.integers(1, 5), st.integers(1, 4), st.sampled_from(ACTIONS))
+def test_a_single_action_is_a_batch_of_one(
+    seed: int, sources: int, strata: int, action: str
+) -> None:
+    """Bit for bit, with cells masked, padding, and mixtures of all sorts set before."""
+    rng = np.random.default_rng(seed)
+    kind = make_action_kind(action, floor=0.05, reach=0.9, step=0.7)
+    frames = [random_frame(rng, sources, strata) for _ in range(3)]
+    frames = [replace(frame, shape=(sources + 1, strata + 2)) for frame in frames]
+    ones = [Frames.of_one(frame, 0.05, 0.9) for frame in frames]
+    pairs = [list(zip(*(getattr(one, name) for one in ones), strict=True)) for name in PAIRS]
+    prior, base, current = ((np.stack(top), np.stack(inner)) for top, inner in pairs)
+    mask = np.stack([frame.mask for frame in frames])
+    batch = Frames(prior, base, ones[0].scale, current, mask, frames[0].shape)
+    space = kind.space(frames[0].shape)
+    space.seed(seed)
+    drawn = np.stack([np.asarray(space.sample()) for _ in frames])
+    try:
+        alone = [kind.decode(own, frame) for own, frame in zip(drawn, frames, strict=True)]
+    except MixgymError as error:  # weights may be asked for where nothing is left
+        with pytest.raises(MixgymError, match=str(error)):
+            kind.weights(drawn, batch)
+        return
+    top, inner = kind.weights(drawn, batch)
+    assert top.tolist() == [mixture.sources.tolist() for mixture in alone]
+    assert inner.tolist() == [mixture.strata.tolist() for mixture in alone]
+
+
+def test_a_batch_of_the_wrong_size_is_refused_in_a_sentence() -> None:
+    options = EnvironmentOptions(learner="curves", max_sources=3, max_strata=2)
+    core = CurvesCore(2, [sample_task(0, sources=3, strata=2)], options)
+    core.reset()
+    with pytest.raises(MixgymError, match="action has 8 entries, 9 expected"):
+        core.step(np.zeros((2, 8)))
+    nudged = CurvesCore(2, [sample_task(0, sources=3, strata=2)], options.model_copy(
+        update={"action": "nudge"}))  # fmt: skip
+    nudged.reset()
+    with pytest.raises(MixgymError, match="one whole number"):
+        nudged.step(np.zeros(3))

@@ -220,7 +220,7 @@ def scores_of(made: Any, flat: np.ndarray) -> torch.Tensor:
 
 def find_agent_environment(folder: Path) -> dict[str, Any]:
     config = RunConfig.model_validate({"agent": {"name": str(folder)}})
-    return find_agent(config.agent).environment
+    return find_agent(config.agent).requires.settings
 
 
 def test_agents_trained_without_costs_go_on_as_before(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from mixgym.envs.spaces.observations import (
     PROGRESS,
     SOURCES,
     STRATA,
-    View,
     dict_observation,
     dict_space,
     flat_observation,
@@ -21,6 +20,7 @@ from mixgym.envs.spaces.observations import (
     parts_of,
 )
 from mixgym.envs.spaces.signals import CELL_SIGNALS, SIGNALS
+from mixgym.envs.spaces.view import View
 
 SEEDS = st.integers(0, 2**31)
 NLLS = ("nll", "nll_before", "nll_start", "nll_train")

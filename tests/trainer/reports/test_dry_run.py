@@ -172,5 +172,5 @@ def test_what_finetune_refuses_is_refused(make_config: Make, tmp_path: Path) -> 
         make_plan(make_config("run", agent={"name": "unifrm"}))
     with pytest.raises(SourceError, match=r"rows\.jsonl"):
         make_plan(make_config("run", sources={"a": {"path": str(tmp_path / "rows.jsonl")}}))
-    with pytest.raises(ConfigError, match="curves has no rows"):
+    with pytest.raises(ConfigError, match="curves: it has no rows to plan"):
         make_plan(make_config("run", sources="embedded", environment={"learner": "curves"}))

@@ -162,7 +162,7 @@ def test_nothing_changes_for_agents_that_do_not_ask() -> None:
 
 
 def test_on_curves_every_token_costs_the_same() -> None:
-    from mixgym.envs.environment import make_mixture_env
+    from mixgym.envs.registration import make_mixture_env
 
     env = make_mixture_env(environment={"observation": "dict", "probes": BOTH})
     observation, _ = env.reset(seed=0)
