@@ -58,6 +58,32 @@ class Constant(nn.Module):
         return self.value.repeat(len(rows.progress), 1)
 
 
+class PerceptronActor(nn.Module):
+    """Scores of rows, each from its own features alone.
+
+    Args:
+        width: of the hidden layer.
+        level: whose entries are scored.
+        costs: whether rows end with what they cost.
+    """
+
+    def __init__(self, width: int, level: Level = "joint", costs: bool = False) -> None:
+        super().__init__()
+        top, inner = row_sizes(costs)
+        self.top = mlp([top, width, 1], 0.01) if level != "local" else None
+        self.inner = mlp([inner, width, 1], 0.01) if level != "global" else None
+        for net in (self.top, self.inner) if costs else ():
+            if net is not None:
+                ignore_at_first(net, -1)
+
+    def forward(self, rows: Rows) -> torch.Tensor:
+        """Float[n, entries, 1]."""
+        parts = [] if self.top is None else [self.top(rows.sources)]
+        if self.inner is not None:
+            parts.append(self.inner(rows.strata).flatten(1, 2))
+        return torch.cat(parts, 1)
+
+
 @dataclass(frozen=True)
 class PlainSpec(ActorSpec):
     """An acting network of another kind than the hierarchical one.
@@ -76,8 +102,6 @@ class PlainSpec(ActorSpec):
         if self.kind == "table":
             net.rows = TableActor(level_sizes((self.shape[0], self.shape[1]), self.level))
             return net
-        from mixgym.agents.policies.plain import PerceptronActor
-
         net.rows = PerceptronActor(self.width, self.level, self.costs)
         return net
 
@@ -109,32 +133,6 @@ def plain_spec(card: dict[str, Any]) -> PlainSpec:
     """The spec that a card describes."""
     values = {name: card[name] for name in PlainSpec.__dataclass_fields__ if name in card}
     return PlainSpec(**{**values, "shape": tuple(values["shape"])})
-
-
-class PerceptronActor(nn.Module):
-    """Scores of rows, each from its own features alone.
-
-    Args:
-        width: of the hidden layer.
-        level: whose entries are scored.
-        costs: whether rows end with what they cost.
-    """
-
-    def __init__(self, width: int, level: Level = "joint", costs: bool = False) -> None:
-        super().__init__()
-        top, inner = row_sizes(costs)
-        self.top = mlp([top, width, 1], 0.01) if level != "local" else None
-        self.inner = mlp([inner, width, 1], 0.01) if level != "global" else None
-        for net in (self.top, self.inner) if costs else ():
-            if net is not None:
-                ignore_at_first(net, -1)
-
-    def forward(self, rows: Rows) -> torch.Tensor:
-        """Float[n, entries, 1]."""
-        parts = [] if self.top is None else [self.top(rows.sources)]
-        if self.inner is not None:
-            parts.append(self.inner(rows.strata).flatten(1, 2))
-        return torch.cat(parts, 1)
 
 
 class MlpPolicy(PlainPolicy):

@@ -1,20 +1,19 @@
-"""From packs to tensors: tokens, positions, and the positions whose logits are needed."""
+"""From packs to tensors: tokens, positions, whose logits are needed, and a rank's stretch."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray, IntArray
 from mixgym.envs.interval_plan import Pack
+from mixgym.envs.learners.parallel.sequence_parallel import Shard
 from mixgym.envs.packing.packers import best_fit_decreasing
 from mixgym.envs.sources.source import EncodedRows, Source
 
 if TYPE_CHECKING:
     import torch
-
-    from mixgym.envs.learners.parallel.sequence_parallel import Shard
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Batch:
     labels: "torch.Tensor"
     weights: "torch.Tensor"
     cells: IntArray
-    sequence: "Shard | None" = None
+    sequence: Shard | None = None
 
     @property
     def tokens(self) -> int:
@@ -100,6 +99,37 @@ def make_batch(
         tensor(ids[supervised]),
         tensor(np.concatenate(weights)),
         np.concatenate(cells),
+    )
+
+
+def shard_batch(batch: Batch, shard: Shard) -> Batch:
+    """This rank's stretch of a batch, padded with a document of its own where it does not divide.
+
+    Labels were paired with the positions that predict them before, so that none is lost or crosses
+    into the next document at the cuts. ``document_lengths`` stay those of the whole pack.
+    """
+    if shard.degree == 1:
+        return batch
+    import torch
+
+    extra = -batch.tokens % shard.degree
+    filler = torch.zeros(1, extra, dtype=batch.input_ids.dtype, device=batch.input_ids.device)
+    places = torch.arange(extra, device=filler.device)[None]
+    ids = torch.cat([batch.input_ids, filler], dim=1)
+    positions = torch.cat([batch.position_ids, places], dim=1)
+    size = ids.shape[1] // shard.degree
+    start = shard.position * size
+    mine = (batch.predictors >= start) & (batch.predictors < start + size)
+    return replace(
+        batch,
+        input_ids=ids[:, start : start + size],
+        position_ids=positions[:, start : start + size],
+        document_lengths=batch.document_lengths + ((extra,) if extra else ()),
+        predictors=batch.predictors[mine] - start,
+        labels=batch.labels[mine],
+        weights=batch.weights[mine],
+        cells=batch.cells[mine.cpu().numpy()],
+        sequence=shard,
     )
 
 

@@ -12,11 +12,10 @@ import numpy as np
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.interval_plan import Pack
-from mixgym.envs.learners.batching import Batch, make_batch, sum_by_cell
+from mixgym.envs.learners.batching import Batch, make_batch, shard_batch, sum_by_cell
 from mixgym.envs.learners.models.trained_model import TrainedModel
 from mixgym.envs.learners.optimisation import Optimisation
 from mixgym.envs.learners.parallel.data_parallel import DataParallel
-from mixgym.envs.learners.parallel.sequence_parallel import shard_batch
 from mixgym.envs.random_streams import stream
 from mixgym.envs.ranks import sum_gradients, summed
 from mixgym.envs.sources.source import Source

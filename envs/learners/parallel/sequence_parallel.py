@@ -7,12 +7,11 @@ is free. What a pack is worth in the loss, and sums of gradients, are somebody e
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mixgym.envs.errors import ConfigError, PackingError
-from mixgym.envs.learners.batching import Batch
 
 if TYPE_CHECKING:
     import torch
@@ -90,37 +89,6 @@ def check_heads(config: Any, degree: int) -> None:
             f"the model has {shared} key-value heads, which {degree} ranks can neither share "
             "evenly nor repeat evenly: choose another degree of sequence parallelism"
         )
-
-
-def shard_batch(batch: Batch, shard: Shard) -> Batch:
-    """This rank's stretch of a batch, padded with a document of its own where it does not divide.
-
-    Labels were paired with the positions that predict them before, so that none is lost or crosses
-    into the next document at the cuts. ``document_lengths`` stay those of the whole pack.
-    """
-    if shard.degree == 1:
-        return batch
-    import torch
-
-    extra = -batch.tokens % shard.degree
-    filler = torch.zeros(1, extra, dtype=batch.input_ids.dtype, device=batch.input_ids.device)
-    places = torch.arange(extra, device=filler.device)[None]
-    ids = torch.cat([batch.input_ids, filler], dim=1)
-    positions = torch.cat([batch.position_ids, places], dim=1)
-    size = ids.shape[1] // shard.degree
-    start = shard.position * size
-    mine = (batch.predictors >= start) & (batch.predictors < start + size)
-    return replace(
-        batch,
-        input_ids=ids[:, start : start + size],
-        position_ids=positions[:, start : start + size],
-        document_lengths=batch.document_lengths + ((extra,) if extra else ()),
-        predictors=batch.predictors[mine] - start,
-        labels=batch.labels[mine],
-        weights=batch.weights[mine],
-        cells=batch.cells[mine.cpu().numpy()],
-        sequence=shard,
-    )
 
 
 def to_heads(states: "torch.Tensor", shard: Shard) -> "torch.Tensor":

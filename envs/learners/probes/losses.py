@@ -68,7 +68,7 @@ class Probes:
         """See ``probe`` of :class:`~mixgym.envs.learners.base.Learner`."""
         probed = self.probed
         by_source = find_probe(name).level == "source"
-        values = self._source_values(name) if by_source else self._cell_values(name)
+        values = self._source_values(name) if by_source else CELL_VALUES[name](self)
         where = probed.cells()
         where = np.asarray(where.any(-1)) if by_source else where
         bad = np.argwhere(where & ~np.isfinite(values))
@@ -96,12 +96,12 @@ class Probes:
         batches = self.probed.batches(bare=bare)
         return np.concatenate([one.rows for one in batches]).astype(np.int64)
 
-    def _row_means(self, tokens: FloatArray, *, bare: bool = False) -> FloatArray:
+    def row_means(self, tokens: FloatArray, *, bare: bool = False) -> FloatArray:
         """float64[rows], the mean over each row's supervised tokens."""
         rows, count = self._row_of_token(bare=bare), len(self.probed.rows())
         return np.bincount(rows, tokens, count) / np.maximum(np.bincount(rows, minlength=count), 1)
 
-    def _cell_means(self, by_row: FloatArray) -> FloatArray:
+    def cell_means(self, by_row: FloatArray) -> FloatArray:
         """float64[K, G], the mean over each cell's rows; NaN without rows."""
         rows = self.probed.rows()
         cells = rows[:, 0] * self.probed.shape[1] + rows[:, 1]
@@ -111,21 +111,7 @@ class Probes:
         means = np.where(count > 0, sums / np.maximum(count, 1), np.nan)
         return means.reshape(self.probed.shape)
 
-    def _cell_values(self, name: str) -> FloatArray:
-        tokens = self.token_losses(bare=False)
-        if name == "excess_loss":
-            excess = np.maximum(tokens - self._began(REFERENCE), 0.0)
-            return self._token_means(excess)
-        now = self._row_means(tokens)
-        if name == "loss":
-            return self._cell_means(now)
-        start = self._row_means(self._began(LOSSES))
-        if name == "ifd_ratio":
-            bare = self.token_losses(bare=True) - self._began(BARE)
-            return self._cell_means(np.exp(now - start - self._row_means(bare, bare=True)))
-        return self._cell_means(COMPARISONS[name](now, start))
-
-    def _token_means(self, tokens: FloatArray) -> FloatArray:
+    def token_means(self, tokens: FloatArray) -> FloatArray:
         """float64[K, G], the mean over each cell's supervised tokens; NaN without rows."""
         rows = self.probed.rows()[self._row_of_token(bare=False)]
         cells = rows[:, 0] * self.probed.shape[1] + rows[:, 1]
@@ -134,7 +120,20 @@ class Probes:
         means = np.bincount(cells, tokens, size) / np.maximum(count, 1)
         return np.where(count > 0, means, np.nan).reshape(self.probed.shape)
 
-    def _began(self, name: str) -> FloatArray:
+    def row_losses(self) -> FloatArray:
+        """float64[rows], NLL of the probe rows now."""
+        return self.row_means(self.token_losses(bare=False))
+
+    def row_losses_at_start(self) -> FloatArray:
+        """float64[rows], NLL of the probe rows at the start; raises as :meth:`at_start`."""
+        return self.row_means(self.at_start(LOSSES))
+
+    def at_start(self, name: str) -> FloatArray:
+        """What was measured at the start: ``LOSSES``, ``BARE`` or ``REFERENCE``, per token.
+
+        Raises:
+            ConfigError: if nobody had asked for it then.
+        """
         if name not in self._at_start:
             raise ConfigError(
                 f"this probe compares with the {name} at the start of the episode, which were not "
@@ -178,12 +177,35 @@ class Probes:
         return mean
 
 
-COMPARISONS: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
-    "perplexity_ratio": lambda now, start: np.exp(now - start),
-    "nll_difference": lambda now, start: now - start,
-    "loss_ratio": lambda now, start: now / np.maximum(start, 1e-6),
+def _ifd_ratio(probes: Probes) -> FloatArray:
+    bare = probes.token_losses(bare=True) - probes.at_start(BARE)
+    risen = probes.row_losses() - probes.row_losses_at_start() - probes.row_means(bare, bare=True)
+    return probes.cell_means(np.exp(risen))
+
+
+def _excess_loss(probes: Probes) -> FloatArray:
+    excess = probes.token_losses(bare=False) - probes.at_start(REFERENCE)
+    return probes.token_means(np.maximum(excess, 0.0))
+
+
+def _by_rows(
+    compare: Callable[[FloatArray, FloatArray], FloatArray],
+) -> Callable[[Probes], FloatArray]:
+    """The mean over a cell's rows of what becomes of each row's NLL now and at the start."""
+    return lambda probes: probes.cell_means(
+        compare(probes.row_losses(), probes.row_losses_at_start())
+    )
+
+
+CELL_VALUES: dict[str, Callable[[Probes], FloatArray]] = {
+    "loss": lambda probes: probes.cell_means(probes.row_losses()),
+    "perplexity_ratio": _by_rows(lambda now, start: np.exp(now - start)),
+    "nll_difference": _by_rows(lambda now, start: now - start),
+    "loss_ratio": _by_rows(lambda now, start: now / np.maximum(start, 1e-6)),
+    "ifd_ratio": _ifd_ratio,
+    "excess_loss": _excess_loss,
 }
-"""float64[rows] from each row's NLL now and at the start."""
+"""Probes of the strata of a causal LM: float64[K, G], NaN in cells without rows."""
 
 
 def mean_cosine(embeddings: FloatArray) -> FloatArray:

@@ -7,14 +7,13 @@ import torch
 import torch.distributed as dist
 
 from mixgym.envs.errors import ConfigError, PackingError
-from mixgym.envs.learners.batching import Batch
+from mixgym.envs.learners.batching import Batch, shard_batch
 from mixgym.envs.learners.models.attention import DOCUMENTS, packed_forward, register
 from mixgym.envs.learners.parallel.sequence_parallel import (
     WHOLE,
     Shard,
     check_heads,
     make_shards,
-    shard_batch,
     to_heads,
     to_tokens,
 )
