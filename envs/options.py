@@ -75,13 +75,16 @@ class DataOptions(Options):
         "completions", description="which tokens are trained on"
     )
     template: Literal["auto", "plain"] = Field(
-        "auto", description="auto: the tokenizer's chat template if any; see README"
+        "auto",
+        description="auto: the tokenizer's chat template, or the plain one, which is then saved "
+        "with the model, if there is none; plain: that in any case",
     )
     over_long: Literal["truncate", "skip", "error"] = "truncate"
     malformed: Literal["error", "skip"] = "error"
     duplicates: Literal["report", "drop", "error"] = Field(
         "report",
-        description="training rows that also stand in a held-out split, or held-out rows in two",
+        description="training rows that also stand in a held-out split, or held-out rows in two, "
+        "in one source or in different ones",
     )
     held_out_fraction: Fraction = Field(
         0.05, description="of a single file, for each held-out split, at most"

@@ -261,7 +261,8 @@ def _parse(record: _Record, row_format: str, unused: Counter[str]) -> Row | None
     parsed = parse_row(value, form, names)
     if is_left_out(value):
         return None
-    unused.update(parsed.unused)
+    if parsed.unused:
+        unused.update(parsed.unused)
     columns = {
         key: cell
         for key, cell in value.items()

@@ -24,7 +24,6 @@ text           text                            plain text without turns
 Every other column is named in a warning, with the number of rows that fill it.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,6 +43,7 @@ from mixgym.envs.sources.rows.turns import (
 
 SYSTEM = ("system", "system_prompt")
 WEIGHTS = ("weight", "loss_weight", "sample_weight")
+FLAGS = frozenset((*LEARN, *IGNORE))
 SHARED = (*SYSTEM, "history", "tools")
 """Columns that every format with turns takes."""
 
@@ -57,14 +57,14 @@ class Parsed:
         text: its text, or None.
         extras: what the chat template gets beside the messages.
         muted: assistant turns that are not learnt.
-        unused: what was seen and has no use -> how often.
+        unused: what was seen and has no use, once for each time.
     """
 
     messages: Messages
     text: str | None
     extras: Extras = NO_EXTRAS
     muted: frozenset[int] = frozenset()
-    unused: Counter[str] = field(default_factory=Counter)
+    unused: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,11 @@ def parse_row(row: Mapping[str, Any], form: RowFormat, names: tuple[str, ...]) -
         MalformedError: the row cannot be used.
     """
     parsed = form.parse(row, names)
-    used = {*names, *form.optional}
     for key, value in row.items():
-        if key not in used and value not in (None, "", [], {}) and not _followed(key, value):
-            parsed.unused[key] += 1
+        if key in names or key in form.optional or value in (None, "", [], {}):
+            continue
+        if not _followed(key, value):
+            parsed.unused.append(key)
     return parsed
 
 
@@ -142,8 +143,10 @@ def is_left_out(row: Mapping[str, Any]) -> bool:
     (True, False)
     """
     return any(
-        row.get(key) is False or (key in WEIGHTS and row.get(key) == 0) for key in LEARN
-    ) or any(row.get(key) is True for key in IGNORE)
+        value is (key in IGNORE) or (key in WEIGHTS and value == 0 and value is not None)
+        for key, value in row.items()
+        if key in FLAGS
+    )
 
 
 def _followed(key: str, value: object) -> bool:

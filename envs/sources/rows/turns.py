@@ -7,7 +7,6 @@ the template does not show is counted there. Only assistant turns are learnt.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +39,8 @@ DETAILS = ("train_detail", "training_detail", "loss_detail", "token_weights")
 """Keys that would have parts of a turn learnt."""
 SPEAKING = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys that say something where an assistant's content is empty."""
+USUAL = {"role", "content"}
+KNOWN = {*USUAL, *LEARN, *IGNORE}
 
 
 class MalformedError(Exception):
@@ -54,13 +55,13 @@ class Conversation:
         messages: (role, content) of each.
         extras: index -> further keys, for the chat template.
         muted: assistant turns that are not learnt.
-        unused: what was seen and has no use -> how often.
+        unused: what was seen and has no use, once for each time.
     """
 
     messages: list[tuple[str, str]] = field(default_factory=list)
     extras: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     muted: set[int] = field(default_factory=set)
-    unused: Counter[str] = field(default_factory=Counter)
+    unused: list[str] = field(default_factory=list)
 
     def say(self, role: str, content: str, *, muted: bool = False) -> None:
         """Add a turn that has a content and nothing else."""
@@ -97,6 +98,8 @@ class Conversation:
     def _learnt(self, turn: Mapping[str, Any], role: str) -> bool | None:
         """Whether the turn says that it is to be learnt; None where it says nothing."""
         said = learning_flags(turn)
+        if not said:
+            return None
         if len(set(said.values())) > 1:
             raise MalformedError(
                 f"{' and '.join(map(repr, said))} contradict each other on whether the turn is "
@@ -104,7 +107,7 @@ class Conversation:
             )
         if role != "assistant":
             asked = [key for key, value in said.items() if value]
-            self.unused.update(f"{key} of {role} turns (never learnt)" for key in asked)
+            self.unused += [f"{key} of {role} turns (never learnt)" for key in asked]
         return next(iter(said.values()), None)
 
     def as_messages(self) -> Messages:
@@ -125,9 +128,11 @@ def learning_flags(turn: Mapping[str, Any]) -> dict[str, bool]:
     Raises:
         MalformedError: a value that is neither yes nor no, or a key that can be read both ways.
     """
-    said = {}
+    said: dict[str, bool] = {}
+    if turn.keys() == USUAL:
+        return said
     for key, value in turn.items():
-        if value is None or key in ("role", "content"):
+        if value is None or key in USUAL:
             continue
         if key in UNCLEAR:
             raise MalformedError(
@@ -156,8 +161,9 @@ def _yes(key: str, value: object) -> bool:
 
 def _further(turn: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that are left to the chat template, without empty ones."""
-    known = {"role", "content", *LEARN, *IGNORE}
-    found = {k: v for k, v in turn.items() if k not in known and v not in (None, "", [], {})}
+    if turn.keys() == USUAL:
+        return {}
+    found = {k: v for k, v in turn.items() if k not in KNOWN and v not in (None, "", [], {})}
     if "tool_calls" in found:
         found["tool_calls"] = [_call(call) for call in _list(found["tool_calls"], "tool_calls")]
     for key in ("reasoning_content", "reasoning", "thinking"):
