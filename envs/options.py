@@ -26,7 +26,7 @@ class SourceOptions(Options):
     """One data set of the mixture."""
 
     path: str | None = Field(
-        None, description="JSONL or JSON file, or a folder with train/valid/test files"
+        None, description="JSONL or JSON file, or a folder with train/valid/test files or shards"
     )
     embedded: str | None = Field(None, description="name of a generated task instead of a path")
     rows: int | None = Field(None, ge=1, description="rows to generate (embedded sources only)")
@@ -77,19 +77,25 @@ class DataOptions(Options):
         "completions", description="which tokens are trained on"
     )
     template: Literal["auto", "plain"] = Field(
-        "auto", description="auto: the tokenizer's chat template if any"
+        "auto",
+        description="auto: the tokenizer's chat template, or the plain one, which is then saved "
+        "with the model, if there is none; plain: that in any case",
     )
     over_long: Literal["truncate", "skip", "error"] = "truncate"
     malformed: Literal["error", "skip"] = "error"
     duplicates: Literal["report", "drop", "error"] = Field(
         "report",
-        description="training rows that also stand in a held-out split, or held-out rows in two",
+        description="training rows that also stand in a held-out split, or held-out rows in two, "
+        "in one source or in different ones",
     )
     held_out_fraction: Fraction = Field(
-        0.05, description="of a single file, for each held-out split"
+        0.05, description="of a single file, for each held-out split, at most"
     )
     held_out_tokens: int = Field(
         2000, ge=1, description="supervised tokens per source in a held-out split"
+    )
+    held_out_rows: int = Field(
+        64, ge=1, description="rows in a held-out split even beyond that, as far as there are"
     )
     packing: PackingOptions = PackingOptions()
 

@@ -36,10 +36,12 @@ def load_corpus(options: WorldOptions, *, dry: bool = False) -> Corpus:
     from mixgym.envs.learners.probes.difficulty_scorers import make_grader, scorers
     from mixgym.envs.sources.loading import encode_sources, read_sources, training_texts
     from mixgym.envs.sources.splits import check_validation, training_subset
+    from mixgym.envs.sources.templates import prompting_as_trained
 
     raw = read_sources(options)
     texts = [training_texts([source]) for source in raw]
     tokenizer = load_tokenizer(options.model, lambda: _in_turn(texts))
+    tokenizer = prompting_as_trained(tokenizer, options.data.template)
     grader = make_grader(options, tokenizer, dry=dry)
     found = scorers(grader, [source.name for source in raw], options.seed) if grader else {}
     halved = options.environment.step_rule == "bilevel"

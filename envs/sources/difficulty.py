@@ -22,7 +22,7 @@ from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS
 from mixgym.envs.sources.encoding import Encoding
-from mixgym.envs.sources.reading import Row
+from mixgym.envs.sources.rows.row import Row
 
 Scores = NDArray[np.float64]
 
@@ -247,7 +247,24 @@ def stratify(
         By split int64[n], each in 0 .. G - 1; -1 for train rows that are dropped.
     """
     scores = {name: scorer.score(parts[name]) for name in SPLITS}
-    if scorer.is_stratum:
+    return strata_of(scores, scorer.is_stratum, strata, drop=drop)
+
+
+def strata_of(
+    scores: Mapping[str, Scores], is_stratum: bool, strata: int, *, drop: bool = False
+) -> dict[str, IntArray]:
+    """The strata of all splits of a source, from their scores.
+
+    Args:
+        scores: by split float64[n].
+        is_stratum: whether a score is a stratum already.
+        strata: G.
+        drop: see :func:`equal_groups`.
+
+    Returns:
+        As :func:`stratify` does.
+    """
+    if is_stratum:
         return {name: part.astype(np.int64) for name, part in scores.items()}
     train = scores["train"]
     held_out = np.concatenate([scores[name] for name in SPLITS[1:]])
@@ -259,7 +276,7 @@ def stratify(
 
 
 def cap_rows(
-    supervised: IntArray, strata: IntArray, cap: int, rng: np.random.Generator
+    supervised: IntArray, strata: IntArray, cap: int, rng: np.random.Generator, least: int = 1
 ) -> IntArray:
     """The rows of a held-out split that are kept so that measuring stays cheap.
 
@@ -272,6 +289,7 @@ def cap_rows(
         strata: int64[n], the stratum of each row.
         cap: supervised tokens that the split should not exceed.
         rng: the stream of this split's cap.
+        least: rows that are kept even over the cap, as far as there are so many.
 
     Returns:
         int64[m], the kept rows, rising.
@@ -283,4 +301,4 @@ def cap_rows(
     firsts.sort()
     order = np.concatenate([order[firsts], np.delete(order, firsts)])
     within = int(np.searchsorted(np.cumsum(supervised[order]), cap, side="right"))
-    return np.sort(order[: max(within, len(firsts))]).astype(np.int64)
+    return np.sort(order[: max(within, len(firsts), least)]).astype(np.int64)

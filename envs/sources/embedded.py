@@ -28,7 +28,7 @@ from mixgym.envs.errors import SourceError, did_you_mean
 from mixgym.envs.options import SourceOptions
 from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.number_words import LANGUAGES, listed, number_words
-from mixgym.envs.sources.reading import Row
+from mixgym.envs.sources.rows.row import Row
 
 GRADES = 4
 ATTEMPTS_PER_ROW = 40

@@ -18,7 +18,7 @@ Nothing here decides which rows are read or how hard they are.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import DataOptions
-from mixgym.envs.sources.reading import Row
+from mixgym.envs.sources.rendering.rendered import RefusedRowError, Rendered, Template
+from mixgym.envs.sources.rendering.special_tokens import Beginning, beginning_of
+from mixgym.envs.sources.rows.row import Row
 from mixgym.envs.sources.source import EncodedRows
-from mixgym.envs.sources.templates import Rendered, choose_template
+from mixgym.envs.sources.templates import choose_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,12 +52,14 @@ class Encoding:
         raw: the rows that they come from, one for one; skipped ones are gone.
         lengths: int64[rows], tokens of each row before truncation.
         counts: what was skipped, truncated and cut.
+        left_out: what rows hold and their texts do not -> how often.
     """
 
     rows: EncodedRows
     raw: tuple[Row, ...]
     lengths: IntArray
     counts: Counter[str]
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def encode_rows(
@@ -72,31 +76,68 @@ def encode_rows(
     Raises:
         SourceError: the chat template cannot be used, or a row is over-long under ``error``.
     """
-    template = choose_template(tokenizer, data.template, source)
+    template = choose_template(tokenizer, data.template)
+    beginning = beginning_of(tokenizer)
     counts: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     kept, encoded, lengths = [], [], []
     for start in range(0, len(rows), BATCH_ROWS):
-        batch = rows[start : start + BATCH_ROWS]
-        texts = [template.render(row) for row in batch]
-        for row, (tokens, completion) in zip(batch, _tokenise(texts, tokenizer), strict=True):
-            part = _fit(row, completion, data, source, counts)
+        shown = list(_render(rows[start : start + BATCH_ROWS], template, data, source, counts))
+        texts = [rendered for _, rendered in shown]
+        for (row, rendered), tokens in zip(
+            shown, _tokenise(texts, tokenizer, beginning), strict=True
+        ):
+            left_out.update(rendered.left_out)
+            part = _fit(row, tokens, data, source, counts)
             if part is None:
                 continue
-            labels = _labels(completion[part], data)
+            labels = _labels(tokens, part, data)
             if not labels.any():
                 counts["rows skipped: no supervised token"] += 1
                 continue
             kept.append(row)
-            lengths.append(len(tokens))
-            encoded.append((tokens[part], labels))
+            lengths.append(len(tokens.ids))
+            encoded.append((tokens.ids[part], labels))
     sizes = np.array(lengths, dtype=np.int64)
-    return Encoding(EncodedRows.from_lists(encoded), tuple(kept), sizes, counts)
+    return Encoding(EncodedRows.from_lists(encoded), tuple(kept), sizes, counts, left_out)
+
+
+def _render(
+    rows: Sequence[Row], template: Template, data: DataOptions, source: str, counts: Counter[str]
+) -> Iterator[tuple[Row, Rendered]]:
+    """The rows that the template can show, with their texts."""
+    for row in rows:
+        try:
+            yield row, template.render(row)
+        except RefusedRowError as flaw:
+            if data.malformed == "error":
+                raise SourceError(f"source {source!r}: {flaw}") from flaw
+            counts["rows skipped: refused by the template"] += 1
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A row's tokens.
+
+    Attributes:
+        ids: int32[n].
+        completion: bool[n], those of completions that are learnt.
+        muted: bool[n], those of completions that are not; None where there are none.
+        head: so many first ones are the beginning of a text.
+    """
+
+    ids: NDArray[np.int32]
+    completion: Bools
+    muted: Bools | None
+    head: int
 
 
 def _tokenise(
-    texts: Sequence[Rendered], tokenizer: "PreTrainedTokenizerFast"
-) -> Iterator[tuple[NDArray[np.int32], Bools]]:
+    texts: Sequence[Rendered], tokenizer: "PreTrainedTokenizerFast", beginning: Beginning
+) -> Iterator[_Tokens]:
     """Tokens of each text, and which of them belong to a completion."""
+    if not texts:
+        return
     batch = tokenizer(
         [rendered.text for rendered in texts],
         add_special_tokens=False,
@@ -108,9 +149,16 @@ def _tokenise(
     for rendered, ids, offsets in zip(
         texts, batch["input_ids"], batch["offset_mapping"], strict=True
     ):
+        head = beginning.size(ids)
         flat = np.fromiter(chain.from_iterable(offsets), np.int32, count=2 * len(offsets))
         where = flat.reshape(-1, 2)
-        yield np.array(ids, dtype=np.int32), completion_mask(where, rendered.spans)
+        completion = completion_mask(where, rendered.spans)
+        muted = completion_mask(where, rendered.muted) if rendered.muted else None
+        if rendered.bare and beginning.ids and head < len(beginning.ids):
+            head = len(beginning.ids)
+            ids = [*beginning.ids, *ids]
+            completion = np.concatenate([np.zeros(head, np.bool_), completion])
+        yield _Tokens(np.array(ids, dtype=np.int32), completion, muted, head)
 
 
 def completion_mask(offsets: NDArray[np.int32], spans: Sequence[tuple[int, int]]) -> Bools:
@@ -165,14 +213,14 @@ def window(completion: Bools, max_length: int) -> slice:
 
 
 def _fit(
-    row: Row, completion: Bools, data: DataOptions, source: str, counts: Counter[str]
-) -> slice | None:
+    row: Row, tokens: _Tokens, data: DataOptions, source: str, counts: Counter[str]
+) -> IntArray | slice | None:
     """The part of a row that is kept; None to skip it."""
-    places = np.flatnonzero(completion)
+    places = np.flatnonzero(tokens.completion)
     if not len(places):
         counts["rows skipped: no supervised token"] += 1
         return None
-    size = len(completion) if data.labels == "all" else int(places[-1]) + 1
+    size = len(tokens.ids) if data.labels == "all" else int(places[-1]) + 1
     if size <= data.max_length:
         return slice(0, size)
     if data.over_long == "error":
@@ -183,13 +231,20 @@ def _fit(
     if data.over_long == "skip":
         counts["rows skipped: over-long"] += 1
         return None
-    part = window(completion, data.max_length)
+    head = tokens.head
+    part = window(tokens.completion[head:], data.max_length - head)
+    kept = np.concatenate([np.arange(head), np.arange(head + part.start, head + part.stop)])
     counts["rows truncated"] += 1
-    counts["supervised tokens cut"] += len(places) - int(completion[part].sum())
-    return part
+    counts["supervised tokens cut"] += len(places) - int(tokens.completion[kept].sum())
+    return kept
 
 
-def _labels(completion: Bools, data: DataOptions) -> Bools:
-    labels = np.ones_like(completion) if data.labels == "all" else completion.copy()
-    labels[:1] = False
+def _labels(tokens: _Tokens, part: IntArray | slice, data: DataOptions) -> Bools:
+    """Which of the kept tokens are supervised."""
+    labels = tokens.completion[part].copy()
+    if data.labels == "all":
+        labels[:] = True if tokens.muted is None else ~tokens.muted[part]
+    labels[: max(tokens.head, 1)] = False
+    if not isinstance(part, slice) and len(part) > tokens.head and part[tokens.head] > tokens.head:
+        labels[tokens.head] = False  # what stood before it was cut
     return labels

@@ -6,8 +6,9 @@ tokenizer, so that a small one can be trained on :func:`training_texts` of what 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,19 +18,18 @@ from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS, DataOptions, SourceOptions, WorldOptions
 from mixgym.envs.random_streams import stream
-from mixgym.envs.sources.difficulty import DROPPED, Scorer, cap_rows, scorer_for, stratify
+from mixgym.envs.sources.difficulty import DROPPED, Scorer, Scores, scorer_for, strata_of
+from mixgym.envs.sources.duplicates import Policy, handle_duplicates
 from mixgym.envs.sources.embedded import TASKS, default_sources, generate
 from mixgym.envs.sources.encoding import Encoding, encode_rows
-from mixgym.envs.sources.reading import ReadRows, Row, read_rows
-from mixgym.envs.sources.source import Source, SourceReport
-from mixgym.envs.sources.splits import (
-    HELD_OUT,
-    find_files,
-    halve_reward,
-    handle_duplicates,
-    split_rows,
-)
-from mixgym.envs.sources.templates import PlainTemplate
+from mixgym.envs.sources.files import SourceFiles, find_files
+from mixgym.envs.sources.held_out import Chosen, choose_rows, contents, given_back, others
+from mixgym.envs.sources.reading import ReadRows, read_rows
+from mixgym.envs.sources.rendering.plain import PlainTemplate
+from mixgym.envs.sources.rendering.rendered import RefusedRowError
+from mixgym.envs.sources.rows.row import Row
+from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
+from mixgym.envs.sources.splits import VALIDATION, cut_splits, split_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,6 +46,9 @@ class RawSource:
         origin: the path, or ``embedded:TASK``.
         row_format: see :mod:`mixgym.envs.sources.reading`.
         counts: what reading and splitting did; zero counts are left out.
+        cut: held-out splits that were cut from the train rows.
+        unused: columns and keys that have no use -> rows that fill them.
+        warnings: what else should be known, such as files that are not read.
     """
 
     name: str
@@ -54,6 +57,9 @@ class RawSource:
     origin: str
     row_format: str
     counts: Mapping[str, int]
+    cut: tuple[str, ...] = ()
+    unused: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def read_sources(options: WorldOptions) -> list[RawSource]:
@@ -65,11 +71,13 @@ def read_sources(options: WorldOptions) -> list[RawSource]:
     """
     sources = default_sources() if options.sources == "embedded" else options.sources
     _check_mixture(sources)
-    files = {name: _files(name, source) for name, source in sources.items()}
-    return [
-        _read_source(name, source, options, files[name], _shared(name, files))
+    files = {name: find_files(source, name) for name, source in sources.items()}
+    origins = {name: _origins(source, files[name]) for name, source in sources.items()}
+    raw = [
+        _read_source(name, source, options, files[name], _shared(name, origins))
         for name, source in sources.items()
     ]
+    return _without_duplicates(raw, options.data.duplicates)
 
 
 def training_texts(raw: Sequence[RawSource]) -> Iterator[str]:
@@ -77,7 +85,8 @@ def training_texts(raw: Sequence[RawSource]) -> Iterator[str]:
     template = PlainTemplate(eos="")
     for source in raw:
         for row in source.rows["train"]:
-            yield template.render(row).text
+            with suppress(RefusedRowError):  # it is refused or counted when it is encoded
+                yield template.render(row).text
 
 
 def encode_sources(
@@ -104,10 +113,12 @@ def encode_sources(
             train or reward rows has none left.
     """
     found = scorers or {}
-    encoded = [_encode_source(s, tokenizer, data, found.get(s.name)) for s in raw]
-    if halve:
-        encoded = [halve_reward(source, seed) for source in encoded]
-    return [_cap(source, data.held_out_tokens, seed) for source in encoded]
+    graded = [_grade(s, tokenizer, data, found.get(s.name)) for s in raw]
+    chosen = [choose_rows(g.parts, g.strata, data, seed, g.raw.name, halve) for g in graded]
+    measured: set[tuple[object, ...]] = set()
+    for g, rows in zip(graded, chosen, strict=True):
+        measured |= contents(g.parts, rows)
+    return [_finish(g, rows, data, measured) for g, rows in zip(graded, chosen, strict=True)]
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -128,65 +139,81 @@ def _check_mixture(sources: Mapping[str, SourceOptions]) -> None:
         )
 
 
-def _files(name: str, options: SourceOptions) -> dict[str, Path | str]:
-    files: dict[str, Path | str] = dict(find_files(options, name))
-    if options.embedded is not None:
-        files["train"] = f"embedded:{options.embedded}"
-    return files
+def _origins(options: SourceOptions, files: SourceFiles) -> set[Path | str]:
+    """What the rows of a source come from."""
+    found: set[Path | str] = {p.resolve() for paths in files.roles.values() for p in paths}
+    return found if options.embedded is None else found | {f"embedded:{options.embedded}"}
 
 
-def _shared(name: str, files: Mapping[str, Mapping[str, Path | str]]) -> dict[str, int]:
+def _shared(name: str, origins: Mapping[str, set[Path | str]]) -> dict[str, int]:
     """How many files a source shares with each other one."""
-    own = {_identity(file) for file in files[name].values()}
-    common = {
-        other: len(own & {_identity(file) for file in theirs.values()})
-        for other, theirs in files.items()
-        if other != name
-    }
-    return {f"files shared with {other}": n for other, n in common.items() if n}
-
-
-def _identity(file: Path | str) -> str:
-    return str(file.resolve()) if isinstance(file, Path) else file
+    common = {other: len(origins[name] & theirs) for other, theirs in origins.items()}
+    return {f"files shared with {other}": n for other, n in common.items() if n and other != name}
 
 
 def _read_source(
     name: str,
     source: SourceOptions,
     options: WorldOptions,
-    files: Mapping[str, Path | str],
+    files: SourceFiles,
     shared: Mapping[str, int],
 ) -> RawSource:
     data = options.data
-    read = _read(name, source, files, options)
+    read = _read(name, source, files.roles, options)
     rng = stream(options.seed, "splits", name)
     splits, unused = split_rows(read.rows, rng, data.held_out_fraction, source.train)
-    splits, duplicates = handle_duplicates(splits, name, data.duplicates)
     counts = {
         "rows read": sum(len(part) for part in read.rows.values()),
         "lines skipped: malformed": read.skipped,
+        "rows left out: their weight is 0": read.left_out,
         "rows unused: no split to go to": unused,
         "rows not generated: task exhausted": _shortfall(source, read.rows),
-        **duplicates,
         **shared,
     }
-    origin = source.path if source.path is not None else f"embedded:{source.embedded}"
-    raw = RawSource(name, source, splits, origin, read.row_format, _nonzero(counts))
-    _check_splits(name, source, {split: len(rows) for split, rows in splits.items()})
-    return raw
+    return RawSource(
+        name,
+        source,
+        splits,
+        source.path if source.path is not None else f"embedded:{source.embedded}",
+        read.row_format,
+        _nonzero(counts),
+        cut_splits(read.rows, source.train),
+        {k: n for k, n in read.unused.items() if data.strata_by != f"column:{k}"},
+        _unread(files.unread),
+    )
+
+
+def _unread(paths: Sequence[Path]) -> tuple[str, ...]:
+    if not paths:
+        return ()
+    names = listed({path.name: None for path in paths})
+    return (f"files beside those that are read, which are not: {names}",)
+
+
+def _without_duplicates(raw: Sequence[RawSource], policy: Policy) -> list[RawSource]:
+    """The sources after the policy for rows that stand in two splits, of one source or two."""
+    found = handle_duplicates({source.name: source.rows for source in raw}, policy)
+    kept = []
+    for source in raw:
+        splits, counts = found[source.name]
+        _check_splits(source.name, source.options, {n: len(rows) for n, rows in splits.items()})
+        kept.append(replace(source, rows=splits, counts={**source.counts, **counts}))
+    return kept
 
 
 def _read(
-    name: str, source: SourceOptions, files: Mapping[str, Path | str], options: WorldOptions
+    name: str,
+    source: SourceOptions,
+    files: Mapping[str, Sequence[Path]],
+    options: WorldOptions,
 ) -> ReadRows:
-    paths = {role: file for role, file in files.items() if isinstance(file, Path)}
     if source.embedded is None:
-        return read_rows(paths, name, options.data.malformed)
+        return read_rows(files, name, options.data.malformed)
     rows = {"train": generate(source.embedded, source.rows, options.seed)}
-    if not paths:
+    if not files:
         return ReadRows(rows, "prompt")
-    read = read_rows(paths, name, options.data.malformed)
-    return ReadRows({**rows, **read.rows}, read.row_format, read.skipped)
+    read = read_rows(files, name, options.data.malformed)
+    return replace(read, rows={**rows, **read.rows})
 
 
 def _shortfall(source: SourceOptions, rows: Mapping[str, Sequence[Row]]) -> int:
@@ -221,53 +248,104 @@ def _check_splits(name: str, source: SourceOptions, sizes: Mapping[str, int]) ->
 # --- encoding -------------------------------------------------------------------------------
 
 
-def _encode_source(
+@dataclass(frozen=True)
+class _Graded:
+    """A source that is encoded and graded, before its held-out rows are chosen."""
+
+    raw: RawSource
+    parts: Mapping[str, Encoding]
+    scores: Mapping[str, Scores]
+    is_stratum: bool
+    strata: Mapping[str, IntArray]
+
+
+def _grade(
     raw: RawSource,
     tokenizer: "PreTrainedTokenizerFast",
     data: DataOptions,
     scorer: Scorer | None,
-) -> Source:
+) -> _Graded:
     parts = {name: encode_rows(raw.rows[name], tokenizer, data, raw.name) for name in SPLITS}
     _check_splits(raw.name, raw.options, {name: len(part.rows) for name, part in parts.items()})
+    if scorer is None:
+        every = [row for part in parts.values() for row in part.raw]
+        scorer = scorer_for(data.strata_by, every, data.strata, raw.name)
+    scores = {name: scorer.score(parts[name]) for name in SPLITS}
+    strata = strata_of(scores, scorer.is_stratum, data.strata, drop=data.remainder == "drop")
+    return _Graded(raw, parts, scores, scorer.is_stratum, strata)
+
+
+def _finish(
+    graded: _Graded, chosen: Chosen, data: DataOptions, measured: Collection[tuple[object, ...]]
+) -> Source:
+    """The source with the chosen held-out rows; train gets back what was cut and not chosen."""
+    raw, parts = graded.raw, graded.parts
+    left = others(chosen, graded.strata)
+    back = given_back(parts, left, raw.cut, measured)
     counts = Counter(raw.counts)
     for part in parts.values():
         counts.update(part.counts)
-    rows = {name: part.rows for name, part in parts.items()}
-    strata = _strata(parts, data, raw.name, scorer)
+    counts["rows given back to train"] = sum(map(len, back.values()))
+    for name, rows in left.items():
+        aside = len(rows) - len(back.get(name, ()))
+        counts[f"rows set aside: {name} over held_out_tokens"] = aside
+    train, strata = _train(graded, back, data)
     stays = strata["train"] != DROPPED
     if not stays.all():
         counts["rows dropped: remainder of the strata"] = int((~stays).sum())
-        rows["train"] = rows["train"].take(np.flatnonzero(stays))
-        strata["train"] = strata["train"][stays]
+        train, strata["train"] = train.take(np.flatnonzero(stays)), strata["train"][stays]
+    home = {name: "reward" if name == VALIDATION else name for name in chosen}
+    held_out = {name: parts[home[name]].rows.take(rows) for name, rows in chosen.items()}
     return Source(
         name=raw.name,
         target=raw.options.target,
-        splits=rows,
-        strata=strata,
+        splits={"train": train, **held_out},
+        strata={
+            "train": strata["train"],
+            **{name: strata[home[name]][rows] for name, rows in chosen.items()},
+        },
         n_strata=data.strata,
         max_epochs=raw.options.max_epochs,
-        report=SourceReport(raw.origin, raw.row_format, _nonzero(counts)),
+        report=SourceReport(raw.origin, raw.row_format, _nonzero(counts), _sentences(graded)),
     )
 
 
-def _cap(source: Source, tokens: int, seed: int) -> Source:
-    """The source with held-out splits of at most so many supervised tokens, as reported."""
-    splits, strata = dict(source.splits), dict(source.strata)
-    counts = Counter(source.report.counts)
-    for name in HELD_OUT:
-        rng = stream(seed, "held-out", source.name, name)
-        keep = cap_rows(splits[name].supervised, strata[name], tokens, rng)
-        counts[f"rows set aside: {name} over held_out_tokens"] = len(splits[name]) - len(keep)
-        if len(keep) < len(splits[name]):
-            splits[name], strata[name] = splits[name].take(keep), strata[name][keep]
-    report = replace(source.report, counts=_nonzero(counts))
-    return replace(source, splits=splits, strata=strata, report=report)
+def _train(
+    graded: _Graded, back: Chosen, data: DataOptions
+) -> tuple[EncodedRows, dict[str, IntArray]]:
+    """The train rows with those given back behind them, and the strata that follow."""
+    train, scores = graded.parts["train"].rows, [graded.scores["train"]]
+    if not sum(map(len, back.values())):
+        return train, dict(graded.strata)
+    for name, rows in back.items():
+        train = train.joined(graded.parts[name].rows.take(rows))
+        scores.append(graded.scores[name][rows])
+    grown = {**graded.scores, "train": np.concatenate(scores)}
+    drop = data.remainder == "drop"
+    return train, strata_of(grown, graded.is_stratum, data.strata, drop=drop)
 
 
-def _strata(
-    parts: Mapping[str, Encoding], data: DataOptions, source: str, scorer: Scorer | None
-) -> dict[str, IntArray]:
-    if scorer is None:
-        every = [row for part in parts.values() for row in part.raw]
-        scorer = scorer_for(data.strata_by, every, data.strata, source)
-    return stratify(parts, scorer, data.strata, drop=data.remainder == "drop")
+def _sentences(graded: _Graded) -> tuple[str, ...]:
+    """What stands in the rows and does not reach the model."""
+    raw = graded.raw
+    left_out: Counter[str] = Counter()
+    for part in graded.parts.values():
+        left_out.update(part.left_out)
+    found = list(raw.warnings)
+    if raw.unused:
+        found.append(f"columns and keys without a use: {listed(raw.unused)}")
+    if left_out:
+        found.append(f"the template leaves out: {listed(left_out)}")
+    return tuple(found)
+
+
+def listed(counts: Mapping[str, int | None], most: int = 8) -> str:
+    """The first names with their counts, the most frequent first.
+
+    >>> listed({"id": 3, "url": 12}), listed({"a": None, "b": None, "c": None}, most=2)
+    ('url (12 rows), id (3 rows)', 'a, b and 1 more')
+    """
+    names = sorted(counts, key=lambda name: -(counts[name] or 0))
+    words = [n if counts[n] is None else f"{n} ({counts[n]:,} rows)" for n in names[:most]]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(words) + more

@@ -1,83 +1,51 @@
-r"""Rows of text from JSONL and JSON files, in whichever of the common formats they are written.
+"""Rows of text from JSONL and JSON files, in whichever of the known formats they are written.
 
-A source has one format, the one that most of its rows are in (ties: the earlier in the table):
-
-=============  ================================  ==============================================
-format         columns                           becomes
-=============  ================================  ==============================================
-messages       messages                          the turns, ``[{"role", "content"}, ...]``
-prompt         prompt, completion                a user turn and an assistant turn
-instruction    instruction, output, (input)      the user turn is instruction + "\n\n" + input
-question       question, answer                  a user turn and an assistant turn
-text           text                              plain text without turns
-=============  ================================  ==============================================
+A source has one format, the one that most of its rows are in (ties: the earlier in the table of
+:mod:`mixgym.envs.sources.rows.formats`). A role may be played by several files, shards that are
+read in order.
 
 A row is malformed if it is not a JSON object in UTF-8, is in another format than its source, has
-an empty or wrongly typed field, a role other than system, user and assistant, or no assistant
-turn. Blank lines are not rows. Whether a malformed row stops the reading or is skipped with a
-count is ``data.malformed``. Nothing here splits, tokenises or grades.
+an empty or wrongly typed field, an unknown role, or no assistant turn. Blank lines are not rows.
+Whether a malformed row stops the reading or is skipped with a count is ``data.malformed``. Nothing
+here splits, tokenises or grades.
 """
 
 import codecs
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from mixgym.envs.errors import SourceError
+from mixgym.envs.sources.rows.formats import FORMATS, is_left_out, parse_row
+from mixgym.envs.sources.rows.row import Messages as Messages  # where it was before
+from mixgym.envs.sources.rows.row import Row as Row
+from mixgym.envs.sources.rows.turns import MalformedError
 
-Scalar = str | int | float | bool
-Messages = tuple[tuple[str, str], ...]
 Policy = Literal["error", "skip"]
 
-ROLES = ("system", "user", "assistant")
 SUFFIXES = (".jsonl", ".json")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a source.
-
-    Attributes:
-        messages: (role, content) of each turn; empty for a plain text.
-        text: the plain text, or None where there are messages.
-        columns: the row's other scalar columns.
-        file: where it was read.
-        line: line of a JSONL file, or number of the row in a JSON list; both count from 1.
-        unit: ``line`` or ``row``, what ``line`` counts.
-    """
-
-    messages: Messages
-    text: str | None
-    columns: Mapping[str, Scalar]
-    file: str
-    line: int
-    unit: str = "line"
-
-    @property
-    def where(self) -> str:
-        """The row's place, as errors name it."""
-        return f"{self.file} {self.unit} {self.line}"
-
-    @property
-    def content(self) -> tuple[Messages, str | None]:
-        """What makes two rows exact duplicates."""
-        return self.messages, self.text
 
 
 @dataclass(frozen=True)
 class ReadRows:
-    """All rows of a source, by the role of the file they stand in."""
+    """All rows of a source, by the role of the file they stand in.
+
+    Attributes:
+        rows: by role.
+        row_format: a name in :data:`mixgym.envs.sources.rows.formats.FORMATS`.
+        skipped: malformed rows.
+        left_out: rows that say themselves that they are not to be learnt.
+        unused: columns and keys that have no use -> rows that fill them.
+    """
 
     rows: Mapping[str, tuple[Row, ...]]
     row_format: str
     skipped: int = 0
-
-
-class _MalformedError(Exception):
-    """Why a row cannot be used."""
+    left_out: int = 0
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,24 +63,13 @@ class _Record:
         return f"{self.file} {self.unit} {self.line}"
 
 
-@dataclass(frozen=True)
-class _RowFormat:
-    """How the rows of one format are recognised and taken apart."""
-
-    required: tuple[str, ...]
-    parse: Callable[[Mapping[str, Any]], tuple[Messages, str | None]]
-    optional: tuple[str, ...] = field(default=())
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset(self.required + self.optional)
-
-
-def read_rows(files: Mapping[str, Path], source: str, malformed: Policy = "error") -> ReadRows:
+def read_rows(
+    files: Mapping[str, Path | Sequence[Path]], source: str, malformed: Policy = "error"
+) -> ReadRows:
     """Read the files of a source.
 
     Args:
-        files: for each role (``train``, ``valid``, ...) the file that plays it.
+        files: for each role (``train``, ``valid``, ...) the file that plays it, or its shards.
         source: the source's name, for errors.
         malformed: what to do with a row that cannot be used.
 
@@ -120,16 +77,21 @@ def read_rows(files: Mapping[str, Path], source: str, malformed: Policy = "error
         SourceError: a file is missing or empty, no row is in a known format, a row is malformed
             (under the policy ``error``), or nothing is left after skipping.
     """
-    records = {role: _read_file(path, source) for role, path in files.items()}
+    records = {role: _read_files(paths, source) for role, paths in files.items()}
     row_format = _detect([record for part in records.values() for record in part], source)
+    counts: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     rows: dict[str, tuple[Row, ...]] = {}
-    skipped = 0
     for role, part in records.items():
-        rows[role], flaws = _parse_all(part, row_format, source, malformed)
-        skipped += flaws
+        rows[role] = tuple(_parse_all(part, row_format, source, malformed, counts, unused))
         if not rows[role]:
-            _fail(source, f"every row of {files[role]} is malformed; correct the file")
-    return ReadRows(rows, row_format, skipped)
+            fate = "left out by its weight" if counts["left out"] else "malformed"
+            _fail(source, f"every row of {_names(files[role])} is {fate}; correct the file")
+    return ReadRows(rows, row_format, counts["skipped"], counts["left out"], unused)
+
+
+def _names(paths: Path | Sequence[Path]) -> str:
+    return str(paths) if isinstance(paths, Path) else ", ".join(map(str, paths))
 
 
 def data_file(path: Path, source: str) -> Path:
@@ -157,7 +119,9 @@ def _fail(source: str, problem: str) -> NoReturn:
     raise SourceError(f"source {source!r}: {problem}")
 
 
-# --- files ----------------------------------------------------------------------------------
+def _read_files(paths: Path | Sequence[Path], source: str) -> list[_Record]:
+    shards = [paths] if isinstance(paths, Path) else paths
+    return [record for path in shards for record in _read_file(path, source)]
 
 
 def _read_file(path: Path, source: str) -> list[_Record]:
@@ -227,82 +191,10 @@ def _not_utf8(data: bytes, error: UnicodeDecodeError, start: int) -> str:
 # --- formats --------------------------------------------------------------------------------
 
 
-def _text_of(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise _MalformedError(f"{name!r} is {_kind(value)}; it must be a text")
-    if not value.strip():
-        raise _MalformedError(f"{name!r} is empty")
-    return _encodable(value, name)
-
-
-def _encodable(value: str, name: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _MalformedError(f"{name!r} holds half of a surrogate pair") from None
-    return value
-
-
-def _kind(value: object) -> str:
-    return "missing" if value is None else f"of type {type(value).__name__}"
-
-
-def _parse_messages(row: Mapping[str, Any]) -> tuple[Messages, None]:
-    turns = row.get("messages")
-    if not isinstance(turns, list) or not turns:
-        raise _MalformedError(
-            "'messages' is not a list of turns" if turns else "'messages' is empty"
-        )
-    messages = tuple(_parse_turn(turn, i) for i, turn in enumerate(turns))
-    if all(role != "assistant" for role, _ in messages):
-        raise _MalformedError("'messages' has no assistant turn, so nothing to train on")
-    return messages, None
-
-
-def _parse_turn(turn: object, index: int) -> tuple[str, str]:
-    if not isinstance(turn, dict):
-        raise _MalformedError(f"messages[{index}] is {_kind(turn)}; it must be an object")
-    role = turn.get("role")
-    if role not in ROLES:
-        raise _MalformedError(f"messages[{index}] has the role {role!r}; known: {', '.join(ROLES)}")
-    try:
-        return role, _text_of(turn, "content")
-    except _MalformedError as flaw:
-        raise _MalformedError(f"messages[{index}]: {flaw}") from None
-
-
-def _pair(prompt: str, completion: str) -> tuple[Messages, None]:
-    return (("user", prompt), ("assistant", completion)), None
-
-
-def _parse_instruction(row: Mapping[str, Any]) -> tuple[Messages, None]:
-    extra = row.get("input")
-    if extra is not None and not isinstance(extra, str):
-        raise _MalformedError(f"'input' is {_kind(extra)}; it must be a text or absent")
-    parts = [_text_of(row, "instruction")]
-    if extra and extra.strip():
-        parts.append(_encodable(extra, "input"))
-    return _pair("\n\n".join(parts), _text_of(row, "output"))
-
-
-FORMATS: Mapping[str, _RowFormat] = {
-    "messages": _RowFormat(("messages",), _parse_messages),
-    "prompt": _RowFormat(
-        ("prompt", "completion"), lambda r: _pair(_text_of(r, "prompt"), _text_of(r, "completion"))
-    ),
-    "instruction": _RowFormat(("instruction", "output"), _parse_instruction, ("input",)),
-    "question": _RowFormat(
-        ("question", "answer"), lambda r: _pair(_text_of(r, "question"), _text_of(r, "answer"))
-    ),
-    "text": _RowFormat(("text",), lambda r: ((), _text_of(r, "text"))),
-}
-
-
 def _format_of(value: object) -> str | None:
     if not isinstance(value, dict):
         return None
-    return next((n for n, f in FORMATS.items() if all(key in value for key in f.required)), None)
+    return next((name for name, form in FORMATS.items() if form.fits(value)), None)
 
 
 def _detect(records: Sequence[_Record], source: str) -> str:
@@ -310,7 +202,7 @@ def _detect(records: Sequence[_Record], source: str) -> str:
     best = max(FORMATS, key=lambda name: found[name])
     if not found[best]:
         first = records[0]
-        known = "; ".join(", ".join(f.required) for f in FORMATS.values())
+        known = "; ".join(form.columns for form in FORMATS.values())
         _fail(
             source,
             f"{first.where}: {first.flaw or _unknown(first.value)}; no row of the source is in a "
@@ -330,42 +222,67 @@ def _unknown(value: object) -> str:
 
 
 def _parse_all(
-    records: Sequence[_Record], row_format: str, source: str, malformed: Policy
-) -> tuple[tuple[Row, ...], int]:
+    records: Sequence[_Record],
+    row_format: str,
+    source: str,
+    malformed: Policy,
+    counts: Counter[str],
+    unused: Counter[str],
+) -> list[Row]:
+    """The rows that can be used; the others, and what is not used of these, are counted."""
     rows = []
     for record in records:
         try:
-            rows.append(_parse(record, row_format))
-        except _MalformedError as flaw:
+            row = _parse(record, row_format, unused)
+        except MalformedError as flaw:
             _stop(record, source, malformed, str(flaw))
-    return tuple(rows), len(records) - len(rows)
+            counts["skipped"] += 1
+            continue
+        if row is None:
+            counts["left out"] += 1
+        else:
+            rows.append(row)
+    return rows
 
 
-def _parse(record: _Record, row_format: str) -> Row:
+def _parse(record: _Record, row_format: str, unused: Counter[str]) -> Row | None:
+    """The row of a record; None if it says that it is not to be learnt."""
     if record.flaw is not None:
-        raise _MalformedError(record.flaw)
+        raise MalformedError(record.flaw)
     value, form = record.value, FORMATS[row_format]
     if not isinstance(value, dict):
-        raise _MalformedError(_no_object(value))
-    missing = [key for key in form.required if key not in value]
-    if missing:
-        raise _MalformedError(
-            f"no {missing[0]!r} (columns {', '.join(map(repr, value)) or '(none)'}), "
-            f"but the source's rows are in the format {row_format!r}"
-        )
-    messages, text = form.parse(value)
+        raise MalformedError(_no_object(value))
+    try:
+        names = form.find(value)
+    except MalformedError as flaw:
+        raise MalformedError(
+            f"{flaw}, but the source's rows are in the format {row_format!r}"
+        ) from None
+    parsed = parse_row(value, form, names)
+    if is_left_out(value):
+        return None
+    if parsed.unused:
+        unused.update(parsed.unused)
     columns = {
         key: cell
         for key, cell in value.items()
         if key not in form.fields and isinstance(cell, str | int | float)
     }
-    return Row(messages, text, columns, record.file, record.line, record.unit)
+    return Row(
+        parsed.messages,
+        parsed.text,
+        columns,
+        record.file,
+        record.line,
+        record.unit,
+        parsed.extras,
+        parsed.muted,
+    )
 
 
-def _stop(record: _Record, source: str, malformed: Policy, flaw: str | None = None) -> None:
+def _stop(record: _Record, source: str, malformed: Policy, flaw: str) -> None:
     if malformed == "error":
         _fail(
             source,
-            f"{record.where}: {flaw or record.flaw}; "
-            "correct the row, or set data.malformed to skip",
+            f"{record.where}: {flaw}; correct the row, or set data.malformed to skip",
         )

@@ -1,6 +1,6 @@
 """A source as the rest of the world sees it: encoded rows, their splits and their strata."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +47,14 @@ class EncodedRows:
         """A copy that holds ``rows``, in that order."""
         return EncodedRows.from_lists([self.row(int(i)) for i in rows])
 
+    def joined(self, other: "EncodedRows") -> "EncodedRows":
+        """These rows, and ``other``'s behind them."""
+        return EncodedRows(
+            np.concatenate([self.tokens, other.tokens]),
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+        )
+
     @classmethod
     def from_lists(cls, rows: list[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> "EncodedRows":
         """Join ``(tokens, labels)`` pairs."""
@@ -65,12 +73,14 @@ class SourceReport:
 
     ``counts`` maps a plain name (``rows read``, ``rows truncated``, ``rows skipped: over-long``,
     ``rows skipped: no supervised token``, ``lines skipped: malformed``,
-    ``duplicates: train in test`` ...) to a number; zero counts are left out.
+    ``duplicates: train in test`` ...) to a number; zero counts are left out. ``warnings`` are
+    sentences on what stands in the rows and does not reach the model.
     """
 
     origin: str
     row_format: str
     counts: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,3 +104,32 @@ class Source:
     n_strata: int
     max_epochs: float | None
     report: SourceReport
+
+
+def warnings_of(sources: Sequence[Source], least_rows: int) -> list[str]:
+    """What a user should know of the sources before anything is trained on them.
+
+    Args:
+        sources: of a mixture.
+        least_rows: ``data.held_out_rows``; targets with fewer are named.
+    """
+    found = [f"{source.name}: {line}" for source in sources for line in source.report.warnings]
+    few = [
+        f"{source.name} ({', '.join(parts)})"
+        for source in sources
+        if source.target > 0
+        and (
+            parts := [
+                f"{split} {len(source.splits[split])}"
+                for split in ("reward", "select", "test")
+                if len(source.splits[split]) < least_rows
+            ]
+        )
+    ]
+    if few:
+        found.append(
+            f"fewer held-out rows than data.held_out_rows = {least_rows}, so that losses on them "
+            f"are noisy: {', '.join(few)}; give the sources more rows, held-out files, or a "
+            "larger data.held_out_fraction"
+        )
+    return found

@@ -23,6 +23,7 @@ from mixgym.envs.learners.causal_lm import CausalLM
 from mixgym.envs.learners.exact_match import exact_match
 from mixgym.envs.ranks import from_first, part, rank
 from mixgym.envs.rewards import target_mean
+from mixgym.envs.sources.source import warnings_of
 from mixgym.envs.spaces.rendering import render_rgb
 from mixgym.trainer.config import RunConfig, load_config
 from mixgym.trainer.finetuning.assembly import Assembly, assemble
@@ -96,6 +97,9 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
         if not resume:  # nothing was trained: leave no folder behind that looks like a run
             storage.remove_folder(run.path)
         raise
+    warnings = source_warnings(assembly, run.config)
+    for line in warnings if progress else ():
+        sys.stderr.write(f"warning: {line}\n")
     _restore(assembly, run)
     known = run.read_decisions() if resume else None
     writer = RunWriter(run.tensorboard, known) if run.config.run.tensorboard else None
@@ -103,7 +107,7 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
     bar = ProgressBar(assembly.env, disable=not progress)
     try:
         assembly.agent.learn(ENDLESS, callback=[recorder, bar], reset_num_timesteps=False)
-        summary = _summary(run, assembly, outcome)
+        summary = {**_summary(run, assembly, outcome), "warnings": warnings}
         _leave(run, assembly, outcome, writer, summary)
     except DivergenceError as error:
         failure = f"{error}; {_last_good(run)}"
@@ -114,6 +118,12 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
         if writer is not None:
             writer.close()
     return summary
+
+
+def source_warnings(assembly: Assembly, config: RunConfig) -> list[str]:
+    """What should be known of the sources of a run, if its learner has any."""
+    sources = getattr(assembly.env.world.learner, "sources", ())
+    return warnings_of(sources, config.data.held_out_rows)
 
 
 def follow(config: RunConfig, *, resume: bool = False) -> None:

@@ -17,7 +17,7 @@ from mixgym.envs.learners.probes.probe_rows import baseline_cost, probe_cost
 from mixgym.envs.measuring.probe_book import wanted_probes
 from mixgym.envs.options import SPLITS
 from mixgym.envs.probes import BACKWARD
-from mixgym.envs.sources.source import Source
+from mixgym.envs.sources.source import Source, warnings_of
 from mixgym.envs.spaces.signals import probe_shape
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.environment_needs import environment_for
@@ -83,7 +83,8 @@ def make_plan(config: RunConfig, processes: int = 1) -> dict[str, Any]:
     }
     packing = packing_report(config, corpus.sources, rehearsal.pools, processes)
     report["packing"] = packing
-    report["warnings"] = [*_warnings(report), *packing["warnings"]]
+    told = warnings_of(corpus.sources, config.data.held_out_rows)
+    report["warnings"] = [*told, *_warnings(report), *packing["warnings"]]
     return report
 
 
@@ -285,6 +286,6 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     if share > MEASURE_WARNING:
         found.append(
             f"measuring takes {100 * share:.0f}% of the compute: "
-            "raise training.interval, or lower data.held_out_tokens"
+            "raise training.interval, or lower data.held_out_tokens and data.held_out_rows"
         )
     return found

@@ -100,7 +100,7 @@ def test_templates_that_trim_or_have_no_generation_prompt(bytes_tokenizer):
     [
         (
             "{% for m in messages %}{{ m.content if loop.last else 'cut' }}|{% endfor %}",
-            "renders the first 1 turns in another way",
+            r"leaves out the text of messages\[0\]",
         ),
         (
             "{% for m in messages %}{{ m.content | upper }}|{% endfor %}",

@@ -53,7 +53,7 @@ def test_the_report_counts_what_every_policy_did(write, bytes_tokenizer):
     train = write("a.jsonl", [*rows, rows[0]])
     test = write("t.jsonl", [rows[0], *pair_rows(9, 100)])
     options = world(
-        {"malformed": "skip", "max_length": 64, "held_out_tokens": 30},
+        {"malformed": "skip", "max_length": 64, "held_out_tokens": 30, "held_out_rows": 1},
         a={"path": str(train), "test": str(test)},
     )
     raw = read_sources(options)
@@ -260,7 +260,7 @@ def test_a_validation_half_is_not_capped(write, bytes_tokenizer):
         "path": str(write("a.jsonl", pair_rows(4))),
         "reward": str(write("r.jsonl", pair_rows(40, 50))),
     }
-    options = world({"held_out_tokens": 30, "strata": 1}, a=files)
+    options = world({"held_out_tokens": 30, "held_out_rows": 1, "strata": 1}, a=files)
     raw = read_sources(options)
     source = encode_sources(raw, bytes_tokenizer, options.data, 0, halve=True)[0]
     assert len(source.splits["validation"]) == 20

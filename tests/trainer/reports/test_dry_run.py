@@ -93,8 +93,21 @@ def test_warnings_name_the_source_and_the_measuring(by_hand: RunConfig) -> None:
 
 
 def test_no_warning_below_the_ratios(make_config: Make) -> None:
-    config = make_config("run", training={"steps": 40, "interval": 20, "packs": 4})
+    config = make_config(
+        "run", training={"steps": 40, "interval": 20, "packs": 4}, data={"held_out_rows": 3}
+    )
     assert make_plan(config)["warnings"] == []
+
+
+def test_warnings_of_the_sources_come_first(tmp_path: Path, make_config: Make) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": f"p{i}", "completion": "c", "reason": "none"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = make_plan(make_config("run", sources={"s": {"path": str(path)}}))
+    unused, few, *_ = report["warnings"]
+    assert unused == "s: columns and keys without a use: reason (40 rows)"
+    assert few.startswith("fewer held-out rows than data.held_out_rows = 64")
+    assert "s (reward 2, select 2, test 2)" in few
 
 
 @pytest.mark.parametrize(

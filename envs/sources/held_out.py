@@ -1,0 +1,100 @@
+"""Which held-out rows are measured, and what becomes of the rest.
+
+A held-out split is measured as a whole, again and again, so it is kept small: rows are taken until
+they hold ``held_out_tokens`` supervised tokens, and ``held_out_rows`` rows even beyond that, as a
+mean over a few long rows says little. The others are given back to train if they were cut from it;
+rows of a source's own held-out files are only set aside. A row whose twin is measured anywhere is
+not given back. The validation half of the reward split, where there is one, is trained on in
+batches and never measured whole: it keeps all its rows.
+"""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from mixgym.envs.arrays import IntArray
+from mixgym.envs.options import DataOptions
+from mixgym.envs.random_streams import stream
+from mixgym.envs.sources.difficulty import cap_rows
+from mixgym.envs.sources.encoding import Encoding
+from mixgym.envs.sources.splits import HELD_OUT, VALIDATION, halves
+
+Chosen = dict[str, IntArray]
+
+
+def choose_rows(
+    parts: Mapping[str, Encoding],
+    strata: Mapping[str, IntArray],
+    data: DataOptions,
+    seed: int,
+    source: str,
+    halve: bool,
+) -> Chosen:
+    """The rows of each held-out split that are measured.
+
+    Args:
+        parts: by split, the encoded rows.
+        strata: by split int64[n].
+        data: ``held_out_tokens`` and ``held_out_rows``.
+        seed: the world's.
+        source: name of the source, for its random streams.
+        halve: whether half of the reward rows become the validation split.
+
+    Returns:
+        By split (``validation`` too if halved) the places of the rows in ``parts``, rising;
+        those of ``validation`` in ``parts["reward"]``.
+    """
+    candidates = {name: np.arange(len(strata[name]), dtype=np.int64) for name in HELD_OUT}
+    chosen: Chosen = {}
+    if halve:
+        rng = stream(seed, VALIDATION, source)
+        candidates["reward"], chosen[VALIDATION] = halves(strata["reward"], data.strata, rng)
+    for name, mine in candidates.items():
+        rng = stream(seed, "held-out", source, name)
+        supervised = parts[name].rows.supervised[mine]
+        kept = cap_rows(
+            supervised, strata[name][mine], data.held_out_tokens, rng, data.held_out_rows
+        )
+        chosen[name] = mine[kept]
+    return chosen
+
+
+def others(chosen: Chosen, strata: Mapping[str, IntArray]) -> Chosen:
+    """By held-out split, the places of the rows that no split took."""
+    left = {}
+    for name in HELD_OUT:
+        taken = [chosen[name]]
+        if name == "reward" and VALIDATION in chosen:
+            taken.append(chosen[VALIDATION])
+        left[name] = np.setdiff1d(np.arange(len(strata[name])), np.concatenate(taken))
+    return left
+
+
+def contents(parts: Mapping[str, Encoding], chosen: Chosen) -> set[tuple[object, ...]]:
+    """What stands in the rows that were chosen."""
+    return {
+        parts["reward" if name == VALIDATION else name].raw[i].content
+        for name, rows in chosen.items()
+        for i in rows
+    }
+
+
+def given_back(
+    parts: Mapping[str, Encoding],
+    left: Chosen,
+    cut: Collection[str],
+    measured: Collection[tuple[object, ...]],
+) -> Chosen:
+    """By held-out split, the places of the rows that train gets back.
+
+    Args:
+        parts: by split, the encoded rows.
+        left: see :func:`others`.
+        cut: splits that were cut from train rows.
+        measured: contents that no row in train may have.
+    """
+    return {
+        name: np.array([i for i in left[name] if parts[name].raw[i].content not in measured], int)
+        for name in HELD_OUT
+        if name in cut
+    }

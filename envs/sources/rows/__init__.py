@@ -1,0 +1,1 @@
+"""Rows as they stand in files: their columns, their turns, and what these say."""
