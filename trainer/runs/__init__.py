@@ -1,0 +1,1 @@
+"""Run folders and their records: checkpoints, decisions, TensorBoard, tables."""
