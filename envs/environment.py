@@ -60,7 +60,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     Starting state:
         The base model and untouched data. ``reset(seed=s)`` fixes the order of rows; of ``curves``
         the measurement noise, and with ``environment.tasks`` the task, which is then drawn from
-        that set at every reset.
+        that set at every reset. There are no reset options: unknown ones are refused.
 
     Episode end:
         ``terminated`` when the budget (steps, or supervised tokens) or the data is used up, or when
@@ -82,6 +82,11 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
     Cost:
         One evaluation of the reward split per decision, one at the start; probes
         (:mod:`mixgym.envs.probes`) in their periods, for whoever asked for them.
+
+    Copies:
+        :meth:`fork` for looking ahead, :meth:`snapshot` and :meth:`save` for going back. An
+        environment on closed-form curves is also pickled and deep-copied, and goes on bit-equal;
+        around a language model that is refused.
 
     Version history:
         v0: first version.

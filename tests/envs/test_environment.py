@@ -23,10 +23,12 @@ from mixgym.envs.environment import FAILURE_PENALTY, MixtureEnv
 from mixgym.envs.errors import DivergenceError, MixgymError
 from mixgym.envs.interval_plan import IntervalPlan
 from mixgym.envs.learners.base import Evaluation, PlainStep, StepRule, TrainReport
+from mixgym.envs.measuring import episode
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
 from mixgym.envs.packing.plane import PackedPlane
 from mixgym.envs.registration import ENVIRONMENTS, make_mixture_env
 from mixgym.envs.sources.source import Source
+from mixgym.envs.spaces import observations
 from mixgym.envs.spaces.mixture import Mixture
 from mixgym.envs.world import World
 
@@ -541,3 +543,66 @@ def test_algorithms_of_stable_baselines_run(algorithm: Any, options: dict[str, A
     action, _ = agent.predict(env.reset(seed=0)[0], deterministic=True)
     assert env.action_space.contains(action)
     assert len(agent.ep_info_buffer) >= 128 // 5 - 1
+
+
+# what is made once
+
+
+@pytest.mark.parametrize("observation", ["flat", "dict"])
+def test_an_observation_is_made_once_and_its_fixed_part_once_an_episode(
+    observation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counted(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def call(*arguments: Any) -> Any:
+            made.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(observations, "features")
+    counted(episode, "fixed_parts")
+    env = make(environment={"observation": observation})
+    for _ in range(2):
+        first, _ = env.reset(seed=0)
+        steps = play(env, np.zeros((5, 20), np.float32))
+        assert made.count("features") == 6, "one for the reset, one for each step"
+        assert made.count("fixed_parts") == 1
+        made.clear()
+        flat = [env_flat(seen) for seen in (plain(first), *(step[0] for step in steps))]
+        assert [step[4]["decision"]["observation"] for step in steps] == flat[:-1]
+
+
+def env_flat(seen: Any) -> list[float]:
+    """The flat observation that a Dict holds, or that it is."""
+    parts = ("progress", "sources", "strata", "masks")
+    return [x for part in parts for x in seen[part]] if isinstance(seen, dict) else list(seen)
+
+
+def test_the_fixed_part_follows_cells_that_are_used_up() -> None:
+    short, long = two_sources(400)
+    env = packed_env([replace(short, max_epochs=0.05), long], {"steps": 20, "interval": 2})
+    env.reset(seed=0)
+    seen = [step[0] for step in play(env, np.zeros((10, 4), np.float32))]
+    assert seen[0][-4:] == [1, 1, 1, 1]
+    assert seen[-1][-4:] == [0, 1, 0, 1]
+    twin = packed_env([replace(short, max_epochs=0.05), long], {"steps": 20, "interval": 2})
+    twin.restore(env.snapshot())
+    assert twin._flat.tolist() == seen[-1], "and is the same where it is made anew"
+
+
+def test_an_episode_shorter_than_its_last_interval_is_the_same_in_a_batch() -> None:
+    options: dict[str, Any] = {"training": {"steps": 25, "interval": 10}}
+    env, batch = make(**options), gym.make_vec("mixgym/Mixture-v0", num_envs=1, **options)
+    env.reset(seed=3)
+    batch.reset(seed=3)
+    zero = np.zeros((1, 20), np.float32)
+    for ended in (False, False, True):
+        alone, together = env.step(zero[0]), batch.step(zero)
+        assert alone[2] == bool(together[2][0]) == ended
+        records = alone[4]["decision"], together[4]["decision"][0]
+        assert records[0]["supervised_tokens"] == records[1]["supervised_tokens"]
+        assert alone[1] == pytest.approx(float(together[1][0]), abs=1e-9)
