@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mixgym.envs.errors import RunError
 from mixgym.envs import storage
+from mixgym.envs.errors import RunError
 from mixgym.trainer.config import RunConfig, dump_config, load_config
 
 CONFIG = "config.yaml"

@@ -7,9 +7,9 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
+from mixgym.envs import storage
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import DivergenceError
-from mixgym.envs import storage
 from mixgym.trainer.runs.folder import RunFolder
 from mixgym.trainer.runs.tensorboard import RunWriter, scalars_of
 

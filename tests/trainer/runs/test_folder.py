@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixgym.envs.errors import RunError
 from mixgym.envs import storage
+from mixgym.envs.errors import RunError
 from mixgym.trainer.config import RunConfig, load_config
 from mixgym.trainer.runs.folder import RunFolder
 

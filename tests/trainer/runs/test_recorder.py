@@ -11,8 +11,8 @@ from mixgym.envs.curves.learner import CurveLearner
 from mixgym.envs.errors import DivergenceError
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.finetuning.assembly import Assembly, assemble
-from mixgym.trainer.runs.recorder import SECONDS, ProgressBar, Recorder
 from mixgym.trainer.runs.folder import RunFolder
+from mixgym.trainer.runs.recorder import SECONDS, ProgressBar, Recorder
 
 Make = Callable[..., RunConfig]
 
