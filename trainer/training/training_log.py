@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mixgym.trainer.runs.varying_scalars import VaryingScalars
 from numpy.typing import NDArray
 from stable_baselines3.common.logger import KVWriter, Logger
+
+from mixgym.trainer.runs.varying_scalars import VaryingScalars
 
 OWN = ("train/", "rollout/", "time/", "eval/")
 EPISODE = "episode/reward/"
