@@ -37,21 +37,22 @@ def join() -> "torch.device":
             or the processes cannot meet.
     """
     import torch
-    import torch.distributed as dist
+    from accelerate import PartialState
 
     _check_environment()
     device = own_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world_size() > 1 and not dist.is_initialized():
-        try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        except (ValueError, RuntimeError) as error:
-            raise RunError(
-                f"{world_size()} processes cannot meet ({str(error).splitlines()[0]}): start them "
-                "with torchrun --nproc_per_node"
-            ) from error
-    return device
+    reason = "nobody has told them of each other"
+    try:
+        # it chooses the backend and lets processes meet; no more of accelerate is used
+        state = PartialState(cpu=device.type == "cpu")
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+    if world_size() > 1 and not torch.distributed.is_initialized():
+        raise RunError(
+            f"{world_size()} processes cannot meet ({reason}): start them with "
+            "torchrun --nproc_per_node"
+        )
+    return device if device.type == "cpu" else state.device
 
 
 def own_device() -> "torch.device":
