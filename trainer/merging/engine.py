@@ -16,7 +16,7 @@ import numpy as np
 
 from mixgym.trainer.merging import lora_cat
 from mixgym.trainer.merging.chunk import Chunk, Workspace
-from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.errors import MergeError, MergeMisuseError, require_posix
 from mixgym.trainer.merging.files import compatibility as gates
 from mixgym.trainer.merging.files.output_file import Sink, at_block_boundary, collection_bytes
 from mixgym.trainer.merging.files.writing import OutputFolder, parse_bytes
@@ -46,7 +46,8 @@ def run(
         MergeError: where :func:`merge` does, and if there is no output folder.
     """
     if not recipe.out:
-        raise MergeError("no output folder; give one with --out")
+        raise MergeMisuseError("no output folder; give one with --out")
+    require_posix()
     if recipe.spec.family == "adapters":
         return lora_cat.merge_adapters(recipe, dry_run=dry_run)
     return merge(recipe, dry_run=dry_run, progress=progress)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixgym.trainer.merging.chunk import Origin
-from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.errors import MergeError, MergeMisuseError
 from mixgym.trainer.merging.files import compatibility as gates
 from mixgym.trainer.merging.files import tokenizers
 from mixgym.trainer.merging.files.checkpoint import Checkpoint, TensorInfo
@@ -102,19 +102,19 @@ def arrange(recipe: Recipe) -> Recipe:
         models.insert(0, ModelEntry(model=base))
         base = None
     if base is None and (spec.base == "required" or _needs_base(recipe)):
-        raise MergeError(
+        raise MergeMisuseError(
             f"{recipe.method} works on differences from a base model; name the model that all were "
             "trained from with --base"
         )
     least, most = spec.models
     if len(models) < least or (most is not None and len(models) > most):
         wanted = f"{least}" if least == most else f"at least {least}"
-        raise MergeError(
+        raise MergeMisuseError(
             f"{recipe.method} merges {wanted} model(s){' beside the base' if base else ''}, "
             f"{len(models)} given: {', '.join(entry.model for entry in models) or 'none'}"
         )
     if recipe.vocab == "base" and recipe.base is None:
-        raise MergeError("vocab: base needs a base model; name it with --base")
+        raise MergeMisuseError("vocab: base needs a base model; name it with --base")
     return recipe.model_copy(update={"models": tuple(models), "base": base})
 
 

@@ -62,7 +62,7 @@ class AdapterFile:
     """The factors and the configuration of a LoRA folder, without its base."""
 
     def __init__(self, folder: Path, label: str) -> None:
-        self.folder = folder
+        self.folder = self.tokenizer_folder = self.own_folder = folder
         self.label = label
         self.options = read_json(folder / ADAPTER_CONFIG, label)
         self._check_variant()

@@ -6,7 +6,6 @@ at the end. What a killed run left behind is removed by the next one.
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -136,6 +135,8 @@ class OutputFolder:
         self.check()
         prefix = f".{self.target.name}.partial-"
         self.temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
+        import fcntl  # POSIX only, see require_posix
+
         self._lock = os.open(self.temporary, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
@@ -293,6 +294,8 @@ def _escape(name: str) -> str:
 
 
 def _remove_if_dead(folder: Path) -> None:
+    import fcntl
+
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
