@@ -6,7 +6,7 @@ from typing import Any
 from mixgym.envs.errors import did_you_mean
 from mixgym.trainer.merging.errors import MergeMisuseError
 from mixgym.trainer.merging.files.run_folders import base_of, model_in
-from mixgym.trainer.merging.methods.catalogue import METHODS, PARAMETERS, PER_MODEL
+from mixgym.trainer.merging.methods.catalogue import PARAMETERS, PER_MODEL
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
 from mixgym.trainer.strict_yaml import parse_yaml
@@ -118,16 +118,3 @@ def _spread(data: dict[str, Any], per_model: dict[str, list[float]]) -> dict[str
         for entry, value in zip(models, values, strict=True):
             entry["parameters"] = {**entry.get("parameters", {}), key: value}
     return {**data, "models": models} if models else data
-
-
-def describe_method(name: str) -> str:
-    """Return what a method is, needs and takes, in a few lines."""
-    from mixgym.trainer.merging.methods.catalogue import accepted_parameters, default_of
-
-    if name not in METHODS:
-        raise MergeMisuseError(f"unknown method {name!r}; {did_you_mean(name, METHODS)}")
-    spec = METHODS[name]
-    lines = [f"{name}: {spec.summary}", f"base: {spec.base}"]
-    for key in sorted(accepted_parameters(spec, spec.sparsify, spec.combine)):
-        lines.append(f"{key} (default {default_of(spec, key)}): {PARAMETERS[key]}")
-    return "\n".join(lines)

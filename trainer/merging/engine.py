@@ -29,7 +29,7 @@ from mixgym.trainer.merging.methods.sums import BLOCK_ELEMENTS
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
 
-MERGE_FILE = "merge.json"
+_MERGE_FILE = "merge.json"
 _TYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _LARGE_ZERO_SHARE = 0.001
 
@@ -244,7 +244,7 @@ def _commit(plan: Plan, output: OutputFolder, tally: Tally) -> None:
     copies = gates.files_to_copy(plan.donor.folder, plan.tokenizer)
     texts = {
         "config.json": json.dumps(_config(plan), indent=2) + "\n",
-        MERGE_FILE: json.dumps(_record(plan, tally), indent=2) + "\n",
+        _MERGE_FILE: json.dumps(_record(plan, tally), indent=2) + "\n",
     }
     output.commit(copies, texts)
 

@@ -138,7 +138,7 @@ class Recipe(Strict):
         if where != "parameters" and key not in PER_MODEL:
             raise ValueError(f"{where}: {key} is the same for all models; put it under parameters")
         if key in PER_TENSOR:
-            check_value(f"{where}.{key}", value)
+            _check_value(f"{where}.{key}", value)
         elif isinstance(value, dict | list):
             raise ValueError(f"{where}.{key} is one value for all tensors, not {value!r}")
 
@@ -200,7 +200,7 @@ class Recipe(Strict):
         given = overrides or {}
         kept = {key: line for key, line in lines.items() if not key or key[0] not in given}
         try:
-            return cls.parse(overlay(data, given), str(path), kept)
+            return cls.parse(_overlay(data, given), str(path), kept)
         except MergeMisuseError:
             raise
         except MergeError as error:
@@ -237,7 +237,7 @@ def _line_of(path: KeyPath, lines: Mapping[KeyPath, int]) -> str:
     return "" if line is None else f":{line}"
 
 
-def overlay(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _overlay(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``data`` with keys replaced; mappings under ``parameters`` are merged."""
     from mixgym.trainer.merging.mergekit import from_mergekit, is_mergekit
 
@@ -247,7 +247,7 @@ def overlay(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return {**merged, "parameters": parameters} if parameters else merged
 
 
-def check_value(where: str, value: Value) -> None:
+def _check_value(where: str, value: Value) -> None:
     """Refuse what is neither a number, a gradient, a mapping by pattern nor a list of filters."""
     if isinstance(value, bool) or value is None:
         raise ValueError(f"{where} must be a number, not {value!r}")
@@ -256,7 +256,7 @@ def check_value(where: str, value: Value) -> None:
     if isinstance(value, dict):
         for pattern, inner in value.items():
             _check_pattern(where, str(pattern))
-            check_value(f"{where}[{pattern}]", inner)
+            _check_value(f"{where}[{pattern}]", inner)
     elif isinstance(value, list) and value:
         _check_list(where, value)
     else:
@@ -270,7 +270,7 @@ def _check_list(where: str, value: list[Any]) -> None:
         if isinstance(item, dict):
             if not {"value"} <= item.keys() <= {"filter", "value"}:
                 raise ValueError(f"{where}: a filter has the keys filter and value, not {item!r}")
-            check_value(where, item["value"])
+            _check_value(where, item["value"])
         elif isinstance(item, bool) or not isinstance(item, int | float):
             raise ValueError(f"{where}: {item!r} in a list over layers is not a number")
 

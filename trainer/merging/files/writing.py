@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from mixgym.envs.storage import sync_path
 from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.files.checkpoint import TensorInfo
 from mixgym.trainer.merging.files.output_file import OutputFile, Sink
@@ -199,11 +200,11 @@ class OutputFolder:
         for file in self._opened:
             file.sync()
         for name in {**copies, **index, **texts}:
-            _sync(self.temporary / name)
-        _sync(self.temporary)
+            sync_path(self.temporary / name)
+        sync_path(self.temporary)
         self._close()
         self._take_name()
-        _sync(self.target.parent)
+        sync_path(self.target.parent)
 
     def _index(self) -> dict[str, str]:
         if len(self._shards) == 1:
@@ -258,14 +259,6 @@ class OutputFolder:
         for file in self._opened:
             file.close()
         self._opened = []
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _carry_over(old: Path, new: Path) -> None:

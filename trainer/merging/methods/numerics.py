@@ -172,10 +172,3 @@ def first_nonfinite(raw: Array, kind: StorageType) -> int | None:
 def bits_of(values: Array) -> Array:
     """Return the same memory as unsigned integers of the same width."""
     return values.view(_WORDS[values.dtype.itemsize][1])
-
-
-def equal_values(one: Array, two: Array) -> Array:
-    """Compare bit patterns of finite floats: bool[n], with -0.0 equal to 0.0."""
-    both = one | two
-    np.left_shift(both, both.dtype.type(1), out=both)  # without the sign
-    return np.equal(one, two) | (both == 0)
