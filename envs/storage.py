@@ -95,7 +95,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync_path(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -143,7 +143,7 @@ def append_line(path: Path, text: str, *, sync: bool = True) -> None:
         os.close(descriptor)
     failpoint("append:after")
     if is_new and sync:
-        _sync(path.parent)
+        sync_path(path.parent)
 
 
 @contextlib.contextmanager
@@ -179,7 +179,7 @@ def remove_folder(path: Path) -> None:
     doomed = _temporary_beside(path)
     path.rename(doomed)
     failpoint("remove:renamed")
-    _sync(path.parent)
+    sync_path(path.parent)
     shutil.rmtree(doomed)
     failpoint("remove:after")
 
@@ -200,7 +200,7 @@ def clean(folder: Path) -> None:
         _restore_or_remove(leftover)
     for leftover in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")):
         _remove(leftover)
-    _sync(folder)
+    sync_path(folder)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
@@ -218,7 +218,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         raise
-    _sync(path.parent)
+    sync_path(path.parent)
     failpoint("folder-rename:after")
     if replaced.exists():
         shutil.rmtree(replaced)
@@ -250,11 +250,11 @@ def _sync_tree(folder: Path) -> None:
     """Make every file and folder below ``folder``, and itself, durable."""
     for root, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(root, name))
-        _sync(Path(root))
+            sync_path(Path(root, name))
+        sync_path(Path(root))
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Make a file's content, or a folder's list of names, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

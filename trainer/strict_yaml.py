@@ -111,6 +111,9 @@ def _lines_of(node: yaml.Node, path: KeyPath) -> "typing.Iterator[tuple[KeyPath,
         for key, value in node.value:
             yield from _lines_of(value, (*path, key.value))
             yield (*path, key.value), key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _lines_of(item, (*path, index))
 
 
 def read_mapping(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:

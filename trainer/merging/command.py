@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from mixgym.envs.errors import did_you_mean
-from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.errors import MergeMisuseError
 from mixgym.trainer.merging.files.run_folders import base_of, model_in
-from mixgym.trainer.merging.methods.catalogue import METHODS, PARAMETERS, PER_MODEL
+from mixgym.trainer.merging.methods.catalogue import PARAMETERS, PER_MODEL
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
+from mixgym.trainer.strict_yaml import parse_yaml
 
 _PLACES = ("models", "base", "method", "out", "parameters")
 
@@ -57,7 +56,7 @@ def merge_command(
     if recipe is None:
         overrides.setdefault("method", "select")
         if "models" not in overrides:
-            raise MergeError("no models; name their folders, or a recipe with --recipe FILE")
+            raise MergeMisuseError("no models; name their folders, or a recipe with --recipe FILE")
         parsed = Recipe.parse(_spread(overrides, per_model))
     else:
         parsed = _from_file(recipe, overrides, per_model)
@@ -90,7 +89,7 @@ def _sort_options(
             overrides[key] = value if key == "max_shard_size" else plain
         else:
             known = [*PARAMETERS, *(set(Recipe.model_fields) - set(_PLACES))]
-            raise MergeError(f"unknown option {key!r}; {did_you_mean(key, known)}")
+            raise MergeMisuseError(f"unknown option {key!r}; {did_you_mean(key, known)}")
     return parameters, per_model
 
 
@@ -102,9 +101,9 @@ def _plain(value: Any) -> Any:
     try:
         if len(parts) > 1 and not value.lstrip().startswith(("[", "{")):
             return [float(part) for part in parts]
-        return yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError) as error:
-        raise MergeError(f"option value {value!r} cannot be read") from error
+        return parse_yaml(value, "option")[0]
+    except ValueError as error:
+        raise MergeMisuseError(f"option value {value!r} cannot be read ({error})") from error
 
 
 def _spread(data: dict[str, Any], per_model: dict[str, list[float]]) -> dict[str, Any]:
@@ -112,23 +111,10 @@ def _spread(data: dict[str, Any], per_model: dict[str, list[float]]) -> dict[str
     models = [dict(entry) for entry in data.get("models", [])]
     for key, values in per_model.items():
         if len(values) != len(models):
-            raise MergeError(
+            raise MergeMisuseError(
                 f"{key} lists {len(values)} values for {len(models)} models "
                 f"({', '.join(str(entry['model']) for entry in models)}); give one for each"
             )
         for entry, value in zip(models, values, strict=True):
             entry["parameters"] = {**entry.get("parameters", {}), key: value}
     return {**data, "models": models} if models else data
-
-
-def describe_method(name: str) -> str:
-    """Return what a method is, needs and takes, in a few lines."""
-    from mixgym.trainer.merging.methods.catalogue import accepted_parameters, default_of
-
-    if name not in METHODS:
-        raise MergeError(f"unknown method {name!r}; {did_you_mean(name, METHODS)}")
-    spec = METHODS[name]
-    lines = [f"{name}: {spec.summary}", f"base: {spec.base}"]
-    for key in sorted(accepted_parameters(spec, spec.sparsify, spec.combine)):
-        lines.append(f"{key} (default {default_of(spec, key)}): {PARAMETERS[key]}")
-    return "\n".join(lines)

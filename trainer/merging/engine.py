@@ -16,7 +16,7 @@ import numpy as np
 
 from mixgym.trainer.merging import lora_cat
 from mixgym.trainer.merging.chunk import Chunk, Workspace
-from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.errors import MergeError, MergeMisuseError, require_posix
 from mixgym.trainer.merging.files import compatibility as gates
 from mixgym.trainer.merging.files.output_file import Sink, at_block_boundary, collection_bytes
 from mixgym.trainer.merging.files.writing import OutputFolder, parse_bytes
@@ -29,7 +29,7 @@ from mixgym.trainer.merging.methods.sums import BLOCK_ELEMENTS
 from mixgym.trainer.merging.recipe import Recipe
 from mixgym.trainer.merging.report import MergeReport
 
-MERGE_FILE = "merge.json"
+_MERGE_FILE = "merge.json"
 _TYPE_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _LARGE_ZERO_SHARE = 0.001
 
@@ -46,7 +46,8 @@ def run(
         MergeError: where :func:`merge` does, and if there is no output folder.
     """
     if not recipe.out:
-        raise MergeError("no output folder; give one with --out")
+        raise MergeMisuseError("no output folder; give one with --out")
+    require_posix()
     if recipe.spec.family == "adapters":
         return lora_cat.merge_adapters(recipe, dry_run=dry_run)
     return merge(recipe, dry_run=dry_run, progress=progress)
@@ -243,7 +244,7 @@ def _commit(plan: Plan, output: OutputFolder, tally: Tally) -> None:
     copies = gates.files_to_copy(plan.donor.folder, plan.tokenizer)
     texts = {
         "config.json": json.dumps(_config(plan), indent=2) + "\n",
-        MERGE_FILE: json.dumps(_record(plan, tally), indent=2) + "\n",
+        _MERGE_FILE: json.dumps(_record(plan, tally), indent=2) + "\n",
     }
     output.commit(copies, texts)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mixgym.envs.learners.causal_lm import CausalLM
     from mixgym.trainer.config import RunConfig
 
-TUNING_SPLITS = ("select", "reward")
+_TUNING_SPLITS = ("select", "reward")
 """Splits that choices may be made on; the test split is read once, at the end."""
 
 
@@ -29,9 +29,10 @@ class HeldOutLoss:
     """
 
     def __init__(self, config: "RunConfig", model: str, split: str = "select") -> None:
-        if split not in TUNING_SPLITS:
+        if split not in _TUNING_SPLITS:
             raise ConfigError(
-                f"split {split!r}: models are chosen on {' or '.join(TUNING_SPLITS)}, never on test"
+                f"split {split!r}: models are chosen on {' or '.join(_TUNING_SPLITS)}, "
+                "never on test"
             )
         need_rows(config.environment.learner, "to measure models on")
         self.split = split

@@ -7,6 +7,7 @@ Averaging or selecting A and B separately is something else (it brings cross ter
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.files import tokenizers
 from mixgym.trainer.merging.files.adapter import AdapterFile, Matrix
 from mixgym.trainer.merging.files.checkpoint import TensorInfo
 from mixgym.trainer.merging.files.opening import ADAPTER_CONFIG
@@ -52,6 +54,8 @@ def merge_adapters(recipe: Recipe, *, dry_run: bool = False) -> MergeReport:
     adapters = [_open(entry.model) for entry in recipe.models]
     try:
         _check(adapters)
+        tokenizer = tokenizers.donor_of(adapters, recipe.tokenizer_from)
+        warnings = _warnings(recipe, adapters, tokenizer)
         names = sorted({name for adapter in adapters for name in adapter.pairs})
         merged = {name: _stack(recipe, adapters, name) for name in names}
         tensors = _tensors(adapters, merged)
@@ -64,11 +68,24 @@ def merge_adapters(recipe: Recipe, *, dry_run: bool = False) -> MergeReport:
         if dry_run:
             output.check()
         else:
-            _write(recipe, adapters[0], merged, tensors, output)
+            _write(recipe, adapters[0], merged, tensors, output, tokenizers.files_of(tokenizer))
     finally:
         for adapter in adapters:
             adapter.file.close()
-    return _report(recipe, merged, infos, output, dry_run, time.monotonic() - began)
+    return _report(recipe, merged, infos, output, dry_run, time.monotonic() - began, warnings)
+
+
+def _warnings(recipe: Recipe, adapters: list[AdapterFile], tokenizer: Path | None) -> list[str]:
+    """What is given and not read, and templates that are not taken over."""
+    found = []
+    if recipe.base is not None:
+        found.append(
+            f"base {recipe.base} is not read by lora_cat, which merges the adapters alone; leave "
+            "it out, or take another method for a full model"
+        )
+    if tokenizer is not None and recipe.tokenizer_from is None:
+        found += tokenizers.template_warnings(adapters, tokenizer)
+    return found
 
 
 def _open(path: str) -> AdapterFile:
@@ -142,6 +159,7 @@ def _write(
     merged: dict[str, Stacked],
     tensors: dict[str, Matrix],
     output: OutputFolder,
+    copies: Mapping[str, Path],
 ) -> None:
     record = {
         "recipe": recipe.model_dump(mode="json", exclude={"threads", "chunk_elements", "out"}),
@@ -152,7 +170,7 @@ def _write(
             output.write(name, np.ascontiguousarray(matrix, np.float32).ravel())
         options = _options(first, merged)
         texts = {ADAPTER_CONFIG: options, "merge.json": record}
-        output.commit({}, {k: json.dumps(v, indent=2) + "\n" for k, v in texts.items()})
+        output.commit(dict(copies), {k: json.dumps(v, indent=2) + "\n" for k, v in texts.items()})
 
 
 def _options(first: AdapterFile, merged: dict[str, Stacked]) -> dict[str, Any]:
@@ -179,9 +197,11 @@ def _report(
     output: OutputFolder,
     dry_run: bool,
     seconds: float,
+    warnings: list[str],
 ) -> MergeReport:
     lost = max((x.discarded for x in merged.values()), default=0.0)
-    warnings = [f"cutting the rank lost up to {lost:.2%} of a delta's energy"] if lost else []
+    if lost:
+        warnings = [*warnings, f"cutting the rank lost up to {lost:.2%} of a delta's energy"]
     return MergeReport(
         out=str(output.target),
         method=recipe.method,

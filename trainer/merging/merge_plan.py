@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mixgym.trainer.merging.chunk import Origin
-from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.errors import MergeError, MergeMisuseError
 from mixgym.trainer.merging.files import compatibility as gates
+from mixgym.trainer.merging.files import tokenizers
 from mixgym.trainer.merging.files.checkpoint import Checkpoint, TensorInfo
 from mixgym.trainer.merging.files.opening import open_checkpoint
 from mixgym.trainer.merging.files.vocabulary import BaseVocabulary
@@ -101,19 +102,19 @@ def arrange(recipe: Recipe) -> Recipe:
         models.insert(0, ModelEntry(model=base))
         base = None
     if base is None and (spec.base == "required" or _needs_base(recipe)):
-        raise MergeError(
+        raise MergeMisuseError(
             f"{recipe.method} works on differences from a base model; name the model that all were "
             "trained from with --base"
         )
     least, most = spec.models
     if len(models) < least or (most is not None and len(models) > most):
         wanted = f"{least}" if least == most else f"at least {least}"
-        raise MergeError(
+        raise MergeMisuseError(
             f"{recipe.method} merges {wanted} model(s){' beside the base' if base else ''}, "
             f"{len(models)} given: {', '.join(entry.model for entry in models) or 'none'}"
         )
     if recipe.vocab == "base" and recipe.base is None:
-        raise MergeError("vocab: base needs a base model; name it with --base")
+        raise MergeMisuseError("vocab: base needs a base model; name it with --base")
     return recipe.model_copy(update={"models": tuple(models), "base": base})
 
 
@@ -139,15 +140,40 @@ def make_plan(recipe: Recipe, stack: ExitStack) -> Plan:
     models: list[Checkpoint] = [_open(e.model, given_base, stack) for e in recipe.models]
     if recipe.vocab == "base" and base is not None:
         models = [BaseVocabulary(model, base) for model in models]
-    donor = base or models[0]
-    everyone = [donor, *(m for m in models if m is not donor)]
-    warnings = gates.check_configs(everyone, recipe.vocab)
-    tokenizer = gates.tokenizer_donor(everyone, recipe.tokenizer_from)
-    if tokenizer is not None and recipe.tokenizer_from is None:
-        warnings += gates.template_warnings(everyone, tokenizer)
     used = base if recipe.base is not None and _uses_base(recipe) else None
+    # a base that only carries adapters says nothing of its own
+    carries = used is None and recipe.vocab != "base" and all(_is_adapter(m) for m in models)
+    donor = models[0] if carries or base is None else base
+    everyone = [donor, *(m for m in models if m is not donor)]
+    warnings = [*_unused_base(recipe, base, used, models)]
+    warnings += gates.check_configs(everyone, recipe.vocab)
+    speak = models if any(m.tokenizer_folder != m.folder for m in models) else everyone
+    tokenizer = tokenizers.donor_of(speak, recipe.tokenizer_from)
+    if tokenizer is not None and recipe.tokenizer_from is None:
+        warnings += tokenizers.template_warnings(speak, tokenizer)
     jobs = _jobs(recipe, models, used)
     return Plan(recipe, jobs, models, base, donor, tokenizer, warnings)
+
+
+def _is_adapter(model: Checkpoint) -> bool:
+    return model.own_folder != model.folder
+
+
+def _unused_base(
+    recipe: Recipe, base: Checkpoint | None, used: Checkpoint | None, models: Sequence[Checkpoint]
+) -> list[str]:
+    """Say so if a base was given and no number of it is read."""
+    is_model = base is not None and base.label in {entry.model for entry in recipe.models}
+    if base is None or used is not None or is_model or recipe.vocab == "base":
+        return []
+    if any(_is_adapter(model) for model in models):
+        return []  # the adapters stand on it
+    how = "resample=0" if recipe.stages[1] == "select" else recipe.method
+    return [
+        f"base {base.label} is not read by {how}, which merges the models as they are: it only "
+        "gives configuration and tokenizer; leave it out, or take a method that works on "
+        "differences, such as task_arithmetic"
+    ]
 
 
 def _open(path: str, base: str | None, stack: ExitStack) -> Checkpoint:
@@ -237,8 +263,6 @@ def _select_kernel(recipe: Recipe, settings: StageSettings, job: TensorJob) -> K
     key = settings.name
     if granularity == "layer" and layer is not None:
         key = f"layer {layer}"
-    shape = job.info.shape
-    row = job.info.elements // shape[0] if shape and shape[0] else 1
-    run = {"element": 1, "row": row}.get(granularity, job.info.elements)
+    run = {"element": 1, "row": settings.row}.get(granularity, job.info.elements)
     draws = Draws(WordStream(settings.seed, "select", key), max(1, run))
     return SelectKernel(settings, recipe.stages[0], draws, resample_rounds(recipe))

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mixgym.envs.errors import did_you_mean
-from mixgym.trainer.merging.errors import MergeError
+from mixgym.envs.errors import ConfigError, did_you_mean
+from mixgym.trainer.merging.errors import MergeError, MergeMisuseError
 from mixgym.trainer.merging.methods.catalogue import (
     COMBINERS,
     METHODS,
@@ -24,6 +23,7 @@ from mixgym.trainer.merging.methods.catalogue import (
     MethodSpec,
     accepted_parameters,
 )
+from mixgym.trainer.strict_yaml import KeyPath, read_mapping
 
 Word = Literal["bfloat16", "float16", "float32", "float64"]
 Value = Any
@@ -97,8 +97,8 @@ class Recipe(Strict):
         if isinstance(data, Mapping):
             for key in data:
                 if key not in cls.model_fields:
-                    raise ValueError(
-                        f"unknown key {key!r}; {did_you_mean(str(key), cls.model_fields)}"
+                    raise _KeyedError(
+                        (key,), f"unknown key {key!r}; {did_you_mean(str(key), cls.model_fields)}"
                     )
         return data
 
@@ -110,9 +110,9 @@ class Recipe(Strict):
             ("combine", self.combine, COMBINERS),
         ):
             if name is not None and name not in known:
-                raise ValueError(f"unknown {kind} {name!r}; {did_you_mean(name, known)}")
+                raise _KeyedError((kind,), f"unknown {kind} {name!r}; {did_you_mean(name, known)}")
             if name is not None and not spec.is_staged:
-                raise ValueError(f"{self.method} has no stages; remove {kind}: {name}")
+                raise _KeyedError((kind,), f"{self.method} has no stages; remove {kind}: {name}")
         self._check_parameters()
         return self
 
@@ -121,7 +121,11 @@ class Recipe(Strict):
         own = [(f"models.{i}", entry.parameters) for i, entry in enumerate(self.models)]
         for where, given in [("parameters", self.parameters), *own]:
             for key, value in given.items():
-                self._check_parameter(where, key, value, allowed)
+                try:
+                    self._check_parameter(where, key, value, allowed)
+                except ValueError as error:
+                    path = tuple(int(p) if p.isdigit() else p for p in where.split("."))
+                    raise _KeyedError(_parameter_path(path, key), str(error)) from None
 
     def _check_parameter(self, where: str, key: str, value: Value, allowed: set[str]) -> None:
         if key not in PARAMETERS:
@@ -134,7 +138,7 @@ class Recipe(Strict):
         if where != "parameters" and key not in PER_MODEL:
             raise ValueError(f"{where}: {key} is the same for all models; put it under parameters")
         if key in PER_TENSOR:
-            check_value(f"{where}.{key}", value)
+            _check_value(f"{where}.{key}", value)
         elif isinstance(value, dict | list):
             raise ValueError(f"{where}.{key} is one value for all tensors, not {value!r}")
 
@@ -142,8 +146,8 @@ class Recipe(Strict):
     def spec(self) -> MethodSpec:
         """The method's entry in the catalogue."""
         if self.method not in METHODS:
-            raise ValueError(
-                f"unknown method {self.method!r}; {did_you_mean(self.method, METHODS)}"
+            raise _KeyedError(
+                ("method",), f"unknown method {self.method!r}; {did_you_mean(self.method, METHODS)}"
             )
         return METHODS[self.method]
 
@@ -153,11 +157,21 @@ class Recipe(Strict):
         return self.sparsify or self.spec.sparsify, self.combine or self.spec.combine
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> "Recipe":
+    def parse(
+        cls,
+        data: Mapping[str, Any],
+        origin: str = "recipe",
+        lines: Mapping[KeyPath, int] | None = None,
+    ) -> "Recipe":
         """Validate plain data, mergekit's included.
 
+        Args:
+            data: The recipe.
+            origin: What errors call it: the file, if it was read from one.
+            lines: Of the file's keys, by their paths.
+
         Raises:
-            MergeError: One line that names the key, the value and the fix.
+            MergeError: One line that names the file and line, the key, the value and the fix.
         """
         from mixgym.trainer.merging.mergekit import from_mergekit, is_mergekit
 
@@ -166,34 +180,64 @@ class Recipe(Strict):
             return cls.model_validate(plain)
         except ValidationError as error:
             first = error.errors()[0]
+            cause = (first.get("ctx") or {}).get("error")
+            path = cause.path if isinstance(cause, _KeyedError) else first["loc"]
             where = ".".join(str(part) for part in first["loc"])
             text = first["msg"].removeprefix("Value error, ")
-            raise MergeError(f"recipe: {where + ': ' if where else ''}{text}") from error
+            place = f"{origin}{_line_of(path, lines or {})}"
+            raise MergeMisuseError(f"{place}: {where + ': ' if where else ''}{text}") from error
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "Recipe":
         """Read a YAML file; ``overrides`` replace top-level keys, and parameters one by one.
 
+        Scalars are those of a run's configuration: ``5e-1`` is a number, and ``no`` a text.
+
         Raises:
-            MergeError: Naming the file and the key.
+            MergeError: Naming the file, the line and the key.
         """
+        data, lines = _read(path)
+        given = overrides or {}
+        kept = {key: line for key, line in lines.items() if not key or key[0] not in given}
         try:
-            data = yaml.safe_load(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise MergeError(f"recipe {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise MergeError(
-                f"recipe {path} is not YAML: {' '.join(str(error).split())}"
-            ) from error
-        if not isinstance(data, dict):
-            raise MergeError(f"recipe {path} holds no keys; see `mixgym merge --help`")
-        try:
-            return cls.parse(overlay(data, overrides or {}))
+            return cls.parse(_overlay(data, given), str(path), kept)
+        except MergeMisuseError:
+            raise
         except MergeError as error:
-            raise MergeError(f"{path}: {error}") from error
+            raise MergeMisuseError(f"{path}: {error}") from error
 
 
-def overlay(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    try:
+        data, lines = read_mapping(Path(path).expanduser())
+    except ConfigError as error:
+        raise MergeMisuseError(f"recipe {error}") from error
+    if not data:
+        raise MergeMisuseError(f"recipe {path} holds no keys; see `mixgym merge --help`")
+    return data, lines
+
+
+def _parameter_path(where: KeyPath, key: str) -> KeyPath:
+    """The path of a parameter, which a model may hold without ``parameters`` around it."""
+    return (*where, key) if where[0] == "parameters" else (*where, "parameters", key)
+
+
+class _KeyedError(ValueError):
+    """A value that will not do, with the path of its key."""
+
+    def __init__(self, path: KeyPath, text: str) -> None:
+        super().__init__(text)
+        self.path = path
+
+
+def _line_of(path: KeyPath, lines: Mapping[KeyPath, int]) -> str:
+    """``:LINE`` of a key, or of what it stands in; nothing where that is unknown."""
+    found = (lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines)
+    line = next(found, None)
+    return "" if line is None else f":{line}"
+
+
+def _overlay(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``data`` with keys replaced; mappings under ``parameters`` are merged."""
     from mixgym.trainer.merging.mergekit import from_mergekit, is_mergekit
 
@@ -203,7 +247,7 @@ def overlay(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return {**merged, "parameters": parameters} if parameters else merged
 
 
-def check_value(where: str, value: Value) -> None:
+def _check_value(where: str, value: Value) -> None:
     """Refuse what is neither a number, a gradient, a mapping by pattern nor a list of filters."""
     if isinstance(value, bool) or value is None:
         raise ValueError(f"{where} must be a number, not {value!r}")
@@ -212,7 +256,7 @@ def check_value(where: str, value: Value) -> None:
     if isinstance(value, dict):
         for pattern, inner in value.items():
             _check_pattern(where, str(pattern))
-            check_value(f"{where}[{pattern}]", inner)
+            _check_value(f"{where}[{pattern}]", inner)
     elif isinstance(value, list) and value:
         _check_list(where, value)
     else:
@@ -226,7 +270,7 @@ def _check_list(where: str, value: list[Any]) -> None:
         if isinstance(item, dict):
             if not {"value"} <= item.keys() <= {"filter", "value"}:
                 raise ValueError(f"{where}: a filter has the keys filter and value, not {item!r}")
-            check_value(where, item["value"])
+            _check_value(where, item["value"])
         elif isinstance(item, bool) or not isinstance(item, int | float):
             raise ValueError(f"{where}: {item!r} in a list over layers is not a number")
 

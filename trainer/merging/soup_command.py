@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixgym.envs.errors import ConfigError
-from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.errors import MergeMisuseError
 from mixgym.trainer.merging.files.run_folders import base_of, model_in
 from mixgym.trainer.merging.held_out import HeldOutLoss
 from mixgym.trainer.merging.recipe import Recipe
@@ -53,7 +53,9 @@ def soup_command(
     files = [word for word in words if "=" not in word and Path(word).is_file()]
     given = [word for word in words if "=" not in word and word not in files]
     if len(given) < 2:
-        raise MergeError(f"a soup needs at least 2 model folders, {len(given)} given")
+        raise MergeMisuseError(f"a soup needs at least 2 model folders, {len(given)} given")
+    if not out:
+        raise MergeMisuseError("no output folder; give one with --out")
     models = [model_in(word) for word in given]
     config = _config(files, given, overrides)
     recipe = Recipe.parse(

@@ -103,6 +103,8 @@ class ChatTemplate:
             self._prompts[role] = ask()
         return self._prompts[role]
 
-    def refuse(self, row: Row, problem: str, cause: Exception | None = None) -> NoReturn:
+    def refuse(
+        self, row: Row, problem: str, cause: Exception | None = None, advice: str = ADVICE
+    ) -> NoReturn:
         """Raise the error that a row calls for."""
-        raise RefusedRowError(f"{row.where}: the chat template {problem}; {ADVICE}") from cause
+        raise RefusedRowError(f"{row.where}: the chat template {problem}; {advice}") from cause

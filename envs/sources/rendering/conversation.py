@@ -23,7 +23,9 @@ class Writer(Protocol):
         """Whether the assistant is prompted behind a turn of a role."""
         ...
 
-    def refuse(self, row: Row, problem: str) -> NoReturn:
+    def refuse(
+        self, row: Row, problem: str, cause: Exception | None = None, advice: str = ""
+    ) -> NoReturn:
         """Raise the error that a row calls for."""
         ...
 

@@ -7,7 +7,7 @@ turns of tools, users and assistants, have to be shown; what else is left out is
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from mixgym.envs.sources.rendering.conversation import Writer
 from mixgym.envs.sources.rendering.rendered import RefusedRowError, Span
@@ -15,6 +15,9 @@ from mixgym.envs.sources.rows.row import Row
 
 CALLS = ("tool_calls", "function_call")
 TOOLS = ("tool", "function")
+OF_TOOLS = (
+    "give the tokenizer a chat template that knows tools, or set data.malformed to skip such rows"
+)
 THOUGHT = ("<think>", "</think>")
 
 
@@ -50,13 +53,17 @@ class Shown:
                 self._check_answer(index, content.strip(), self._text[slice(*spans[index])])
             elif role in TOOLS:
                 if self._is_same_without(index):
-                    self._template.refuse(self._row, f"leaves out messages[{index}] ({role})")
+                    self._refuse(f"leaves out messages[{index}] ({role})")
             elif not self._has(content):
                 if role != "system":
                     self._template.refuse(
                         self._row, f"leaves out the text of messages[{index}], or changes it"
                     )
                 self.left_out["text of system turns"] += 1
+
+    def _refuse(self, problem: str) -> NoReturn:
+        """Refuse what the plain template could not show either."""
+        self._template.refuse(self._row, problem, advice=OF_TOOLS)
 
     def _has(self, content: str) -> bool:
         if content in self._text or content.strip() in self._text:
@@ -98,7 +105,7 @@ class Shown:
                 if not self._writes([*turns[:index], less, *turns[index + 1 :]]):
                     self._check_parts(key, turn[key])
                 elif key in CALLS:
-                    self._template.refuse(self._row, f"leaves out the {key} of messages[{index}]")
+                    self._refuse(f"leaves out the {key} of messages[{index}]")
                 else:
                     self.left_out[key] += 1
         if self._row.extras.tools is not None and self._writes(turns, tools=False):

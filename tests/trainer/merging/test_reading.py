@@ -403,5 +403,5 @@ def test_base_is_cast_before_it_is_compared(bench):
 
 
 def test_recipe_is_not_found(tmp_path):
-    with pytest.raises(MergeError, match=r"nothing.yaml: No such file"):
+    with pytest.raises(MergeError, match=r"nothing.yaml: cannot be read .No such file"):
         Recipe.from_yaml(tmp_path / "nothing.yaml")

@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from mixgym.trainer.merging import MERGE_METHODS, MergeError, Recipe, merge_command
-from mixgym.trainer.merging.command import describe_method
 from mixgym.trainer.merging.methods.catalogue import (
     COMBINERS,
     METHODS,
@@ -30,7 +29,6 @@ def test_catalogue_and_kernels_agree():
         for key in accepted_parameters(spec, spec.sparsify, spec.combine):
             assert key in PARAMETERS
             default_of(spec, key)
-        assert describe_method(spec.name).startswith(f"{spec.name}: ")
 
 
 def test_the_package_loads_no_torch():
@@ -265,7 +263,7 @@ def test_missing_arguments(bench, family):
     with pytest.raises(MergeError, match="no models"):
         merge_command(out="x")
     with pytest.raises(MergeError, match="did you mean slerp"):
-        describe_method("slrp")
+        merge_command(["a", "b"], method="slrp", out="x")
 
 
 def test_progress_reaches_the_end(bench, family):
@@ -282,7 +280,12 @@ def test_progress_reaches_the_end(bench, family):
 
 def test_broken_yaml(tmp_path):
     file = tmp_path / "r.yaml"
-    for text, word in (("a: [", "not YAML"), ("- a", "no keys"), ("method: x\nmodels: [a]", "x")):
+    for text, word in (
+        ("a: [", "r.yaml:1: not valid YAML"),
+        ("- a", "a mapping of options is needed"),
+        ("", "no keys"),
+        ("method: x\nmodels: [a]", "r.yaml:1: unknown method 'x'"),
+    ):
         file.write_text(text)
         with pytest.raises(MergeError, match=word):
             Recipe.from_yaml(file)
@@ -310,3 +313,104 @@ def test_resampling_without_zeros_is_reported(bench, make_tensors):
     paths = [bench.write(f"m{i}", make_tensors(i, torch.float32)) for i in (1, 2)]
     _, report = bench.run("select", paths, base, parameters={"resample": "all"})
     assert any("float32 checkpoints" in warning for warning in report.warnings)
+
+
+def test_recipes_are_read_as_configurations_are(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "method: ties\nbase: b\nmodels:\n- {model: a, weight: 5e-1}\n- model: no\n"
+        "parameters: {density: 5e-1}\nseed: 010\n"
+    )
+    recipe = Recipe.from_yaml(file)
+    assert [entry.model for entry in recipe.models] == ["a", "no"]
+    assert recipe.models[0].parameters == {"weight": 0.5}
+    assert recipe.parameters == {"density": 0.5}
+    assert recipe.seed == 10
+
+
+def test_mergekits_recipes_are_read_alike(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "merge_method: ties\nbase_model: b\nparameters: {density: 5e-1}\n"
+        "models: [{model: a, parameters: {weight: 1e-1}}, {model: c, parameters: {weight: 1}}]\n"
+    )
+    recipe = Recipe.from_yaml(file)
+    assert recipe.parameters["density"] == 0.5
+    assert recipe.models[0].parameters == {"weight": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("method: ties\nmodles: [a]\n", r"r.yaml:2: unknown key 'modles'; did you mean models"),
+        ("method: ties\nseed: 1\nseed: 2\n", r"r.yaml:3: the key 'seed' stands here again"),
+        ("method: ties\nmodels: [a]\nparameters:\n  denstiy: 1\n", "r.yaml:4: .*'denstiy'"),
+        ("method: ties\nmodels:\n- a\n- {model: b, wight: 1}\n", "r.yaml:4: models.1.wight"),
+        (
+            "method: ties\nmodels:\n- a\n- {model: b, parameters: {density: x}}\n",
+            "r.yaml:4: models.1.density must be",
+        ),
+        ("method: ties\nmodels: [a]\nthreads: 0\n", "r.yaml:3: threads"),
+    ],
+)
+def test_mistakes_in_recipes_have_a_line(tmp_path, text, reason):
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(MergeError, match=reason):
+        Recipe.from_yaml(file)
+
+
+def test_values_of_the_command_line_are_read_alike(bench, family):
+    base, paths, *_ = family
+    reports = [
+        merge_command(
+            paths,
+            base=base,
+            method="ties",
+            out=str(bench.folder / f"cli{i}"),
+            options={"density": density, "weight": weights},
+        )
+        for i, (density, weights) in enumerate([("5e-1", "1e0, 5e-1, 1"), ("0.5", "1, 0.5, 1")])
+    ]
+    one, two = (bench.load(report.out) for report in reports)
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "told"),
+    [
+        ("linear", {}, True),
+        ("select", {"resample": 0}, True),
+        ("select", {"resample": "all"}, False),
+        ("task_arithmetic", {}, False),
+        ("linear", {"vocab": "base"}, False),
+        ("linear", {"statistics": True}, False),
+    ],
+)
+def test_a_base_that_is_not_read_is_said(bench, family, method, options, told):
+    base, paths, *_ = family
+    out = str(bench.folder / "told")
+    report = merge_command(paths, base=base, method=method, out=out, options=options)
+    found = [line for line in report.warnings if f"base {base} is not read" in line]
+    assert len(found) == told
+    assert (f"base {base} is not read" in report.text()) == told
+    assert (found == report.to_dict()["warnings"][: len(found)]) or not told
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 5), (3, 4, 5)])
+def test_a_row_is_along_the_last_axis(bench, shape):
+    """Selection by rows takes each of them whole, and draws for every one."""
+    models = [torch.full(shape, float(k)) for k in range(1, 4)]
+    merged = bench.one("select", models, parameters={"granularity": "row", "resample": 0}, seed=3)
+    rows = merged.reshape(-1, shape[-1])
+    assert all(len(set(row.tolist())) == 1 for row in rows)
+    assert len(rows) == 1 or len(set(rows[:, 0].tolist())) > 1
+
+
+def test_what_is_no_posix_system_is_told_so(monkeypatch, bench, family):
+    from mixgym.trainer.merging import errors
+
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    _, paths, *_ = family
+    with pytest.raises(MergeError, match=r"merging needs a POSIX system .*WSL"):
+        bench.merge("linear", paths)

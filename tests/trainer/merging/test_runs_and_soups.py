@@ -155,7 +155,9 @@ def test_the_loss_of_a_run_is_what_its_records_say(runs: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["A"], 1, "at least 2 model folders, 1 given"),
+        (["A"], 2, "at least 2 model folders, 1 given"),
+        (["A", "B"], 2, "no output folder; give one with --out"),
+        (["A", "B", "--method", "liner", "--out", "O"], 2, "did you mean linear"),
         (["A", "B", "--kind", "thick"], 2, "--kind thick: choose greedy or uniform"),
         (["A", "B", "--split", "test", "--out", "O"], 2, "never on test"),
         (["A", "B", "data.max_length=few", "--out", "O"], 2, "data.max_length"),
@@ -187,3 +189,30 @@ def test_tasks_without_rows_are_refused() -> None:
     config = RunConfig.model_validate({"environment": {"learner": "curves"}})
     with pytest.raises(ConfigError, match="it has no rows to measure"):
         HeldOutLoss(config, "anything")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["A", "B", "--method", "linear"], 2, "no output folder; give one with --out"),
+        (["--out", "O"], 2, "no models; name their folders"),
+        (["A", "B", "--method", "liner", "--out", "O"], 2, "did you mean linear"),
+        (
+            ["A", "B", "--method", "linear", "denstiy=1", "--out", "O"],
+            2,
+            "unknown option 'denstiy'",
+        ),
+        (["A", "--method", "slerp", "--out", "O"], 2, "slerp merges 2 model(s)"),
+        (["A", "B", "--method", "ties", "--out", "O"], 2, "--base"),
+        (["--recipe", "gone.yaml", "--out", "O"], 2, "gone.yaml: cannot be read"),
+        (["A", "gone", "--method", "linear", "--out", "O"], 1, "gone"),
+    ],
+)
+def test_misuse_of_merge_has_its_own_exit_code(
+    words: list[str], code: int, message: str, runs: list[Path]
+) -> None:
+    known = {"A": str(runs[0]), "B": str(runs[1]), "O": str(runs[0].parent / "never")}
+    result = CliRunner().invoke(app, ["merge", *(known.get(word, word) for word in words)])
+    assert result.exit_code == code
+    assert message in result.output
+    assert not (runs[0].parent / "never").exists()

@@ -6,6 +6,7 @@ initialisations, others than LoRA) are refused.
 Source: LoRA (Hu et al., 2021), rsLoRA (Kalajdzievski, 2023), as peft stores them.
 """
 
+import copy
 import hashlib
 import re
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.files import tokenizers
 from mixgym.trainer.merging.files.checkpoint import Checkpoint, TensorInfo
+from mixgym.trainer.merging.files.compatibility import EMBEDDINGS, HEADS, is_vocabulary
 from mixgym.trainer.merging.files.opening import ADAPTER_CONFIG, FolderCheckpoint, read_json
 from mixgym.trainer.merging.files.safetensors_file import SafetensorsFile
 from mixgym.trainer.merging.files.torch_file import TorchFile
@@ -59,7 +62,7 @@ class AdapterFile:
     """The factors and the configuration of a LoRA folder, without its base."""
 
     def __init__(self, folder: Path, label: str) -> None:
-        self.folder = folder
+        self.folder = self.tokenizer_folder = self.own_folder = folder
         self.label = label
         self.options = read_json(folder / ADAPTER_CONFIG, label)
         self._check_variant()
@@ -109,10 +112,10 @@ class AdapterFile:
                 continue
             elif "lora_" in short:
                 raise self._refused(f"tensor {name}")
-            else:
-                replacements[short.replace(".modules_to_save", "").replace("base_layer.", "")] = (
-                    name
-                )
+            elif ".original_module." not in short:  # what it was before it was trained
+                target = _trained_name(short)
+                if target not in replacements or ".modules_to_save" in short:
+                    replacements[target] = name
         return pairs, replacements
 
     def _pair(self, name: str, short: str) -> tuple[str, LowRank]:
@@ -151,6 +154,12 @@ class AdapterFile:
         return decode(raw, info.kind, np.empty(raw.size, np.float64)).reshape(info.shape)
 
 
+def _trained_name(short: str) -> str:
+    """The base's name of a tensor that peft saved whole, with or without the adapter's name."""
+    plain = re.sub(r"\.modules_to_save(\.default)?(?=\.)", "", short)
+    return plain.replace("base_layer.", "")
+
+
 def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
     """Return the value of the first pattern that ends the module's name, as peft matches them."""
     for pattern, value in (patterns or {}).items():
@@ -168,12 +177,68 @@ class AdapterCheckpoint:
     def __init__(self, adapter: AdapterFile, base: FolderCheckpoint) -> None:
         self.label = adapter.label
         self.folder = base.folder
-        self.config = base.config
+        self.own_folder = adapter.folder
+        has_own = bool(tokenizers.marks(adapter.folder))
+        self.tokenizer_folder = adapter.folder if has_own else base.folder
         self.adapter = adapter
         self._base = base
         self._kept = local()
+        self._drop_tied_head()
         self._check_targets()
         self.tensors = self._listed()
+        self.config = self._grown_config(has_own)
+
+    def _drop_tied_head(self) -> None:
+        """Leave out a head that peft saved beside the embedding that it is tied to."""
+        if not self._base.config.get("tie_word_embeddings"):
+            return
+        saved = self.adapter.replacements
+        heads = [name for name in saved if name in HEADS]
+        embedding = next((name for name in saved if name.endswith(EMBEDDINGS)), None)
+        for head in heads:
+            if embedding is None or not self._are_equal(saved[head], saved[embedding]):
+                raise MergeError(
+                    f"model {self.label}: its base {self._base.label} has a tied head, and the "
+                    f"adapter a trained {head} of its own, which a tied model cannot hold; merge "
+                    "on a base that was saved untied (tie_word_embeddings: false)"
+                )
+            del saved[head]
+
+    def _are_equal(self, one: str, two: str) -> bool:
+        first, second = (self.adapter.file.tensors[name] for name in (one, two))
+        if (first.shape, first.kind) != (second.shape, second.kind):
+            return False
+        parts = [np.empty(info.elements, info.kind.storage) for info in (first, second)]
+        for name, part in zip((one, two), parts, strict=True):
+            self.adapter.file.read(name, 0, part)
+        return parts[0].tobytes() == parts[1].tobytes()
+
+    def _grown_config(self, has_own_tokenizer: bool) -> dict[str, Any]:
+        """The base's configuration, with as many tokens as the adapter's embedding has rows.
+
+        Raises:
+            MergeError: Embedding and head have different rows, or the tokenizer has more tokens.
+        """
+        rows = {n: info.shape[0] for n, info in self.tensors.items() if is_vocabulary(n)}
+        if len(set(rows.values())) > 1:
+            table = ", ".join(f"{name} has {count}" for name, count in sorted(rows.items()))
+            raise MergeError(
+                f"model {self.label}: {table} rows: the vocabulary grew, and only a part of it was "
+                "saved with the adapter; save it again with save_embedding_layers=True"
+            )
+        count = next(iter(rows.values()), None)
+        grown = any(name in self.adapter.replacements for name in rows)
+        if has_own_tokenizer:
+            tokenizers.check_rows(self.tokenizer_folder, self.label, count)
+        if not grown or count is None:
+            return self._base.config
+        config = copy.deepcopy(self._base.config)
+        text = config.get("text_config")
+        if isinstance(text, dict) and "vocab_size" in text:
+            text["vocab_size"] = count
+        if "vocab_size" in config or not isinstance(text, dict):
+            config["vocab_size"] = count
+        return config
 
     def _check_targets(self) -> None:
         known = self._base.tensors

@@ -44,7 +44,15 @@ class Checkpoint(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Folder that holds its configuration and tokenizer."""
+        """Folder that holds its configuration."""
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Folder that holds its tokenizer: an adapter's own, if it was saved with one."""
+
+    @property
+    def own_folder(self) -> Path:
+        """Folder that was saved when it was trained: an adapter's, or the model's."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -1,16 +1,15 @@
-"""Whether models can be merged at all: configurations, tensors, shapes, tied heads, tokenizers.
+"""Whether models can be merged at all: configurations, tensors, shapes, tied heads.
 
 Each refusal names the models, the tensor or key, and the fix. No weights are read here.
 """
 
 import copy
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.files import tokenizers
 from mixgym.trainer.merging.files.checkpoint import Checkpoint, TensorInfo
 
 _DECISIVE = (
@@ -46,23 +45,7 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 _HEADED = ("CausalLM", "LMHeadModel")
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "added_tokens.json",
-)
-_TOKENIZER_EXTRAS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 _MODEL_EXTRAS = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
-_STATE_OF_USE = ("truncation", "padding")
 
 
 def check_configs(models: Sequence[Checkpoint], vocab: str) -> list[str]:
@@ -204,89 +187,9 @@ def is_vocabulary(name: str) -> bool:
     return name in HEADS or name.endswith(EMBEDDINGS)
 
 
-def tokenizer_marks(folder: Path) -> dict[str, str]:
-    """Return tokenizer file -> hash, without the padding and truncation last in use."""
-    return {
-        name: hashlib.sha256(_content(folder / name)).hexdigest()
-        for name in TOKENIZER_FILES
-        if (folder / name).is_file()
-    }
-
-
-def _content(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if path.name != "tokenizer.json":
-        return raw
-    try:
-        parsed: Any = json.loads(raw)
-    except ValueError:
-        return raw
-    if isinstance(parsed, dict):
-        parsed = {key: value for key, value in parsed.items() if key not in _STATE_OF_USE}
-    return json.dumps(parsed, sort_keys=True).encode()
-
-
-def tokenizer_donor(models: Sequence[Checkpoint], chosen: str | None) -> Path | None:
-    """Return the folder whose tokenizer the merge takes over, None for no tokenizer.
-
-    Args:
-        models: The donor first.
-        chosen: The recipe's ``tokenizer_from``: a model, a folder or ``none``.
-
-    Raises:
-        MergeError: If tokenizers differ and none was chosen.
-    """
-    if chosen == "none":
-        return None
-    if chosen is not None:
-        folder = next((m.folder for m in models if m.label == chosen), Path(chosen).expanduser())
-        if not tokenizer_marks(folder):
-            raise MergeError(
-                f"tokenizer_from {chosen}: no tokenizer there; name a model that has one"
-            )
-        return folder
-    marked = [(m, marks) for m in models if (marks := tokenizer_marks(m.folder))]
-    for model, marks in marked[1:]:
-        first, expected = marked[0]
-        for name in sorted(marks.keys() & expected.keys()):
-            if marks[name] != expected[name]:
-                raise MergeError(
-                    f"{name} differs between model {first.label} and model {model.label}; merge "
-                    "models of one tokenizer, or pass --tokenizer-from MODEL if you know that "
-                    "their tokens agree"
-                )
-    return marked[0][0].folder if marked else None
-
-
-def template_warnings(models: Sequence[Checkpoint], tokenizer: Path) -> list[str]:
-    """Return a warning for each model whose chat template is not the one that is copied."""
-    copied = _chat_template(tokenizer)
-    return [
-        f"the chat template of model {model.label} is not that of {tokenizer}, which is copied; "
-        f"pass --tokenizer-from {model.label} to take over its own"
-        for model in models
-        if _chat_template(model.folder) not in (None, copied)
-    ]
-
-
-def _chat_template(folder: Path) -> Any:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text("utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        try:
-            found = json.loads((folder / name).read_text("utf-8"))["chat_template"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        return found
-    return None
-
-
 def files_to_copy(donor: Path, tokenizer: Path | None) -> dict[str, Path]:
     """Return the name -> source of every file that goes along with the weights."""
     found = {name: donor / name for name in _MODEL_EXTRAS}
     found.update({path.name: path for path in donor.glob("*.py")})
-    if tokenizer is not None:
-        names = (*TOKENIZER_FILES, *_TOKENIZER_EXTRAS)
-        found.update({name: tokenizer / name for name in names})
-    return {name: path for name, path in found.items() if path.is_file()}
+    found = {name: path for name, path in found.items() if path.is_file()}
+    return {**found, **tokenizers.files_of(tokenizer)}

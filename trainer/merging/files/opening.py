@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixgym.trainer.merging.errors import MergeError
+from mixgym.trainer.merging.errors import MergeError, require_posix
 from mixgym.trainer.merging.files.checkpoint import Checkpoint, TensorInfo
 from mixgym.trainer.merging.files.safetensors_file import SafetensorsFile
 from mixgym.trainer.merging.files.torch_file import TorchFile
@@ -33,7 +33,7 @@ class FolderCheckpoint:
     """The weights of a Hugging Face model folder, in one file or in shards."""
 
     def __init__(self, folder: Path, label: str) -> None:
-        self.folder = folder
+        self.folder = self.tokenizer_folder = self.own_folder = folder
         self.label = label
         self.config = read_json(folder / "config.json", label)
         if self.config.get("quantization_config"):
@@ -166,6 +166,7 @@ def open_checkpoint(path: str, base: str | None = None) -> Checkpoint:
     Raises:
         MergeError: Naming the model, the file and the fix.
     """
+    require_posix()
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise MergeError(

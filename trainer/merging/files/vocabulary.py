@@ -20,6 +20,8 @@ class BaseVocabulary:
     def __init__(self, model: Checkpoint, base: Checkpoint) -> None:
         self.label = model.label
         self.folder: Path = model.folder
+        self.tokenizer_folder: Path = model.tokenizer_folder
+        self.own_folder: Path = model.own_folder
         self.config: dict[str, Any] = {**model.config}
         if "vocab_size" in base.config:
             self.config["vocab_size"] = base.config["vocab_size"]

@@ -6,7 +6,6 @@ at the end. What a killed run left behind is removed by the next one.
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from mixgym.envs.storage import sync_path
 from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.files.checkpoint import TensorInfo
 from mixgym.trainer.merging.files.output_file import OutputFile, Sink
@@ -136,6 +136,8 @@ class OutputFolder:
         self.check()
         prefix = f".{self.target.name}.partial-"
         self.temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=self.target.parent))
+        import fcntl  # POSIX only, see require_posix
+
         self._lock = os.open(self.temporary, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
@@ -198,11 +200,11 @@ class OutputFolder:
         for file in self._opened:
             file.sync()
         for name in {**copies, **index, **texts}:
-            _sync(self.temporary / name)
-        _sync(self.temporary)
+            sync_path(self.temporary / name)
+        sync_path(self.temporary)
         self._close()
         self._take_name()
-        _sync(self.target.parent)
+        sync_path(self.target.parent)
 
     def _index(self) -> dict[str, str]:
         if len(self._shards) == 1:
@@ -259,14 +261,6 @@ class OutputFolder:
         self._opened = []
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _carry_over(old: Path, new: Path) -> None:
     """Move what is neither weights nor replaced from the old folder into the new one."""
     for entry in old.iterdir():
@@ -293,6 +287,8 @@ def _escape(name: str) -> str:
 
 
 def _remove_if_dead(folder: Path) -> None:
+    import fcntl
+
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

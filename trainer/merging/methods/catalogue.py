@@ -38,7 +38,7 @@ PARAMETERS: dict[str, str] = {
     "rescale": "make up for dropped deltas: paper (1 / keep probability), l1 or none",
     "resample": "further draws where the chosen value equals the base: 0, 1, ..., all, or "
     "auto (all if a base is given, else 0)",
-    "granularity": "what one draw decides: element, row, tensor or layer",
+    "granularity": "what one draw decides: element, row (along the last axis), tensor or layer",
     "max_iter": "iterations at most (karcher)",
     "tol": "angle in radians at which to stop (karcher)",
     "rank": "rank to cut the merged adapter to; 0 keeps it whole (lora_cat)",

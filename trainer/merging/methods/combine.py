@@ -80,8 +80,8 @@ class Consensus(Sum):
         pulls = [
             times(delta, w * s) for delta, w, s in zip(deltas, self._weights, scales, strict=True)
         ]
-        merged, sign = agreeing_sum(
-            pulls, elected_sign(pulls), self._weights if self._normalize else None
+        merged, sign = _agreeing_sum(
+            pulls, _elected_sign(pulls), self._weights if self._normalize else None
         )
         merged *= sign
         return times(merged, self._factor)
@@ -114,10 +114,10 @@ class Energy(Sum):
     def combine(self, deltas: list[Array], scales: list[float]) -> Array:
         """Elect a sign for each element, and average what agrees by energy."""
         scaled = [times(delta, scale) for delta, scale in zip(deltas, scales, strict=True)]
-        sign = elected_sign(scaled)
+        sign = _elected_sign(scaled)
         shares = [float(share) for share in self._shares]
         pulls = [times(delta, share) for delta, share in zip(scaled, shares, strict=True)]
-        merged, sign = agreeing_sum(pulls, sign, shares)
+        merged, sign = _agreeing_sum(pulls, sign, shares)
         merged *= sign
         return times(merged, self._factor)
 
@@ -129,7 +129,7 @@ def times(values: Array, factor: float) -> Array:
     return values
 
 
-def elected_sign(pulls: list[Array]) -> Array:
+def _elected_sign(pulls: list[Array]) -> Array:
     """Return 1 where the sum of the pulls is at least zero, else -1, in working precision."""
     total = pulls[0].copy()
     for pull in pulls[1:]:
@@ -140,7 +140,7 @@ def elected_sign(pulls: list[Array]) -> Array:
     return sign
 
 
-def agreeing_sum(
+def _agreeing_sum(
     pulls: list[Array], sign: Array, weights: list[float] | None
 ) -> tuple[Array, Array]:
     """Return the sum of sign * pull over pulls of that sign, and the sign.

@@ -16,7 +16,7 @@ from mixgym.trainer.merging.methods.random_words import Flags, Indices, Words
 Picks = NDArray[Any]
 """Which model each element is drawn from: the narrowest signed integers that count them."""
 
-REDRAW_BITS = 31
+_REDRAW_BITS = 31
 """Bits of the words that further draws take, so that uint32 holds the upper end as well."""
 
 _TABLED_KINDS = 8
@@ -106,7 +106,7 @@ class Lots:
         is_open = patterns[:, None] >> np.arange(self.kinds) & 1
         reached = np.cumsum(is_open * self._shares, axis=1)
         whole = np.maximum(reached[:, -1:], np.finfo(np.float64).tiny)
-        borders = np.floor(2.0**REDRAW_BITS * reached[:, :-1] / whole)
+        borders = np.floor(2.0**_REDRAW_BITS * reached[:, :-1] / whole)
         return np.ascontiguousarray(borders.T.astype(np.uint32))
 
     def draw(self, is_open: Sequence[Flags], words: Words) -> Picks:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-PARALLEL_COSINE = 0.9995
+_PARALLEL_COSINE = 0.9995
 """Slerp falls back to the straight line beyond this cosine, as is customary."""
 
 _SMALLEST_SINE = 1e-8
@@ -37,7 +37,7 @@ def slerp(gram: Matrix, t: float) -> Vector:
     [0.7071, 0.7071]
     """
     c = cosine(gram, 0, 1)
-    if abs(c) > PARALLEL_COSINE:
+    if abs(c) > _PARALLEL_COSINE:
         return np.array([1 - t, t])
     return _arc(float(np.arccos(c)), t)
 

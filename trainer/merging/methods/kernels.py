@@ -72,7 +72,7 @@ class Combination:
         keeps = self._is_mean and chunk.out.name in ("F32", "F64")
         out = chunk.encode(self._total(chunk, factors, keeps))
         if keeps:
-            keep_agreement(chunk, list(factors), out)
+            _keep_agreement(chunk, list(factors), out)
         return out
 
     def _total(self, chunk: Chunk, factors: dict[int, float], keeps: bool) -> Array:
@@ -97,7 +97,7 @@ def _copy(chunk: Chunk, index: int) -> Array:
     return chunk.encode(chunk.value(index))
 
 
-def keep_agreement(chunk: Chunk, indices: list[int], out: Array) -> None:
+def _keep_agreement(chunk: Chunk, indices: list[int], out: Array) -> None:
     """Put the models' own bits where all of them agree, against rounding."""
     if any(chunk.kind(i) != chunk.out for i in indices):
         return
@@ -221,7 +221,7 @@ class RowSlerpKernel:
         factors = np.array([self._row(a, b) for a, b in zip(one, two, strict=True)], chunk.work)
         merged = (factors[:, :1] * one + factors[:, 1:] * two).ravel()
         out = chunk.encode(merged + chunk.value(BASE) if self._relative else merged)
-        keep_agreement(chunk, [0, 1], out)
+        _keep_agreement(chunk, [0, 1], out)
         return out
 
     def _row(self, one: Array, two: Array) -> geometry.Vector:
@@ -274,7 +274,7 @@ class StagedKernel:
         merged += chunk.value(BASE)
         out = chunk.encode(merged)
         if self._keeps:
-            keep_agreement(chunk, list(range(chunk.models)), out)
+            _keep_agreement(chunk, list(range(chunk.models)), out)
         return out
 
 
@@ -321,7 +321,7 @@ class NearswapKernel:
         return chunk.encode(moved)
 
 
-def settings_weights(settings: StageSettings) -> list[float]:
+def _settings_weights(settings: StageSettings) -> list[float]:
     """Return the weights as shares of their sum."""
     weights = settings.per_model["weight"]
     return [w / fsum(weights) for w in weights]
@@ -331,7 +331,7 @@ def build_linear(settings: StageSettings) -> Kernel:
     """Return the weighted average, or the weighted sum if it is not normalised."""
     weights = settings.per_model["weight"]
     if settings.shared["normalize"]:
-        weights = settings_weights(settings)
+        weights = _settings_weights(settings)
     return LinearKernel(Combination(dict(enumerate(weights))))
 
 
@@ -339,6 +339,6 @@ def build_dense_sum(settings: StageSettings) -> Kernel:
     """Return base + lambda * weighted sum of all deltas, as one combination."""
     weights = settings.per_model["weight"]
     if settings.shared["normalize"]:
-        weights = settings_weights(settings)
+        weights = _settings_weights(settings)
     factor: Any = settings.shared["lambda"]
     return LinearKernel(Combination.of_deltas([factor * w for w in weights]))

@@ -18,7 +18,7 @@ Heads = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 Indices = NDArray[np.intp]
 
-HEADS_PER_COUNTER = 32
+_HEADS_PER_COUNTER = 32
 """One counter step of Philox4x64 gives four 64-bit numbers, which are 32 heads."""
 
 _TAIL_BITS = 24
@@ -54,12 +54,12 @@ class WordStream:
 
     def heads(self, start: int, stop: int) -> Heads:
         """Return the upper bytes of words ``start`` to ``stop``: uint8[stop - start]."""
-        first = start - start % HEADS_PER_COUNTER
+        first = start - start % _HEADS_PER_COUNTER
         if first != self._next:
-            self._generator = np.random.Philox(key=self._key).advance(first // HEADS_PER_COUNTER)
-        counters = -(-(stop - first) // HEADS_PER_COUNTER)
+            self._generator = np.random.Philox(key=self._key).advance(first // _HEADS_PER_COUNTER)
+        counters = -(-(stop - first) // _HEADS_PER_COUNTER)
         raw = np.asarray(self._generator.random_raw(4 * counters), dtype="<u8")
-        self._next = first + counters * HEADS_PER_COUNTER
+        self._next = first + counters * _HEADS_PER_COUNTER
         return raw.view(np.uint8)[start - first : stop - first]
 
     def words(self, start: int, stop: int) -> Words:
