@@ -10,7 +10,6 @@ import numpy as np
 from mixgym.envs.arrays import FloatArray
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-OPTIMIZERS = ("sgd", "adam")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.files import tokenizers
 from mixgym.trainer.merging.files.adapter import AdapterFile, Matrix
 from mixgym.trainer.merging.files.checkpoint import TensorInfo
-from mixgym.trainer.merging.files.opening import ADAPTER_CONFIG
+from mixgym.trainer.merging.files.folder import ADAPTER_CONFIG
 from mixgym.trainer.merging.files.writing import OutputFolder
 from mixgym.trainer.merging.methods.numerics import STORAGE
 from mixgym.trainer.merging.methods.parameters import resolve

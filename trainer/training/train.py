@@ -280,11 +280,6 @@ def task_scores(run: RunFolder, tasks: str) -> dict[str, TaskScores]:
     return scores
 
 
-def task_rows(run: RunFolder, tasks: str) -> list[dict[str, Any]]:
-    """The rows of :func:`task_scores` beside uniform."""
-    return comparison(task_scores(run, tasks))
-
-
 def _summary(run: RunFolder, outcomes: list[StageOutcome]) -> dict[str, Any]:
     scores = task_scores(run, "validation")
     card = read_card(run.path / AGENT)

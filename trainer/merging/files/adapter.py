@@ -22,7 +22,7 @@ from mixgym.trainer.merging.errors import MergeError
 from mixgym.trainer.merging.files import tokenizers
 from mixgym.trainer.merging.files.checkpoint import Checkpoint, TensorInfo
 from mixgym.trainer.merging.files.compatibility import EMBEDDINGS, HEADS, is_vocabulary
-from mixgym.trainer.merging.files.opening import ADAPTER_CONFIG, FolderCheckpoint, read_json
+from mixgym.trainer.merging.files.folder import ADAPTER_CONFIG, FolderCheckpoint, read_json
 from mixgym.trainer.merging.files.safetensors_file import SafetensorsFile
 from mixgym.trainer.merging.files.torch_file import TorchFile
 from mixgym.trainer.merging.methods.numerics import STORAGE, Array, decode
