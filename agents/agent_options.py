@@ -17,7 +17,7 @@ from mixgym.agents.algorithm_presets import PRESETS
 from mixgym.agents.registry import find_algorithm, load_object
 from mixgym.envs.errors import ConfigError, did_you_mean
 
-NOT_OPTIONS = (
+_NOT_OPTIONS = (
     *("self", "env", "names", "policy", "policy_kwargs", "seed", "device", "_init_setup_model"),
     *("observation_space", "action_space", "lr_schedule", "level", "verbose", "tensorboard_log"),
 )
@@ -84,11 +84,11 @@ def _of_callable(
     factory: Callable[..., Any], values: Mapping[str, Any], prefix: str
 ) -> list[Option]:
     """The keyword arguments of a factory; ``values`` go over their defaults."""
-    meanings = described_arguments(factory)
+    meanings = _described_arguments(factory)
     defaults = {
         name: None if parameter.default is inspect.Parameter.empty else parameter.default
         for name, parameter in inspect.signature(factory).parameters.items()
-        if name not in NOT_OPTIONS and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        if name not in _NOT_OPTIONS and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
     return [
         Option(f"{prefix}{name}", default, meanings.get(name, ""))
@@ -107,7 +107,7 @@ def _of_model(model: type[BaseModel], values: Mapping[str, Any], prefix: str) ->
             yield Option(f"{prefix}{name}", default, info.description or "")
 
 
-def described_arguments(factory: Callable[..., Any]) -> dict[str, str]:
+def _described_arguments(factory: Callable[..., Any]) -> dict[str, str]:
     """Argument -> meaning, out of the section ``Args:`` of a Google docstring, or of ``:param``.
 
     >>> def scaled(size: float) -> float:
@@ -117,7 +117,7 @@ def described_arguments(factory: Callable[..., Any]) -> dict[str, str]:
     ...         size: how large,
     ...             in metres.
     ...     '''
-    >>> described_arguments(scaled)
+    >>> _described_arguments(scaled)
     {'size': 'how large, in metres.'}
     """
     text = inspect.getdoc(factory) or ""

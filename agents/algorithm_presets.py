@@ -42,11 +42,11 @@ class Preset:
     search: dict[str, Any] = field(default_factory=dict)
 
 
-def read_presets(path: Path = FILE) -> dict[str, Preset]:
+def _read_presets(path: Path = FILE) -> dict[str, Preset]:
     """The presets of a file, by the algorithms' names."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where it is there
     data: dict[str, dict[str, Any]] = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     return {name: Preset(**values) for name, values in data.items()}
 
 
-PRESETS = read_presets()
+PRESETS = _read_presets()

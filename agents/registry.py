@@ -106,7 +106,7 @@ HBO = "hbo"
 
 def _trained(summary: str) -> Algorithm:
     whole = f"{summary}; train it first (mixgym train --algo NAME)"
-    return Algorithm(whole, "mixgym.agents.registry:needs_training", TRAINED)
+    return Algorithm(whole, "mixgym.agents.registry:_needs_training", TRAINED)
 
 
 ALGORITHMS = {
@@ -163,7 +163,7 @@ ALGORITHMS = {
 }
 
 
-def needs_training(*_: Any, **__: Any) -> Any:
+def _needs_training(*_: Any, **__: Any) -> Any:
     """Say that a trained algorithm cannot decide before it is trained.
 
     Raises:

@@ -93,7 +93,7 @@ class Fixed(Rule):
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, FloatArray | None]:
         """See :class:`Rule`."""
-        return self._top, inner_weights(self.names, self._strata, signals.cells["prior"].shape)
+        return self._top, _inner_weights(self.names, self._strata, signals.cells["prior"].shape)
 
     def options(self) -> dict[str, Any]:
         """See :class:`Rule`."""
@@ -144,13 +144,13 @@ class Scripted(Rule):
         top = signals.trainable.astype(np.float64)
         if self._points:
             rows = np.stack([row / row.sum() for row in self._table])
-            top = interpolate(signals.used, list(self._points), rows)
+            top = _interpolate(signals.used, list(self._points), rows)
         if not self._strata:
             return top, None
         rows = np.array(
             [_padded(r, signals.cells["prior"].shape[1]) for r in self._strata.values()]
         )
-        inner = interpolate(signals.used, list(self._strata), rows / rows.sum(-1, keepdims=True))
+        inner = _interpolate(signals.used, list(self._strata), rows / rows.sum(-1, keepdims=True))
         return top, np.where(signals.cells["size"] > 0, inner, 0.0)
 
     def options(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Scripted(Rule):
         }
 
 
-def interpolate(at: float, shares: list[float], rows: FloatArray) -> FloatArray:
+def _interpolate(at: float, shares: list[float], rows: FloatArray) -> FloatArray:
     """Linear between ``rows`` [n, K] at the sorted ``shares`` [n]; constant outside."""
     return np.array([np.interp(at, shares, column) for column in rows.T])
 
@@ -183,7 +183,7 @@ def check_names(names: tuple[str, ...], given: Mapping[str, Any], where: str) ->
             raise ConfigError(f"{where}: {name!r} is not a source (sources: {', '.join(names)})")
 
 
-def inner_weights(
+def _inner_weights(
     names: tuple[str, ...], given: Mapping[str, list[float]], shape: tuple[int, ...]
 ) -> FloatArray | None:
     """float64[K, G_max] from name -> weights; zero rows (the natural shares) elsewhere."""

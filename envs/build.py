@@ -56,7 +56,7 @@ def build_environment(
     return MixtureEnv(world, environment, training, on_episode_end, render_mode)
 
 
-def cell_sizes(sources: Sequence[Source], unit: Unit) -> FloatArray:
+def _cell_sizes(sources: Sequence[Source], unit: Unit) -> FloatArray:
     """float64[K, G], what the training rows of each cell hold, in the unit of the ratios."""
     sizes = np.zeros((len(sources), sources[0].n_strata))
     for k, source in enumerate(sources):
@@ -70,14 +70,14 @@ def cell_sizes(sources: Sequence[Source], unit: Unit) -> FloatArray:
     return sizes
 
 
-def make_prior(names: Sequence[str], sizes: FloatArray, options: EnvironmentOptions) -> Mixture:
+def _make_prior(names: Sequence[str], sizes: FloatArray, options: EnvironmentOptions) -> Mixture:
     """The mixture that a zero action stands for.
 
     Inside a source it is always the natural one: every stratum by its size.
 
     Args:
         names: of the K sources.
-        sizes: float64[K, G], see :func:`cell_sizes`.
+        sizes: float64[K, G], see :func:`_cell_sizes`.
         options: ``prior`` is ``uniform``, ``proportional`` or a weight for every source by name.
 
     Raises:
@@ -184,15 +184,15 @@ def row_world(
     setup = packing_setup(options, sources, learner, processes)
     make_plane = _planes(options, sources, setup)
     names = [source.name for source in sources]
-    sizes = cell_sizes(sources, data.unit)
+    sizes = _cell_sizes(sources, data.unit)
     return World(
         names=tuple(names),
         targets=np.array([source.target for source in sources]),
-        prior=make_prior(names, sizes, options.environment),
+        prior=_make_prior(names, sizes, options.environment),
         cell_size=sizes,
         learner=learner,
         make_plane=make_plane,
-        step_rule=make_step_rule(options, tuple(names), sizes),
+        step_rule=_make_step_rule(options, tuple(names), sizes),
         fingerprint=_fingerprint(sources),
         constants=token_seconds(sources, setup),
     )
@@ -268,13 +268,13 @@ def packing_setup(
     return setup
 
 
-def make_step_rule(options: WorldOptions, names: tuple[str, ...], sizes: FloatArray) -> StepRule:
+def _make_step_rule(options: WorldOptions, names: tuple[str, ...], sizes: FloatArray) -> StepRule:
     """The rule that takes the optimiser's steps.
 
     Args:
         options: ``environment.step_rule`` and ``bilevel``.
         names: of the K sources.
-        sizes: float64[K, G], see :func:`cell_sizes`.
+        sizes: float64[K, G], see :func:`_cell_sizes`.
 
     Raises:
         ConfigError: if the rule needs another learner, or more sources.
@@ -343,11 +343,11 @@ class TaskWorlds:
         return World(
             names=task.names,
             targets=task.targets,
-            prior=make_prior(task.names, task.size, options.environment),
+            prior=_make_prior(task.names, task.size, options.environment),
             cell_size=task.size,
             learner=learner,
             make_plane=TokenPlanes(task, options.training.steps),
-            step_rule=make_step_rule(options, task.names, task.size),
+            step_rule=_make_step_rule(options, task.names, task.size),
             draw=self,
             common=self.common,
             reference=None if options.environment.reference is None else learner.reference,

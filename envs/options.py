@@ -218,10 +218,10 @@ class EnvironmentOptions(Options):
         return name
 
 
-PRETRAINED_RATE = 2e-5
+_PRETRAINED_RATE = 2e-5
 """``training.learning_rate`` of models that have learnt already, unless it is given."""
 
-DEFAULT_LENGTHS = {"0.1m": 256, "smollm2": 256}
+_DEFAULT_LENGTHS = {"0.1m": 256, "smollm2": 256}
 """``data.max_length`` of models that want less than the default of 512, unless it is given."""
 
 
@@ -245,11 +245,11 @@ class WorldOptions(Options):
         model = values.get("model", {})
         name = model.get("name", "0.1m") if isinstance(model, dict) else model.name
         sections = {
-            "data": _filled(values.get("data", {}), "max_length", DEFAULT_LENGTHS.get(name)),
+            "data": _filled(values.get("data", {}), "max_length", _DEFAULT_LENGTHS.get(name)),
             "training": _filled(
                 _without_null(values.get("training", {}), "learning_rate"),
                 "learning_rate",
-                None if name in PRESETS else PRETRAINED_RATE,
+                None if name in PRESETS else _PRETRAINED_RATE,
             ),
         }
         return {**values, **sections}

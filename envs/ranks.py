@@ -17,15 +17,15 @@ from mixgym.envs.errors import RunError
 if TYPE_CHECKING:
     import torch
 
-BUCKET_ELEMENTS = 2**25  # of gradients that are sent together
-EXPECTED = "WORLD_SIZE"
+_BUCKET_ELEMENTS = 2**25  # of gradients that are sent together
+_EXPECTED = "WORLD_SIZE"
 """The variable by which torchrun says how many processes it has started."""
 
 
 def world_size() -> int:
     """How many processes train together; before they have met, how many torchrun has started."""
     dist = _met()
-    return int(os.environ.get(EXPECTED, "1")) if dist is None else int(dist.get_world_size())
+    return int(os.environ.get(_EXPECTED, "1")) if dist is None else int(dist.get_world_size())
 
 
 def rank() -> int:
@@ -117,7 +117,7 @@ def part() -> None:
 
 def _met() -> Any:
     """torch.distributed, if the ranks have met; torch is imported only where there are several."""
-    if int(os.environ.get(EXPECTED, "1")) == 1 and "torch" not in sys.modules:
+    if int(os.environ.get(_EXPECTED, "1")) == 1 and "torch" not in sys.modules:
         return None
     import torch.distributed as dist
 
@@ -125,12 +125,12 @@ def _met() -> Any:
 
 
 def _buckets(gradients: "list[torch.Tensor]") -> "list[list[torch.Tensor]]":
-    """Gradients of one type each, in order, of about ``BUCKET_ELEMENTS``."""
+    """Gradients of one type each, in order, of about ``_BUCKET_ELEMENTS``."""
     buckets: list[list[torch.Tensor]] = []
     size = 0
     for gradient in gradients:
         fits = buckets and buckets[-1][0].dtype == gradient.dtype
-        if not fits or size + gradient.numel() > BUCKET_ELEMENTS:
+        if not fits or size + gradient.numel() > _BUCKET_ELEMENTS:
             buckets.append([])
             size = 0
         buckets[-1].append(gradient)

@@ -273,7 +273,7 @@ def penalised(reward: Reward, seen: RewardInput, penalties: PenaltyOptions) -> R
     """The reward less what ``penalties`` ask for, each a component of its own."""
     taken: dict[str, FloatArray | float] = {}
     if penalties.kl_prior:
-        taken["kl_prior"] = -penalties.kl_prior * mixture_kl(seen)
+        taken["kl_prior"] = -penalties.kl_prior * _mixture_kl(seen)
     if penalties.epochs:
         over = np.maximum(_given(seen.epochs) - penalties.epoch_cap, 0.0)
         taken["epochs"] = -penalties.epochs * last_sum(over)
@@ -285,7 +285,7 @@ def penalised(reward: Reward, seen: RewardInput, penalties: PenaltyOptions) -> R
     return replace(reward, value=sum(components.values()), components=components)
 
 
-def mixture_kl(seen: RewardInput) -> FloatArray:
+def _mixture_kl(seen: RewardInput) -> FloatArray:
     """float64[...], KL of the mixture from the prior, over all (source, stratum), in nats."""
     weight, strata = _given(seen.weight), _given(seen.strata)
     top = last_sum(weight * _log_quotient(weight, _given(seen.prior)))

@@ -22,7 +22,7 @@ from typing import Any
 
 KILL_VARIABLE = "MIXGYM_FAILPOINT_KILL"
 TEMPORARY_PREFIX = ".tmp-"
-REPLACED_PREFIX = ".old-"
+_REPLACED_PREFIX = ".old-"
 
 on_failpoint: Callable[[str], None] | None = None
 """Called with the name of every failpoint that is reached; set by tests only."""
@@ -196,7 +196,7 @@ def clean(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    for leftover in sorted(folder.glob(f"{REPLACED_PREFIX}*")):
+    for leftover in sorted(folder.glob(f"{_REPLACED_PREFIX}*")):
         _restore_or_remove(leftover)
     for leftover in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")):
         _remove(leftover)
@@ -205,7 +205,7 @@ def clean(folder: Path) -> None:
 
 def _put_in_place(temporary: Path, path: Path) -> None:
     """Rename a complete folder to its name, over an older one if there is one."""
-    replaced = path.with_name(REPLACED_PREFIX + path.name)
+    replaced = path.with_name(_REPLACED_PREFIX + path.name)
     if replaced.exists():
         _restore_or_remove(replaced)
     failpoint("folder-rename:before")
@@ -227,7 +227,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
 
 def _restore_or_remove(replaced: Path) -> None:
     """Give a set-aside folder its name back, or remove it if its replacement is there."""
-    original = replaced.with_name(replaced.name.removeprefix(REPLACED_PREFIX))
+    original = replaced.with_name(replaced.name.removeprefix(_REPLACED_PREFIX))
     if original.exists():
         _remove(replaced)
     else:

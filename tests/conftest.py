@@ -16,3 +16,12 @@ settings.load_profile("mixgym")
 def run_ranks() -> Callable[..., list[Any]]:
     """``run_ranks(world, task, *arguments)``: what the task returns on each of several ranks."""
     return _run_ranks
+
+
+LONG = ("test_readme.py", "test_notebooks.py", "test_demo.py")
+"""Files whose tests take minutes: they go first, so that no process waits for another at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first; all others keep their order."""
+    items.sort(key=lambda item: item.path.name not in LONG)

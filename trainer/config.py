@@ -22,9 +22,9 @@ from mixgym.envs.options import Options, WorldOptions
 from mixgym.trainer.strict_yaml import KeyPath, StrictDumper, parse_yaml, read_mapping, shown
 from mixgym.trainer.training.training_options import TrainOptions
 
-COMMAND_LINE = "command line"
-VERSIONS = "versions"
-RECORDED = ("mixgym", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
+_COMMAND_LINE = "command line"
+_VERSIONS = "versions"
+_RECORDED = ("mixgym", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 
 
 class AgentOptions(Options):
@@ -124,9 +124,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     Raises:
         ConfigError: one line per mistake, each naming file (and line), key, value and fix.
     """
-    origin = COMMAND_LINE if path is None else str(path)
+    origin = _COMMAND_LINE if path is None else str(path)
     data, lines = ({}, {}) if path is None else read_mapping(Path(path))
-    data.pop(VERSIONS, None)
+    data.pop(_VERSIONS, None)
     for override in overrides:
         for key in _apply(data, override):
             lines[key] = 0
@@ -145,14 +145,14 @@ def dump_config(config: RunConfig) -> str:
     :func:`load_config` reads it back to an equal configuration.
     """
     data = config.model_dump()
-    data[VERSIONS] = installed_versions()
+    data[_VERSIONS] = installed_versions()
     return yaml.dump(data, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def installed_versions() -> dict[str, str]:
     """Versions of Python and of what a run's numbers depend on; ``absent`` if not installed."""
     versions = {"python": python_version()}
-    for name in RECORDED:
+    for name in _RECORDED:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -172,8 +172,8 @@ def _apply(data: dict[str, Any], override: str) -> list[KeyPath]:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"{COMMAND_LINE}: {override!r} is not an override; write key.sub=value")
-    value, _ = parse_yaml(text, f"{COMMAND_LINE}: {key}")
+        raise ConfigError(f"{_COMMAND_LINE}: {override!r} is not an override; write key.sub=value")
+    value, _ = parse_yaml(text, f"{_COMMAND_LINE}: {key}")
     touched: list[KeyPath] = []
     section = data
     for depth, part in enumerate(parts[:-1], start=1):
@@ -182,7 +182,7 @@ def _apply(data: dict[str, Any], override: str) -> list[KeyPath]:
             section[part] = {}
         if not isinstance(section[part], dict):
             raise ConfigError(
-                f"{COMMAND_LINE}: {override!r}: {'.'.join(parts[:depth])} is "
+                f"{_COMMAND_LINE}: {override!r}: {'.'.join(parts[:depth])} is "
                 f"{shown(section[part])}, which has no keys; set all of it, "
                 f"{'.'.join(parts[:depth])}={{{parts[depth]}: ...}}"
             )
@@ -196,7 +196,7 @@ def _place(origin: str, lines: Mapping[KeyPath, int], at: KeyPath) -> str:
     for depth in range(len(at), -1, -1):
         line = lines.get(at[:depth])
         if line is not None:
-            return f"{origin}:{line}" if line else COMMAND_LINE
+            return f"{origin}:{line}" if line else _COMMAND_LINE
     return origin
 
 

@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "training": {"steps": 400, "interval": 20, "packs": 8, "learning_rate": 5e-3},
 }
 # first what is short and easy, then what takes long; noise never
-SCRIPT = {
+_SCRIPT = {
     "points": {
         0.0: {"addition": 1, "reversal": 1, "sorting": 1, "lookup": 1, "numbers": 1, "brackets": 1},
         0.5: {"addition": 2, "reversal": 2, "sorting": 2, "lookup": 1, "numbers": 2, "brackets": 1},
@@ -46,7 +46,7 @@ def demo(folder: Path) -> dict[str, Any]:
     """Fine-tune under every schedule; returns the summary of each by agent."""
     choices: dict[str, dict[str, Any]] = {
         "uniform": {"name": "uniform"},
-        "scripted": {"name": "scripted", "options": SCRIPT},
+        "scripted": {"name": "scripted", "options": _SCRIPT},
         "agent": {"name": str(folder / "training")},
     }
     summaries = {}
@@ -65,7 +65,7 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def outcome_table(summaries: dict[str, Any]) -> Any:
+def _outcome_table(summaries: dict[str, Any]) -> Any:
     """Test NLL after fine-tuning, source by source and agent by agent."""
     agents = list(summaries)
     first = summaries[agents[0]]
@@ -102,7 +102,7 @@ def main() -> None:
     )
     summaries = demo(folder)
     show(
-        outcome_table(summaries),
+        _outcome_table(summaries),
         f"curves:  tensorboard --logdir {folder}",
         f"picture: {folder / 'agent' / PICTURE}",
         f"model:   {folder / 'agent' / MODEL} (load it with from_pretrained)",

@@ -16,7 +16,7 @@ from mixgym.agents.hbo.updates import softmax
 from mixgym.envs.arrays import BoolArray, FloatArray
 
 FIT_ERROR, FIT_STEPS = 1e-10, 200_000  # of the warm start by regression
-FIT_CHECKED = 100  # steps between two looks at the error
+_FIT_CHECKED = 100  # steps between two looks at the error
 
 
 class LogitActor(Protocol):
@@ -133,7 +133,10 @@ def fitted(
     for step in range(FIT_STEPS):
         weights = softmax(actor.logits(parameters, features), mask)
         gap = np.where(mask, weights - target, 0.0)
-        if step % FIT_CHECKED == 0 and ((gap**2).sum(-1, keepdims=True) / count).max() <= FIT_ERROR:
+        if (
+            step % _FIT_CHECKED == 0
+            and ((gap**2).sum(-1, keepdims=True) / count).max() <= FIT_ERROR
+        ):
             break
         slope = 2.0 / count * weights * (gap - (weights * gap).sum(-1, keepdims=True))
         pulled = shared_mean(actor.pull(parameters, features, -slope), parameters.shape)

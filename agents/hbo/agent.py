@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
 NAMES = ("sources", "strata")  # of the two levels, in records
-COUNTERS = 3  # arrays of the state before those of the levels
+_COUNTERS = 3  # arrays of the state before those of the levels
 
 
 class Hbo(Actor):
@@ -216,7 +216,7 @@ class Memory:
     @classmethod
     def of(cls, arrays: State) -> "Memory":
         """From :meth:`arrays`."""
-        rest = arrays[COUNTERS:]
+        rest = arrays[_COUNTERS:]
         half = len(rest) // 2
         levels = (LevelState.of(rest[:half]), LevelState.of(rest[half:]))
         return cls(arrays[0], (arrays[1], arrays[2]), levels)

@@ -27,7 +27,7 @@ from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions, Options
 
 NAMES = ("global", "local")
-DEFAULTS = EnvironmentOptions()
+_DEFAULTS = EnvironmentOptions()
 
 
 class RolloutLevel(Options):
@@ -95,8 +95,8 @@ class HBO(OnPolicyAlgorithm):
         global_level: dict[str, Any] | None = None,
         local_level: dict[str, Any] | None = None,
         keep_state: bool = True,
-        floor: float = DEFAULTS.floor,
-        reach: float = DEFAULTS.reach,
+        floor: float = _DEFAULTS.floor,
+        reach: float = _DEFAULTS.reach,
         max_grad_norm: float = 1.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,

@@ -125,7 +125,7 @@ def _features(
     if options.actor == "table":
         return observed[..., :0]
     if options.actor == "equivariant":
-        flat = flat_of(batch)
+        flat = _flat_of(batch)
         shape = np.array(parts["strata"].shape[1:3], np.float64)
         return np.concatenate([flat, np.broadcast_to(shape, (len(flat), 2))], axis=-1)
     if options.features == "identity":
@@ -134,7 +134,7 @@ def _features(
     return observed
 
 
-def flat_of(batch: Observation) -> "NDArray[np.float64]":
+def _flat_of(batch: Observation) -> "NDArray[np.float64]":
     """The flat observations [n, size] that are in Dict observations."""
     parts = [batch[name] for name in ("progress", "sources", "strata", "masks")]
     return np.concatenate(parts, axis=-1).astype(np.float64)

@@ -17,7 +17,7 @@ from mixgym.agents.hbo.shaping import averaged, differs, known_or_mean, normalis
 from mixgym.agents.hbo.updates import UPDATES, softmax
 from mixgym.envs.arrays import BoolArray, FloatArray
 
-HALVINGS = 20  # of a step that leaves its trust region, before it is given up
+_HALVINGS = 20  # of a step that leaves its trust region, before it is given up
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Level:
         if radius is None:
             return after
         old = self.distribution(before, view)
-        for _ in range(HALVINGS):
+        for _ in range(_HALVINGS):
             outside = divergence(self.distribution(after, view), old) > radius
             outside = self._own_rows(outside)
             if not outside.any():

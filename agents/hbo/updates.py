@@ -22,7 +22,7 @@ import numpy as np
 from mixgym.envs.arrays import BoolArray, FloatArray
 
 LEAST_WEIGHT = 0.01  # that importance weighting divides by: a rare unit is no reason to explode
-LEAST_SHARE = 1e-3  # of R / sum R in the closed form, over 1 / K: rewards may be 0 or negative
+_LEAST_SHARE = 1e-3  # of R / sum R in the closed form, over 1 / K: rewards may be 0 or negative
 
 Gradient = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
 
@@ -86,7 +86,7 @@ def closed_form(weights: FloatArray, rewards: FloatArray, _: FloatArray) -> Floa
     count = np.maximum(mask.sum(-1, keepdims=True), 1)
     paid = np.where(mask, np.maximum(rewards, 0.0), 0.0)
     share = paid / np.maximum(paid.sum(-1, keepdims=True), 1e-300)
-    share = np.where(mask, np.maximum(share, LEAST_SHARE / count), 1.0)
+    share = np.where(mask, np.maximum(share, _LEAST_SHARE / count), 1.0)
     gap = np.where(mask, np.log(share) - np.log(np.where(mask, weights, 1.0)), 0.0)
     return np.where(mask, gap - gap.sum(-1, keepdims=True) / count, 0.0)
 

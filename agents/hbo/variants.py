@@ -3,7 +3,7 @@
 from math import inf
 from typing import Any
 
-PAPER: dict[str, Any] = {
+_PAPER: dict[str, Any] = {
     "update_at_start": True,
     "global": {
         "actor": "mlp",
@@ -29,7 +29,7 @@ Such a step moves a logit by about 1e-4, so that in a run's twenty to fifty upda
 stays where it was: the curves that the paper shows need a faster actor.
 """
 
-RELEASED: dict[str, Any] = {
+_RELEASED: dict[str, Any] = {
     "global": {
         "actor": "table",
         "reward": "gradient_norm_examples",
@@ -59,13 +59,13 @@ Its defects are not inherited: local updates repeated at every micro-step, a pro
 over for the next step, actors that drift apart between ranks, the hardest rows dropped.
 """
 
-CLOSED_FORM: dict[str, Any] = {
+_CLOSED_FORM: dict[str, Any] = {
     "global": {"reward": "gradient_norm", "update": "closed_form", "learning_rate": 1.0},
     "local": {"reward": "perplexity_ratio", "update": "closed_form", "learning_rate": 1.0},
 }
 """p = R / sum R at both levels, with the paper's rewards: where its actors would come to rest."""
 
-RECOMMENDED: dict[str, Any] = {
+_RECOMMENDED: dict[str, Any] = {
     "global": {
         "reward": "gradient_norm_last",
         "by_target": True,
@@ -105,8 +105,8 @@ Chosen on the validation tasks of the fast world.
 """
 
 PRESETS = {
-    "recommended": RECOMMENDED,
-    "released": RELEASED,
-    "paper": PAPER,
-    "closed_form": CLOSED_FORM,
+    "recommended": _RECOMMENDED,
+    "released": _RELEASED,
+    "paper": _PAPER,
+    "closed_form": _CLOSED_FORM,
 }

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 DECISIONS, POSITION, ROUND, BEFORE = range(4)
 """Entries of the clock."""
-TRIALS = 6
+_TRIALS = 6
 """Fewest trials of a round that a trend can be told from."""
-POWERS = np.linspace(0.0, 3.0, 31)
+_POWERS = np.linspace(0.0, 3.0, 31)
 """Powers of time that a fall may follow."""
 
 
@@ -103,7 +103,7 @@ class Aioli(Mixer):
 
     def shapes(self, sources: int, strata: int) -> tuple[tuple[int, ...], ...]:
         """Weights (all 0: none yet); column sums; falls of a round's trials; the clock (above)."""
-        return (sources,), (sources,), (self.sweeps * sources + 2 * TRIALS,), (4,)
+        return (sources,), (sources,), (self.sweeps * sources + 2 * _TRIALS,), (4,)
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
         """See :class:`Rule`."""
@@ -128,7 +128,7 @@ class Aioli(Mixer):
 
     def _length(self, count: int) -> int:
         """Trials in a round with ``count`` sources."""
-        return count * (max(self.sweeps, -(-TRIALS // count)) if self.detrend else self.sweeps)
+        return count * (max(self.sweeps, -(-_TRIALS // count)) if self.detrend else self.sweeps)
 
     def _tried(self, position: int, number: int, order: NDArray[np.intp]) -> int | None:
         """The source that is tried at a position of a round; None while p is played."""
@@ -181,7 +181,7 @@ class Aioli(Mixer):
     def _perturbed(self, mask: BoolArray, tried: int) -> FloatArray:
         """The mixture in which one source is tried."""
         count = int(mask.sum())
-        weights = np.where(mask, rest_of(self.one_hot, count), 0.0)
+        weights = np.where(mask, _rest_of(self.one_hot, count), 0.0)
         weights[tried] = self.one_hot if count > 1 else 1.0
         return weights
 
@@ -200,7 +200,7 @@ def detrended(falls: FloatArray, decisions: float) -> FloatArray:
     [1.0, 1.0, 1.0, 1.0]
     """
     middle = decisions + np.arange(len(falls)) + 0.5
-    straight = falls * (middle / middle[0]) ** POWERS[:, None]
+    straight = falls * (middle / middle[0]) ** _POWERS[:, None]
     mean = straight.mean(-1)
     alike = np.where(mean > 0, straight.std(-1) / np.maximum(mean, 1e-300), np.inf)
     best = int(alike.argmin())
@@ -219,14 +219,14 @@ def column_sums(falls: FloatArray, mask: BoolArray, one_hot: float) -> FloatArra
         one_hot: f.
     """
     count = int(mask.sum())
-    rest = rest_of(one_hot, count)
+    rest = _rest_of(one_hot, count)
     kept = np.where(mask, falls, 0.0)
     worth = kept if count < 2 else (kept - rest * kept.sum()) / (one_hot - rest)
     worth = np.where(mask, worth - min(float(worth[mask].min(initial=0.0)), 0.0), 0.0)
     return worth / max(float(worth.sum()), 1e-300)
 
 
-def rest_of(one_hot: float, count: int) -> float:
+def _rest_of(one_hot: float, count: int) -> float:
     """Weight of every source that is not tried."""
     return (1.0 - one_hot) / max(count - 1, 1)
 

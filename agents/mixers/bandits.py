@@ -98,7 +98,7 @@ class Exp3(Mixer):
         mask = signals.trainable
         scores, before, clock = memory[0][: len(mask)], memory[1][: len(mask)], memory[2]
         if before.any():
-            paid = progress_paid(signals, before)
+            paid = _progress_paid(signals, before)
             clock[1] = max(clock[1], float(np.abs(paid).max()), 1e-12)
             scores += self.rate * paid / clock[1]
         before[:] = signals.sources["nll"]
@@ -193,7 +193,7 @@ class Ucb(Mixer):
         weight = signals.sources["weight"]
         if before.any():
             pulls[:] = self.discount * pulls + mask.sum() * weight
-            pay[:] = self.discount * pay + progress_of(signals, before)
+            pay[:] = self.discount * pay + _progress_of(signals, before)
         before[:] = signals.sources["nll"]
         mean = np.where(mask, pay / np.maximum(pulls, LEAST_WEIGHT), 0.0)
         unsure = np.sqrt(np.log1p(pulls.sum()) / (1.0 + pulls))
@@ -201,7 +201,7 @@ class Ucb(Mixer):
         return softmax(index / self.temperature, mask), None
 
 
-def progress_of(signals: Signals, before: FloatArray) -> FloatArray:
+def _progress_of(signals: Signals, before: FloatArray) -> FloatArray:
     """float64[K], target times the fall of the held-out NLL, over its NLL at the start.
 
     A source that was not trained on has earned nothing by itself: 0.
@@ -213,9 +213,9 @@ def progress_of(signals: Signals, before: FloatArray) -> FloatArray:
     return np.where(earned, rows["target"] * fall, 0.0)
 
 
-def progress_paid(signals: Signals, before: FloatArray) -> FloatArray:
-    """float64[K], :func:`progress_of` per unit of weight."""
-    return progress_of(signals, before) / np.maximum(signals.sources["weight"], LEAST_WEIGHT)
+def _progress_paid(signals: Signals, before: FloatArray) -> FloatArray:
+    """float64[K], :func:`_progress_of` per unit of weight."""
+    return _progress_of(signals, before) / np.maximum(signals.sources["weight"], LEAST_WEIGHT)
 
 
 def _pulled(signals: Signals, clock: FloatArray) -> BoolArray:

@@ -21,33 +21,33 @@ PERIOD = 4
 def doge(options: Mapping[str, Any]) -> Requires:
     """DoGE: the alignment with the targets, or with the other sources."""
     mode = choice("mode", options.get("mode", "target"), tuple(DOGE_PROBES))
-    return probing(DOGE_PROBES[mode], options)
+    return _probing(DOGE_PROBES[mode], options)
 
 
 def doremi(options: Mapping[str, Any]) -> Requires:
     """DoReMi: a reference model, and for token-wise excess a probe."""
     if choice("clip", options.get("clip", "source"), DOREMI_CLIPS) == "tokens":
-        return replace(probing(DOREMI_PROBE, options), reference=True)
+        return replace(_probing(DOREMI_PROBE, options), reference=True)
     return Requires(action="weights", observation="dict", signals=True, reference=True)
 
 
 def multidds(options: Mapping[str, Any]) -> Requires:
     """MultiDDS: cosines with the held-out gradients."""
-    return probing(MULTIDDS_PROBE, options)
+    return _probing(MULTIDDS_PROBE, options)
 
 
 def mos(options: Mapping[str, Any]) -> Requires:
     """MoS: likeness of embeddings, or perplexity ratios."""
     reward = choice("reward", options.get("reward", "similarity"), tuple(MOS_PROBES))
-    return probing(MOS_PROBES[reward], options)
+    return _probing(MOS_PROBES[reward], options)
 
 
 def less(options: Mapping[str, Any]) -> Requires:
     """LESS: projected gradients."""
-    return probing(LESS_PROBE, options)
+    return _probing(LESS_PROBE, options)
 
 
-def probing(probe: str, options: Mapping[str, Any]) -> Requires:
+def _probing(probe: str, options: Mapping[str, Any]) -> Requires:
     """A rule that reads one probe, every ``period`` decisions."""
     period = whole("period", options.get("period", PERIOD))
     return Requires(action="weights", observation="dict", signals=True, probes={probe: period})

@@ -11,14 +11,14 @@ import numpy as np
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 
-CANDIDATES = 17
+_CANDIDATES = 17
 """Floors on a grid."""
-ZOOMS = 6
+_ZOOMS = 6
 """Times that a grid closes in."""
-REWEIGHTINGS = 4
-OUTLIER = 1e-3
+_REWEIGHTINGS = 4
+_OUTLIER = 1e-3
 """Relative error from which a point counts by its size instead of its square, as in ADO."""
-STEEPEST = 3.0
+_STEEPEST = 3.0
 """Largest exponent."""
 
 
@@ -40,7 +40,7 @@ class PowerLaw:
 
 
 def fit_power_law(tokens: FloatArray, losses: FloatArray, known: BoolArray) -> PowerLaw:
-    """The robust fit over the last axis; exponents are kept within 0 and :data:`STEEPEST`.
+    """The robust fit over the last axis; exponents are kept within 0 and :data:`_STEEPEST`.
 
     Where fewer than two points are known the law is flat.
 
@@ -52,12 +52,12 @@ def fit_power_law(tokens: FloatArray, losses: FloatArray, known: BoolArray) -> P
     logs = np.log(np.where(known, tokens, 1.0))
     found = np.where(known, losses, 1.0)
     low, high = np.zeros(known.shape[:-1]), _middle(losses, known)
-    most, steps, best = high, np.linspace(0.0, 1.0, CANDIDATES), low
-    for _ in range(ZOOMS):
+    most, steps, best = high, np.linspace(0.0, 1.0, _CANDIDATES), low
+    for _ in range(_ZOOMS):
         floors = low[..., None] + (high - low)[..., None] * steps
         misfit = _line(logs, found, known, floors)[2]
         best = np.take_along_axis(floors, misfit.argmin(-1)[..., None], -1)[..., 0]
-        reach = (high - low) / (CANDIDATES - 1)
+        reach = (high - low) / (_CANDIDATES - 1)
         low, high = np.maximum(best - reach, 0.0), np.minimum(best + reach, most)
     log_scale, exponent, _ = _line(logs, found, known, best[..., None])
     return PowerLaw(best, log_scale[..., 0], exponent[..., 0])
@@ -80,13 +80,13 @@ def _line(
     y = np.log(above)
     trust = np.where(known[..., None, :], (above / loss) ** 2, 0.0)  # of y, for equal noise of loss
     weights = trust
-    for _ in range(REWEIGHTINGS):
+    for _ in range(_REWEIGHTINGS):
         log_scale, exponent = _weighted_line(x, y, weights)
         fitted = floors[..., None] + np.exp(log_scale[..., None] - exponent[..., None] * x)
         error = np.where(known[..., None, :], np.log(fitted / loss), 0.0)
         size = np.abs(error)
-        weights = trust * np.minimum(1.0, OUTLIER / np.maximum(size, OUTLIER))
-    huber = np.where(size <= OUTLIER, 0.5 * size**2, OUTLIER * (size - 0.5 * OUTLIER))
+        weights = trust * np.minimum(1.0, _OUTLIER / np.maximum(size, _OUTLIER))
+    huber = np.where(size <= _OUTLIER, 0.5 * size**2, _OUTLIER * (size - 0.5 * _OUTLIER))
     return log_scale, exponent, huber.sum(-1)
 
 
@@ -100,5 +100,5 @@ def _weighted_line(
     spread = (weights * away**2).sum(-1)
     tilt = (weights * away * (y - middle_y[..., None])).sum(-1)
     enough = spread > 1e-12 * total
-    exponent = np.clip(np.where(enough, -tilt / np.where(enough, spread, 1.0), 0.0), 0.0, STEEPEST)
+    exponent = np.clip(np.where(enough, -tilt / np.where(enough, spread, 1.0), 0.0), 0.0, _STEEPEST)
     return middle_y + exponent * middle_x, exponent

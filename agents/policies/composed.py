@@ -19,7 +19,7 @@ from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.levels.predictor import Predictor
 from mixgym.envs.spaces.observations import observes_costs, shape_of
 
-COMPOSED = "composed"
+_COMPOSED = "composed"
 PARTS = ("global", "local")
 
 Shape = tuple[int, int]
@@ -116,7 +116,7 @@ def export_composed(
         if write is not None:
             write(folder / level)
             named[level] = level
-    whole = {"policy": COMPOSED, "parts": named, "features": FEATURES, **card}
+    whole = {"policy": _COMPOSED, "parts": named, "features": FEATURES, **card}
     (folder / CARD).write_text(json.dumps(whole, indent=2) + "\n")
 
 
@@ -129,7 +129,7 @@ def policy_folders(folder: Path) -> dict[str, Path]:
         ConfigError: see :func:`load_agent`.
     """
     card = read_card(folder)
-    if card["policy"] != COMPOSED:
+    if card["policy"] != _COMPOSED:
         return {"": folder}
     return {
         f"{name}/{place}".strip("/"): path
@@ -147,7 +147,7 @@ def load_agent(
         ConfigError: if there is none, it lacks a part, or neither ``env`` nor ``shape`` is given.
     """
     card = read_card(folder)
-    if card["policy"] != COMPOSED:
+    if card["policy"] != _COMPOSED:
         return ExportedPolicy(folder, env, shape=shape, seed=seed)
     if shape is None and env is None:
         raise ConfigError(f"{folder}: a composed agent needs env=... or shape=(K_max, G_max)")

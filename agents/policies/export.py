@@ -63,7 +63,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def read_spec(card: dict[str, Any]) -> ActorSpec:
+def _read_spec(card: dict[str, Any]) -> ActorSpec:
     """The acting network that a card describes."""
     if "kind" in card:
         return plain_spec(card)
@@ -132,7 +132,7 @@ class ExportedPolicy(Actor):
             raise ConfigError(f"{folder}: an exported policy needs env=... or shape=(K_max, G_max)")
         self._shape = shape or rows_shape(env.observation_space, env.action_space, "joint")
         self.card = read_card(folder)
-        self.spec = read_spec(self.card)
+        self.spec = _read_spec(self.card)
         if self.spec.costs and env is not None and not observes_costs(env.observation_space):
             raise ConfigError(
                 f"{folder}: was trained on what sources cost, which this environment does not "

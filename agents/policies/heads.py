@@ -15,7 +15,7 @@ from mixgym.agents.policies.rows import Level, Rows, action_mask, by_entry
 LstmState = tuple[torch.Tensor, torch.Tensor]
 """Hidden and cell state of an LSTM, float[1, n, size] each."""
 
-FAR = 4.0
+_FAR = 4.0
 """Where the mean of a squashed Gaussian ends: beyond, tanh has no gradient left."""
 
 Head = Literal["gaussian", "dirichlet", "squashed", "deterministic", "greedy"]
@@ -150,7 +150,7 @@ class ActingNet(nn.Module):
         """The Gaussian whose tanh is the action."""
         level, shape = self.spec.level, rows.shape
         mask = action_mask(rows, level)
-        mean = bounded(scores.squeeze(-1), -FAR, FAR) * mask
+        mean = bounded(scores.squeeze(-1), -_FAR, _FAR) * mask
         return MaskedNormal(mean, by_entry(self.spread(context).exp(), shape, level), mask)
 
 

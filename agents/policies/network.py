@@ -21,7 +21,7 @@ Norm = Callable[[int], nn.Module]
 """A layer over [rows, features] that is made for a number of features."""
 
 
-def masked_mean(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _masked_mean(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over the second-last axis of the rows whose mask is true; 0 where there is none."""
     weight = mask.to(rows.dtype).unsqueeze(-1)
     return (rows * weight).sum(-2) / weight.sum(-2).clamp_min(1.0)
@@ -94,10 +94,10 @@ class Encoder(nn.Module):
             top, inner = [actions[0].unsqueeze(-1)], [actions[1].unsqueeze(-1)]
         stratum = torch.tanh(self.stratum(torch.cat([rows.strata, around, *inner], -1)))
         stratum = self._normalised(0, stratum, rows.strata_mask)
-        pooled = masked_mean(stratum, rows.strata_mask)
+        pooled = _masked_mean(stratum, rows.strata_mask)
         share = rows.progress[:, None, :2].expand(-1, rows.sources.shape[1], -1)
         source = torch.tanh(self.source(torch.cat([rows.sources, share, pooled, *top], -1)))
-        mean = masked_mean(self._normalised(1, source, rows.source_mask), rows.source_mask)
+        mean = _masked_mean(self._normalised(1, source, rows.source_mask), rows.source_mask)
         hidden = source.masked_fill(~rows.source_mask.unsqueeze(-1), -1.0)
         most = hidden.max(1).values  # codes are in [-1, 1], so masked rows never win
         context = torch.tanh(self.context(torch.cat([rows.progress, mean, most], -1)))
@@ -196,7 +196,7 @@ class LinearActor(nn.Module):
         left = rows.progress[:, :1, None]
         parts = []
         if self.level != "local":
-            pooled = masked_mean(rows.strata, rows.strata_mask)
+            pooled = _masked_mean(rows.strata, rows.strata_mask)
             whole = torch.cat([rows.sources, pooled], -1)
             parts.append(self.top(torch.cat([whole, left * whole], -1)))
         if self.level != "global":
@@ -301,5 +301,5 @@ class CriticNet(nn.Module):
 
 
 def _centred(entries: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    mean = masked_mean(entries[..., None], mask)
+    mean = _masked_mean(entries[..., None], mask)
     return (entries - mean) * mask

@@ -18,7 +18,7 @@ from mixgym.agents.policies.rows import Level, Rows, rows_shape, split_rows
 from mixgym.envs.spaces.observations import observes_costs
 
 POLICY_OPTIONS = ("optimizer_class", "optimizer_kwargs", "use_sde")
-OWN_OPTIONS = ("width", "head", "log_std_init", "concentration")
+_OWN_OPTIONS = ("width", "head", "log_std_init", "concentration")
 
 
 class HierarchicalPolicy(ActorCriticPolicy):
@@ -51,7 +51,7 @@ class HierarchicalPolicy(ActorCriticPolicy):
         concentration: float = 8.0,
         **kwargs: Any,
     ) -> None:
-        known_only(kwargs, POLICY_OPTIONS, also=OWN_OPTIONS)
+        known_only(kwargs, POLICY_OPTIONS, also=_OWN_OPTIONS)
         self.rows_shape = rows_shape(observation_space, action_space, level)
         _check_head(head, action_space)
         self.spec = ActorSpec(head, level, width, costs=observes_costs(observation_space))

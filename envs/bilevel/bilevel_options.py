@@ -10,7 +10,7 @@ from mixgym.envs.strict_options import Options
 EstimatorName = Literal["auto", "alignment", "lookahead", "lazy_pair", "paired", "central"]
 TRAINED_COPIES = ("lazy_pair", "paired", "central")
 """Estimators that train a second model; the others only look at the first from nearby."""
-EVERY_STEP = ("paired", "central")
+_EVERY_STEP = ("paired", "central")
 
 
 class BilevelOptions(Options):
@@ -138,7 +138,7 @@ class BilevelOptions(Options):
         """Steps between updates of the weights."""
         if self.every is not None:
             return self.every
-        return 1 if self.estimator in EVERY_STEP else 10
+        return 1 if self.estimator in _EVERY_STEP else 10
 
     def on(self, learner: LearnerName) -> "BilevelOptions":
         """The same with everything that is left to the learner and the estimator filled in.
@@ -164,7 +164,7 @@ class BilevelOptions(Options):
             "estimator": estimator,
             "update": update,
             "look": "even" if near else "batch",
-            "storage": "difference" if estimator in EVERY_STEP else "full",
+            "storage": "difference" if estimator in _EVERY_STEP else "full",
             "decay": 0.1 if exact else 0.0,
         }
         open_ = {n: v for n, v in defaults.items() if getattr(self, n) in ("auto", None)}

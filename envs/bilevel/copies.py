@@ -114,7 +114,7 @@ class Difference(Copy):
         self.names = tuple(names)
         theirs = model.parameters()
         self._own = {n: torch.nn.Parameter(torch.zeros_like(theirs[n])) for n in self.names}
-        self._optimizer = without_decay(model.make_optimizer(self._own))
+        self._optimizer = _without_decay(model.make_optimizer(self._own))
 
     def values(self, parameters: Tensors, alpha: float) -> dict[str, torch.Tensor]:
         """See :class:`Copy`."""
@@ -151,7 +151,7 @@ class LowRank(Copy):
             self._own[name + LEFT] = torch.nn.Parameter(left)
             right = value.new_zeros((size, value.shape[1]))
             self._own[name + RIGHT] = torch.nn.Parameter(right)
-        self._optimizer = without_decay(model.make_optimizer(self._own))
+        self._optimizer = _without_decay(model.make_optimizer(self._own))
 
     def values(self, parameters: Tensors, alpha: float) -> dict[str, torch.Tensor]:
         """See :class:`Copy`."""
@@ -213,7 +213,7 @@ def differences(gradients: Gradients, parameters: Tensors, alpha: float) -> Grad
     return gradients
 
 
-def without_decay(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def _without_decay(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimiser without weight decay."""
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0

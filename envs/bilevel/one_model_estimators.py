@@ -24,7 +24,7 @@ from mixgym.envs.learners.base import StepResult
 from mixgym.envs.learners.pairing import Pairable, Tensors
 from mixgym.envs.ranks import summed
 
-PART = 2**20  # entries of a tensor that are scaled at a time
+_PART = 2**20  # entries of a tensor that are scaled at a time
 
 
 @dataclass
@@ -73,7 +73,7 @@ class OneModelEstimator:
         model.validate(task.step // self.options.period, self.options.validation_packs, 1.0)
         gradients = take_gradients(own)
         if self.options.precondition:
-            scale_as_optimizer(model, own, gradients)
+            _scale_as_optimizer(model, own, gradients)
         for gradient in gradients.values():
             gradient.mul_(-self.options.horizon * model.base_rate)
         return gradients
@@ -104,7 +104,7 @@ class OneModelEstimator:
         """See :class:`~mixgym.envs.bilevel.two_model_estimators.Estimator`."""
 
 
-def scale_as_optimizer(model: Pairable, own: Tensors, gradients: Gradients) -> None:
+def _scale_as_optimizer(model: Pairable, own: Tensors, gradients: Gradients) -> None:
     """Divide gradients in place by what the optimiser divides by, if it divides by anything.
 
     That is the root of its running square or the gradient's own size, whichever is larger: one
@@ -127,7 +127,7 @@ def _in_parts(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
     """Each tensor as flat parts that can be written to, so that what is made of them is small."""
     if not all(tensor.is_contiguous() for tensor in tensors):
         return [(tensor,) for tensor in tensors]
-    return [tensor.view(-1).split(PART) for tensor in tensors]
+    return [tensor.view(-1).split(_PART) for tensor in tensors]
 
 
 def _moved(own: Tensors, direction: Gradients, factor: float) -> Gradients:

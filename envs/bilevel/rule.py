@@ -36,7 +36,7 @@ from mixgym.envs.learners.pairing import Pairable
 from mixgym.envs.random_streams import stream
 from mixgym.envs.spaces.mixture import Mixture
 
-STATE_FILE = "bilevel.pt"
+_STATE_FILE = "bilevel.pt"
 
 
 class BilevelStep:
@@ -299,12 +299,12 @@ class BilevelStep:
         import torch
 
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self.snapshot(), folder / STATE_FILE)
+        torch.save(self.snapshot(), folder / _STATE_FILE)
 
     def load(self, folder: Path) -> None:
         """Continue from :meth:`save`."""
         import torch
 
         # to CPU, whatever device wrote it; copies move it to where the model is
-        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        state = torch.load(folder / _STATE_FILE, map_location="cpu", weights_only=True)
         self.restore(state)

@@ -202,12 +202,12 @@ class LazyPair:
         self.pair.restore(state)
 
 
-def full_copy(model: Pairable) -> Copy:
+def _full_copy(model: Pairable) -> Copy:
     """A copy of all parameters."""
     return Values(model, model.parameters())
 
 
-def make_estimator(options: BilevelOptions, make_copy: MakeCopy = full_copy) -> Estimator:
+def make_estimator(options: BilevelOptions, make_copy: MakeCopy = _full_copy) -> Estimator:
     """The estimator that the options name.
 
     Example:

@@ -15,8 +15,8 @@ from mixgym.envs.spaces.mixture import last_sum
 
 BETAS = (0.9, 0.95)
 TINY = 1e-12
-LARGEST_STEP = 0.5  # logits in an update, where a run has so few that one would decide
-CHECKED = 1e-6  # relative error at which the closed form and autograd disagree
+_LARGEST_STEP = 0.5  # logits in an update, where a run has so few that one would decide
+_CHECKED = 1e-6  # relative error at which the closed form and autograd disagree
 
 
 def softmax_around(base: FloatArray, logits: FloatArray) -> FloatArray:
@@ -86,7 +86,7 @@ def check_gradient(
     wanted = lam.grad.numpy()
     scale = max(float(np.abs(wanted).max()), float(np.abs(gap[present]).max(initial=0.0)), TINY)
     error = float(np.abs(wanted - found).max()) / scale
-    if error > CHECKED:
+    if error > _CHECKED:
         raise MixgymError(
             f"bilevel.check: the closed form {found.tolist()} of the weights' gradient differs "
             f"from autograd's {wanted.tolist()}"
@@ -152,7 +152,7 @@ class Logits:
         if self._clip is not None:
             full = np.clip(full, -self._clip, self._clip)
         if self._update != "gradient":
-            size = np.minimum(size, LARGEST_STEP)
+            size = np.minimum(size, _LARGEST_STEP)
         change = -np.asarray(size)[..., None] * self._direction(full, weights)
         self.value = self.value + change
         self.travelled = self.travelled + np.abs(change).max(-1)

@@ -18,7 +18,7 @@ from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.episodes import over
 from mixgym.envs.errors import ConfigError, MixgymError, check_reset_options
 
-MASK = "reset_mask"
+_MASK = "reset_mask"
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class AutoresetVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]], ABC):
         Raises:
             MixgymError: for other options, a wrong mask, or too few seeds.
         """
-        check_reset_options(options, (MASK,))
-        which = self._masked((options or {}).get(MASK))
+        check_reset_options(options, (_MASK,))
+        which = self._masked((options or {}).get(_MASK))
         seeds = _seeds(seed, self.num_envs)
         self._seed([own if here else None for own, here in zip(seeds, which, strict=True)])
         infos = self._begin(which)
@@ -177,13 +177,13 @@ class AutoresetVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]], ABC):
         mask = np.asarray(mask)
         if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
             raise MixgymError(
-                f"reset(options={{'{MASK}': ...}}): {mask.dtype}{list(mask.shape)}, "
+                f"reset(options={{'{_MASK}': ...}}): {mask.dtype}{list(mask.shape)}, "
                 f"{int(np.count_nonzero(mask))} of them true: give bool[{self.num_envs}] that "
                 "names at least one environment"
             )
         if self._observation is None and not mask.all():
             raise MixgymError(
-                f"reset(options={{'{MASK}': ...}}): no environment has an episode yet: the first "
+                f"reset(options={{'{_MASK}': ...}}): no environment has an episode yet: the first "
                 "reset is of all of them"
             )
         return mask.copy()

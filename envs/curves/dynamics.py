@@ -13,9 +13,9 @@ import numpy as np
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.task import CurveTask
 
-GATE_WIDTH = 0.05  # of the opening of a stratum, in units of mastery
+_GATE_WIDTH = 0.05  # of the opening of a stratum, in units of mastery
 GATE_LEAK = 0.1  # what a token is worth in a closed stratum
-FREE_PASSES = 4.0  # before repetition begins to over-fit
+_FREE_PASSES = 4.0  # before repetition begins to over-fit
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def nll(task: CurveTask, state: CurveState, known: FloatArray | None = None) -> 
         known: the state's :func:`mastery`, if somebody has it already.
     """
     known = mastery(task, state) if known is None else known
-    excess = np.maximum(passes(task, state) / FREE_PASSES, 1.0)
+    excess = np.maximum(passes(task, state) / _FREE_PASSES, 1.0)
     return task.floor + task.amplitude * (1.0 - known) + task.overfit * np.log(excess)
 
 
@@ -97,7 +97,7 @@ def worth(task: CurveTask, state: CurveState, known: FloatArray) -> FloatArray:
 def _gate(task: CurveTask, known: FloatArray) -> FloatArray:
     """float64[..., K, G], what a token is worth by how far its stratum has opened."""
     # tanh instead of a logistic: it cannot overflow
-    opening = 0.5 + 0.5 * np.tanh((known[..., :-1] - task.threshold) / (2.0 * GATE_WIDTH))
+    opening = 0.5 + 0.5 * np.tanh((known[..., :-1] - task.threshold) / (2.0 * _GATE_WIDTH))
     gate = np.where(task.threshold > 0, GATE_LEAK + (1.0 - GATE_LEAK) * opening, 1.0)
     return np.concatenate([np.ones_like(task.size[..., :1]), gate], axis=-1)
 

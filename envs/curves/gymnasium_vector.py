@@ -46,7 +46,7 @@ class CurvesVectorEnv(AutoresetVectorEnv):
     ) -> None:
         if render_mode is not None:
             raise ConfigError(f"render_mode={render_mode}: a batch has no picture; use gym.make")
-        self.core = make_core(num_envs, options)
+        self.core = _make_core(num_envs, options)
         super().__init__(num_envs, self._spaces(), autoreset_mode)
 
     def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
@@ -71,7 +71,7 @@ class CurvesVectorEnv(AutoresetVectorEnv):
         return self.core.observe()
 
 
-def make_core(num_envs: int, options: dict[str, Any]) -> CurvesCore:
+def _make_core(num_envs: int, options: dict[str, Any]) -> CurvesCore:
     """The arrays of a batch, by the options of the single environment.
 
     Raises:

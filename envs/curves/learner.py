@@ -37,7 +37,7 @@ from mixgym.envs.probes import find_probe, need_baseline
 from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import Mixture
 
-HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss
+_HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss
 
 
 class CurveLearner:
@@ -91,7 +91,7 @@ class CurveLearner:
         values = nll(self.task, self._state)
         if split == "reward":
             values = values * (1.0 + self._noise * self.task.noise)
-        count = np.where(self.task.present, HELD_OUT_TOKENS, 0)
+        count = np.where(self.task.present, _HELD_OUT_TOKENS, 0)
         return Evaluation(values * count, count, int(count.sum()))
 
     def begin_probes(self, names: Sequence[str]) -> int:
@@ -110,7 +110,7 @@ class CurveLearner:
 
     def reference(self) -> Evaluation:
         """The reward split by the reference: the whole budget under the proportional mixture."""
-        count = np.where(self.task.present, HELD_OUT_TOKENS, 0)
+        count = np.where(self.task.present, _HELD_OUT_TOKENS, 0)
         return Evaluation(reference_losses(self.task)[0] * count, count, int(count.sum()))
 
     def snapshot(self) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import last_sum
 
 NOISE = 10.0  # error of a probe, in errors of a held-out measurement: it reads fewer rows
-GRAIN = 0.25  # square of the gradient's noise in the probe rows of a source, per nat
-ROW_GRAIN = 8.0  # the same of a single row, in units of GRAIN
-ROW_TOKENS = 100  # pretended tokens of a row
-REFERENCE_STEPS = 32  # that the reference's training is integrated in
+_GRAIN = 0.25  # square of the gradient's noise in the probe rows of a source, per nat
+_ROW_GRAIN = 8.0  # the same of a single row, in units of _GRAIN
+_ROW_TOKENS = 100  # pretended tokens of a row
+_REFERENCE_STEPS = 32  # that the reference's training is integrated in
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,20 @@ def probe_noise(name: str, episode: int, shape: tuple[int, int], count: int) -> 
 def probe_tokens(name: str, cells: int, rows: int) -> int:
     """What a probe would cost: pretended tokens, in passes forward."""
     kind = find_probe(name)
-    return (kind.passes + kind.target_passes) * cells * rows * ROW_TOKENS
+    return (kind.passes + kind.target_passes) * cells * rows * _ROW_TOKENS
 
 
 def baseline_tokens(passes: int, cells: int, rows: int) -> int:
     """What so many passes over the probe rows would cost."""
-    return passes * cells * rows * ROW_TOKENS
+    return passes * cells * rows * _ROW_TOKENS
 
 
 def reference_state(task: CurveTask) -> CurveState:
     """What the whole budget reaches under the proportional mixture."""
     total = np.maximum(last_sum(last_sum(task.size)), 1e-300)[..., None, None]
-    tokens = task.size / total * task.budget[..., None, None] / REFERENCE_STEPS
+    tokens = task.size / total * task.budget[..., None, None] / _REFERENCE_STEPS
     state = CurveState.start(task)
-    for _ in range(REFERENCE_STEPS):
+    for _ in range(_REFERENCE_STEPS):
         state = advance(task, state, tokens)
     return state
 
@@ -209,10 +209,10 @@ def _similarity(seen: Seen) -> FloatArray:
 
 
 SOURCE_VALUES: dict[str, Callable[[Seen], FloatArray]] = {
-    "gradient_norm": lambda seen: _norm(seen, GRAIN),
-    "gradient_norm_examples": lambda seen: _norm(seen, ROW_GRAIN * GRAIN),
-    "gradient_norm_last": lambda seen: 0.5 * _norm(seen, GRAIN),
-    "gradient_norm_examples_last": lambda seen: 0.5 * _norm(seen, ROW_GRAIN * GRAIN),
+    "gradient_norm": lambda seen: _norm(seen, _GRAIN),
+    "gradient_norm_examples": lambda seen: _norm(seen, _ROW_GRAIN * _GRAIN),
+    "gradient_norm_last": lambda seen: 0.5 * _norm(seen, _GRAIN),
+    "gradient_norm_examples_last": lambda seen: 0.5 * _norm(seen, _ROW_GRAIN * _GRAIN),
     "cosine_similarity": _similarity,
     "gradient_alignment": _alignment,
     "gradient_cosine": _cosine,

@@ -16,7 +16,7 @@ from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
 
 LEAST_SOURCES, MAX_SOURCES, MAX_STRATA = 3, 12, 4
-SINGLE_SOURCES = 4
+_SINGLE_SOURCES = 4
 TASK_SETS = {
     "train": range(0, 4096),
     "validation": range(1_000_000, 1_000_064),
@@ -139,10 +139,10 @@ def sample_task(
 def task_set(name: str | None, seed: int, strata: int) -> "Sequence[int | CurveTask]":
     """The tasks that an environment draws from: a frozen set by name, or a single one by seed.
 
-    The single one has :data:`SINGLE_SOURCES` sources: spaces are the same for every seed.
+    The single one has :data:`_SINGLE_SOURCES` sources: spaces are the same for every seed.
     """
     return (
-        [sample_task(seed, sources=SINGLE_SOURCES, strata=strata)]
+        [sample_task(seed, sources=_SINGLE_SOURCES, strata=strata)]
         if name is None
         else TASK_SETS[name]
     )

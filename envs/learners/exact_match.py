@@ -15,10 +15,10 @@ from mixgym.envs.learners.models.attention import own_attention
 from mixgym.envs.learners.models.precision import evaluation_mode
 from mixgym.envs.sources.source import EncodedRows, Source
 
-MARK = "####"
+_MARK = "####"
 BATCH = 16  # prompts decoded together
-LONGEST_ANSWER = 256  # tokens
-TRIED_TOKENS = 64  # of the document on which an attention to decode with is tried
+_LONGEST_ANSWER = 256  # tokens
+_TRIED_TOKENS = 64  # of the document on which an attention to decode with is tried
 
 
 def exact_match(learner: CausalLM, split: str, rows: int) -> dict[str, float]:
@@ -49,7 +49,7 @@ def _decoding(learner: CausalLM) -> Iterator[None]:
     """
     model = learner.model
     settings = getattr(model, "generation_config", None)
-    attention = own_attention(model, TRIED_TOKENS)
+    attention = own_attention(model, _TRIED_TOKENS)
     with evaluation_mode(model):
         try:
             model.generation_config = _greedy(learner)
@@ -60,7 +60,7 @@ def _decoding(learner: CausalLM) -> Iterator[None]:
             model.set_attn_implementation(learner.attention)
 
 
-def _greedy(learner: CausalLM, new_tokens: int = LONGEST_ANSWER) -> Any:
+def _greedy(learner: CausalLM, new_tokens: int = _LONGEST_ANSWER) -> Any:
     """Settings of ``generate``: the likeliest token, until an end token of tokenizer or model."""
     from transformers import GenerationConfig
 
@@ -92,7 +92,7 @@ def is_checkable(source: Source, tokenizer: Any, split: str) -> bool:
     if source.report.origin.startswith("embedded"):
         return True
     answers = [_reference(held_out, i, tokenizer) for i in range(min(8, len(held_out)))]
-    return all(MARK in answer for answer in answers)
+    return all(_MARK in answer for answer in answers)
 
 
 def answer_of(text: str) -> str:
@@ -103,15 +103,15 @@ def answer_of(text: str) -> str:
     >>> answer_of(" forty two ")
     'forty two'
     """
-    if MARK in text:
-        return text.rsplit(MARK, 1)[1].strip().replace(",", "").rstrip(".")
+    if _MARK in text:
+        return text.rsplit(_MARK, 1)[1].strip().replace(",", "").rstrip(".")
     return text.strip()
 
 
 def _share(learner: CausalLM, held_out: EncodedRows, rows: int) -> float:
     """Every answer may be as long as the longest of the split, whatever is decoded beside it."""
     count = min(rows, len(held_out))
-    longest = min(int(held_out.supervised.max()) + 8, LONGEST_ANSWER)
+    longest = min(int(held_out.supervised.max()) + 8, _LONGEST_ANSWER)
     prompts = [_prompt(held_out, i) for i in range(count)]
     given = [""] * count
     for some, new_tokens in _batches([len(prompt) for prompt in prompts], longest, _room(learner)):

@@ -13,7 +13,7 @@ from mixgym.envs.options import TrainingOptions
 if TYPE_CHECKING:
     import torch
 
-CLIP_MARGIN = 1e-6  # what torch adds to a norm before it divides by it
+_CLIP_MARGIN = 1e-6  # what torch adds to a norm before it divides by it
 
 
 class Optimisation:
@@ -84,7 +84,7 @@ class Optimisation:
     def clip_factor(self, norm: float) -> float:
         """What :meth:`apply` multiplies a gradient of that norm with."""
         limit = self.options.clip
-        return 1.0 if limit is None else min(1.0, limit / (norm + CLIP_MARGIN))
+        return 1.0 if limit is None else min(1.0, limit / (norm + _CLIP_MARGIN))
 
     def refuse(self, why: str) -> None:
         """Drop the gradients of a step that cannot be taken.

@@ -25,7 +25,7 @@ from mixgym.envs.sources.splits import VALIDATION, check_validation, without_val
 if TYPE_CHECKING:
     import torch
 
-VALIDATION_DRAWS = 1_000_000  # names the dropout draws of validation batches among micro-steps
+_VALIDATION_DRAWS = 1_000_000  # names the dropout draws of validation batches among micro-steps
 
 
 class PairedSteps:
@@ -149,7 +149,7 @@ class PairedSteps:
         total = 0.0
         batches = self._validation_batch(index, packs or self._optimisation.options.packs)
         for part, batch in enumerate(batches):
-            with self.halves.dropout_stream(VALIDATION_DRAWS + part), self._language.computing():
+            with self.halves.dropout_stream(_VALIDATION_DRAWS + part), self._language.computing():
                 loss = (self._language.token_losses(batch) * batch.weights).sum()
                 (scale * loss).backward()
             total += float(loss.detach())

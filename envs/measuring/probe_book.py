@@ -15,7 +15,7 @@ from mixgym.envs.rewards import make_reward
 from mixgym.envs.spaces.signals import probe_shape
 from mixgym.envs.world import World
 
-NEVER = -1
+_NEVER = -1
 
 
 def wanted_probes(options: EnvironmentOptions) -> dict[str, int]:
@@ -64,12 +64,12 @@ class ProbeBook:
         self.values: dict[str, FloatArray] = {
             name: np.full((*lead, *probe_shape(name, shape)), np.nan) for name in self.periods
         }
-        self.age = np.full((*lead, len(self.periods)), NEVER)
+        self.age = np.full((*lead, len(self.periods)), _NEVER)
         self._places = {name: place for place, name in enumerate(self.periods)}
 
     def clear(self, which: BoolArray | bool = True) -> None:
         """Forget everything where ``which`` [...] says so: episodes start there."""
-        self.age = np.where(np.asarray(which)[..., None], NEVER, self.age)
+        self.age = np.where(np.asarray(which)[..., None], _NEVER, self.age)
         self.values = {
             name: np.where(_over(which, values), np.nan, values)
             for name, values in self.values.items()
@@ -92,7 +92,7 @@ class ProbeBook:
             found: by name float64[..., K] or [..., K, G].
             where: by name bool[...], the environments in which it was; None: all.
         """
-        self.age = np.where(self.age == NEVER, NEVER, self.age + 1)
+        self.age = np.where(self.age == _NEVER, _NEVER, self.age + 1)
         for name, values in found.items():
             self.put(name, values, True if where is None else where[name])
 

@@ -124,7 +124,7 @@ NORMALISERS: dict[str, Normaliser] = {
 }
 
 
-TOKEN_MEANS = ("token", "ave_token")
+_TOKEN_MEANS = ("token", "ave_token")
 """Names of the global token mean, for which no weights have to be computed."""
 
 
@@ -168,7 +168,7 @@ class Weighing:
 
         The global token mean needs neither: all weights are 1, and their sum divides.
         """
-        if self.name in TOKEN_MEANS or not packs:
+        if self.name in _TOKEN_MEANS or not packs:
             return [None] * len(packs), None
         sizes = [len(documents) for documents in packs]
         pack = np.repeat(np.arange(len(packs)), sizes)

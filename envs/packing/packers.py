@@ -17,8 +17,8 @@ from mixgym.envs.errors import ConfigError, PackingError, did_you_mean
 from mixgym.envs.packing.grouping.length_set import LengthSet
 from mixgym.envs.packing.packed import Packing, Placement
 
-ISF_ROUNDS = 10
-ISF_SLACK = 128  # tokens that a pack may lack to be kept
+_ISF_ROUNDS = 10
+_ISF_SLACK = 128  # tokens that a pack may lack to be kept
 
 RandomPacker = Callable[[IntArray, int, np.random.Generator], Packing]
 
@@ -65,7 +65,7 @@ def first_fit_decreasing(lengths: IntArray, capacity: int) -> Packing:
     >>> [pack.tolist() for pack in first_fit_decreasing(np.array([6, 5, 5, 4, 3, 7, 2, 8]), 10)]
     [[7, 6], [5, 4], [0, 3], [1, 2]]
     """
-    order, values, firsts, counts = by_length(lengths, capacity)
+    order, values, firsts, counts = _by_length(lengths, capacity)
     placement = Placement(order)
     place_of = dict(zip(values, firsts, strict=True))
     left = dict(zip(values, counts, strict=True))
@@ -113,8 +113,8 @@ def isf(
     capacity: int,
     generator: np.random.Generator,
     *,
-    rounds: int = ISF_ROUNDS,
-    slack: int = ISF_SLACK,
+    rounds: int = _ISF_ROUNDS,
+    slack: int = _ISF_SLACK,
 ) -> Packing:
     """Iterative sampling and filtering: shuffle, next fit, keep the full packs, try the rest again.
 
@@ -195,7 +195,9 @@ def find_packer(name: str) -> PackerKind:
     return PACKERS[name]
 
 
-def by_length(lengths: IntArray, capacity: int) -> tuple[IntArray, list[int], list[int], list[int]]:
+def _by_length(
+    lengths: IntArray, capacity: int
+) -> tuple[IntArray, list[int], list[int], list[int]]:
     """Documents from long to short, and the runs of equal length among them.
 
     Returns:
@@ -233,7 +235,7 @@ def check_lengths(lengths: IntArray, capacity: int) -> None:
 
 def _into_open_packs(lengths: IntArray, capacity: int, *, fullest: bool) -> Packing:
     """Longest first; the pack is the one with the least room that suffices, or with the most."""
-    order, values, firsts, counts = by_length(lengths, capacity)
+    order, values, firsts, counts = _by_length(lengths, capacity)
     placement, shelf = Placement(order), _Shelf(capacity)
     for value, first, count in zip(values, firsts, counts, strict=True):
         while count:

@@ -28,7 +28,7 @@ from mixgym.envs.packing.grouping.selection import (
 from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.packing.planner import PackingPlan, PlanConfig
 
-FEW_STEPS = 8
+_FEW_STEPS = 8
 """Global batches below which an interval is a small pool to pack and balance."""
 
 
@@ -172,7 +172,7 @@ def find_hardware(name: str) -> Hardware:
         )
     try:
         values = json.loads(path.read_text("utf-8"))
-        return hardware_from(values["hardware"])
+        return _hardware_from(values["hardware"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"data.packing.hardware={name}: does not describe a machine ({error}): write it with "
@@ -180,7 +180,7 @@ def find_hardware(name: str) -> Hardware:
         ) from error
 
 
-def hardware_from(values: Mapping[str, Any]) -> Hardware:
+def _hardware_from(values: Mapping[str, Any]) -> Hardware:
     """The inverse of ``dataclasses.asdict``.
 
     Raises:
@@ -216,9 +216,9 @@ def warnings_of(setup: PackingSetup, interval_steps: int) -> list[str]:
     config = setup.config
     packs = config.cluster.packs(config.groups[-1])
     busy = len(config.groups) > 1 or config.balance.sort
-    if not busy or setup.whole_run or interval_steps >= FEW_STEPS:
+    if not busy or setup.whole_run or interval_steps >= _FEW_STEPS:
         return []
     return [
-        f"an interval has {interval_steps} steps of {packs} packs: fewer than {FEW_STEPS} "
+        f"an interval has {interval_steps} steps of {packs} packs: fewer than {_FEW_STEPS} "
         "global batches are a small pool to balance; raise training.interval"
     ]

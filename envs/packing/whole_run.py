@@ -18,7 +18,7 @@ from mixgym.envs.packing.plane import PackedPlane
 from mixgym.envs.sources.source import Source
 from mixgym.envs.spaces.mixture import Mixture
 
-SAME = 1e-9  # weights that differ less are the same schedule
+_SAME = 1e-9  # weights that differ less are the same schedule
 
 
 class WholeRunPlane:
@@ -73,7 +73,7 @@ class WholeRunPlane:
             float(np.abs(mixture.sources - known.sources).max()),
             float((np.abs(mixture.strata - known.strata).max(-1) * (mixture.sources > 0)).max()),
         )
-        if apart > SAME:
+        if apart > _SAME:
             raise ConfigError(
                 "data.packing.pool=run packs the rows of the whole run at once, and the mixture "
                 f"has changed by {apart:.3f}: use pool=interval, or an agent that keeps the mixture"

@@ -30,21 +30,21 @@ from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.number_words import LANGUAGES, listed, number_words
 from mixgym.envs.sources.rows.row import Row
 
-GRADES = 4
-ATTEMPTS_PER_ROW = 40
+_GRADES = 4
+_ATTEMPTS_PER_ROW = 40
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
-WORDS = listed(
+_BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">"}
+_WORDS = listed(
     "ant bee cat dog elk fox gnu hen ibis jay kite lark mole newt owl pig quail ram seal toad "
     "urus vole wasp yak zebu bat cod duck eel frog goat hare koi lynx moth orca puma rook swan"
 )
 
-Rng = np.random.Generator
-Draw = Callable[[Rng, int], tuple[str, str]]
+_Rng = np.random.Generator
+Draw = Callable[[_Rng, int], tuple[str, str]]
 
 
-def _letters(rng: Rng, size: int) -> str:
+def _letters(rng: _Rng, size: int) -> str:
     return "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=size))
 
 
@@ -52,7 +52,7 @@ def _has_carry(a: int, b: int) -> bool:
     return any(int(x) + int(y) > 9 for x, y in zip(str(a)[::-1], str(b)[::-1], strict=True))
 
 
-def _addition(rng: Rng, grade: int) -> tuple[str, str]:
+def _addition(rng: _Rng, grade: int) -> tuple[str, str]:
     digits = max(2, grade + 1)
     while True:
         a, b = (int(n) for n in rng.integers(10 ** (digits - 1), 10**digits, size=2))
@@ -60,17 +60,17 @@ def _addition(rng: Rng, grade: int) -> tuple[str, str]:
             return f"{a}+{b}", str(a + b)
 
 
-def _reversal(rng: Rng, grade: int) -> tuple[str, str]:
+def _reversal(rng: _Rng, grade: int) -> tuple[str, str]:
     word = _letters(rng, 3 + 2 * grade)
     return f"reverse {word}", word[::-1]
 
 
-def _sorting(rng: Rng, grade: int) -> tuple[str, str]:
-    words = [WORDS[i] for i in rng.permutation(len(WORDS))[: grade + 2]]
+def _sorting(rng: _Rng, grade: int) -> tuple[str, str]:
+    words = [_WORDS[i] for i in rng.permutation(len(_WORDS))[: grade + 2]]
     return f"sort {' '.join(words)}", " ".join(sorted(words))
 
 
-def _lookup(rng: Rng, grade: int) -> tuple[str, str]:
+def _lookup(rng: _Rng, grade: int) -> tuple[str, str]:
     pairs = 2 + 2 * grade
     keys = [LETTERS[i] for i in rng.permutation(len(LETTERS))[:pairs]]
     values = [str(n) for n in rng.integers(10, size=pairs)]
@@ -79,28 +79,28 @@ def _lookup(rng: Rng, grade: int) -> tuple[str, str]:
     return f"{table} ? {keys[asked]}", values[asked]
 
 
-def _brackets(rng: Rng, grade: int) -> tuple[str, str]:
+def _brackets(rng: _Rng, grade: int) -> tuple[str, str]:
     size = 4 + 2 * grade
     text, still_open = "", ""
     # an even size ends with an even number open: forcing the last one open leaves at least two
     for place in range(size):
         if still_open and place < size - 1 and rng.random() < 0.35:
-            text += BRACKETS[still_open[-1]]
+            text += _BRACKETS[still_open[-1]]
             still_open = still_open[:-1]
         else:
             text += "([{<"[rng.integers(4)]
             still_open += text[-1]
-    return f"close {text}", "".join(BRACKETS[b] for b in reversed(still_open))
+    return f"close {text}", "".join(_BRACKETS[b] for b in reversed(still_open))
 
 
-def _numbers(rng: Rng, grade: int) -> tuple[str, str]:
+def _numbers(rng: _Rng, grade: int) -> tuple[str, str]:
     low, high = ((0, 50), (50, 100), (100, 500), (500, 1000))[grade]
     language = tuple(LANGUAGES)[rng.integers(len(LANGUAGES))]
     number = int(rng.integers(low, high))
     return f"{language} {number}", number_words(number, language)
 
 
-def _noise(rng: Rng, grade: int) -> tuple[str, str]:
+def _noise(rng: _Rng, grade: int) -> tuple[str, str]:
     return f"answer {_letters(rng, 4)}", _letters(rng, 4 + 4 * grade)
 
 
@@ -154,7 +154,7 @@ def generate(task: str, rows: int | None, seed: int) -> tuple[Row, ...]:
     wanted = TASKS[task].rows if rows is None else rows
     rng = stream(seed, "embedded", task)
     drawn: dict[str, tuple[int, str, str]] = {}
-    for grade in range(GRADES):
+    for grade in range(_GRADES):
         _draw_new(TASKS[task].draw, rng, grade, _share(wanted, grade), drawn)
     found = list(drawn.values())
     order = rng.permutation(len(drawn))
@@ -162,15 +162,15 @@ def generate(task: str, rows: int | None, seed: int) -> tuple[Row, ...]:
 
 
 def _share(rows: int, grade: int) -> int:
-    return (rows + GRADES - 1 - grade) // GRADES
+    return (rows + _GRADES - 1 - grade) // _GRADES
 
 
 def _draw_new(
-    draw: Draw, rng: Rng, grade: int, size: int, drawn: dict[str, tuple[int, str, str]]
+    draw: Draw, rng: _Rng, grade: int, size: int, drawn: dict[str, tuple[int, str, str]]
 ) -> None:
     """Add ``size`` rows with prompts of their own to ``drawn``, or as many as turn up."""
     full = len(drawn) + size
-    for _ in range(ATTEMPTS_PER_ROW * size):
+    for _ in range(_ATTEMPTS_PER_ROW * size):
         if len(drawn) == full:
             break
         prompt, completion = draw(rng, grade)

@@ -37,10 +37,10 @@ from mixgym.envs.sources.templates import choose_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Bools = NDArray[np.bool_]
+_Bools = NDArray[np.bool_]
 
 # rows tokenised at a time: bounds the memory that offsets take as Python objects
-BATCH_ROWS = 256
+_BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def encode_rows(
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     kept, encoded, lengths = [], [], []
-    for start in range(0, len(rows), BATCH_ROWS):
-        shown = list(_render(rows[start : start + BATCH_ROWS], template, data, source, counts))
+    for start in range(0, len(rows), _BATCH_ROWS):
+        shown = list(_render(rows[start : start + _BATCH_ROWS], template, data, source, counts))
         texts = [rendered for _, rendered in shown]
         for (row, rendered), tokens in zip(
             shown, _tokenise(texts, tokenizer, beginning), strict=True
@@ -127,8 +127,8 @@ class _Tokens:
     """
 
     ids: NDArray[np.int32]
-    completion: Bools
-    muted: Bools | None
+    completion: _Bools
+    muted: _Bools | None
     head: int
 
 
@@ -161,7 +161,7 @@ def _tokenise(
         yield _Tokens(np.array(ids, dtype=np.int32), completion, muted, head)
 
 
-def completion_mask(offsets: NDArray[np.int32], spans: Sequence[tuple[int, int]]) -> Bools:
+def completion_mask(offsets: NDArray[np.int32], spans: Sequence[tuple[int, int]]) -> _Bools:
     """Which tokens overlap a span.
 
     Tokens of a byte-level tokenizer that share a character all carry that character's place, so
@@ -189,7 +189,7 @@ def completion_mask(offsets: NDArray[np.int32], spans: Sequence[tuple[int, int]]
     return np.asarray(span_starts[first] < ends)
 
 
-def window(completion: Bools, max_length: int) -> slice:
+def window(completion: _Bools, max_length: int) -> slice:
     """The tokens that truncation keeps, by the rules of the module's docstring.
 
     Args:
@@ -239,7 +239,7 @@ def _fit(
     return kept
 
 
-def _labels(tokens: _Tokens, part: IntArray | slice, data: DataOptions) -> Bools:
+def _labels(tokens: _Tokens, part: IntArray | slice, data: DataOptions) -> _Bools:
     """Which of the kept tokens are supervised."""
     labels = tokens.completion[part].copy()
     if data.labels == "all":

@@ -18,14 +18,14 @@ from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS, SourceOptions
 from mixgym.envs.sources.reading import SUFFIXES, data_file
 
-STEMS: Mapping[str, tuple[str, ...]] = {
+_STEMS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
     "valid": ("valid", "validation", "dev"),
     "test": ("test",),
 }
-DESCRIPTIONS = ("dataset_info", "dataset_infos", "dataset_dict", "state")
+_DESCRIPTIONS = ("dataset_info", "dataset_infos", "dataset_dict", "state")
 """Stems of JSON files that tools write beside the rows."""
-SHARD = re.compile(r"(?P<stem>.*?)(?:[-_.](?P<number>\d+)(?:-of-(?P<count>\d+))?)?")
+_SHARD = re.compile(r"(?P<stem>.*?)(?:[-_.](?P<number>\d+)(?:-of-(?P<count>\d+))?)?")
 
 Files = dict[str, tuple[Path, ...]]
 
@@ -100,7 +100,7 @@ def _held_out(path: Path, source: str) -> tuple[Path, ...]:
 def _folder(folder: Path, source: str, trained: bool) -> tuple[Files, tuple[Path, ...]]:
     files = _data_files(folder)
     roles: Files = {}
-    for role, stems in STEMS.items():
+    for role, stems in _STEMS.items():
         found = [path for path in files if _shard(path).stem in stems]
         if found:
             _check_one_name(found, folder, role, source)
@@ -127,7 +127,7 @@ def _data_files(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix in SUFFIXES
         and not path.name.startswith(".")
-        and path.stem not in DESCRIPTIONS
+        and path.stem not in _DESCRIPTIONS
         and path.is_file()
     )
 
@@ -140,7 +140,7 @@ class _Shard:
 
 
 def _shard(path: Path) -> _Shard:
-    match = SHARD.fullmatch(path.stem)
+    match = _SHARD.fullmatch(path.stem)
     assert match is not None  # the pattern takes any text
     number, count = match["number"], match["count"]
     return _Shard(
@@ -171,7 +171,7 @@ def _in_order(paths: Iterable[Path], source: str) -> tuple[Path, ...]:
 
 def _check_one_name(paths: Sequence[Path], folder: Path, role: str, source: str) -> None:
     """Refuse two files, or two sets of shards, that would both be a role's."""
-    stems = STEMS[role]
+    stems = _STEMS[role]
     first, *rest = sorted(paths, key=lambda p: (stems.index(_shard(p).stem), p.suffix != ".jsonl"))
     for other in rest:
         if _kin(other) != _kin(first) or _shard(other).number is None:

@@ -247,7 +247,7 @@ class Nudge:
 
     def weights(self, actions: NDArray[Any], frames: Frames) -> Levels:
         """See :class:`ActionKind`; actions [...] have no axis of entries."""
-        index = nudge_indices(actions, frames)
+        index = _nudge_indices(actions, frames)
         entries = np.arange(1, 1 + action_size(frames.shape))
         shift = np.where(index[..., None] == entries, self.step, 0.0)
         return self._delta.moved(split_action(shift, frames), frames)
@@ -268,7 +268,7 @@ class Nudge:
         return Delta(self.floor, self.reach, self.step)
 
 
-def nudge_indices(actions: NDArray[Any], frames: Frames) -> NDArray[np.int64]:
+def _nudge_indices(actions: NDArray[Any], frames: Frames) -> NDArray[np.int64]:
     """int64[...], the indices that nudges are, one for each frame.
 
     Raises:

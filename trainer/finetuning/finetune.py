@@ -40,7 +40,7 @@ from mixgym.trainer.runs.tables import finetune_table, show
 from mixgym.trainer.runs.tensorboard import RunWriter
 
 MODEL, PICTURE = "model", "mixture.png"
-ENDLESS = sys.maxsize // 2  # decisions: the episode ends the run
+_ENDLESS = sys.maxsize // 2  # decisions: the episode ends the run
 
 
 @dataclass
@@ -97,7 +97,7 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
         if not resume:  # nothing was trained: leave no folder behind that looks like a run
             storage.remove_folder(run.path)
         raise
-    warnings = source_warnings(assembly, run.config)
+    warnings = _source_warnings(assembly, run.config)
     for line in warnings if progress else ():
         sys.stderr.write(f"warning: {line}\n")
     _restore(assembly, run)
@@ -106,7 +106,7 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
     recorder = Recorder(run, assembly.env, writer)
     bar = ProgressBar(assembly.env, disable=not progress)
     try:
-        assembly.agent.learn(ENDLESS, callback=[recorder, bar], reset_num_timesteps=False)
+        assembly.agent.learn(_ENDLESS, callback=[recorder, bar], reset_num_timesteps=False)
         summary = {**_summary(run, assembly, outcome), "warnings": warnings}
         _leave(run, assembly, outcome, writer, summary)
     except DivergenceError as error:
@@ -120,7 +120,7 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
     return summary
 
 
-def source_warnings(assembly: Assembly, config: RunConfig) -> list[str]:
+def _source_warnings(assembly: Assembly, config: RunConfig) -> list[str]:
     """What should be known of the sources of a run, if its learner has any."""
     sources = getattr(assembly.env.world.learner, "sources", ())
     return warnings_of(sources, config.data.held_out_rows)
@@ -145,7 +145,7 @@ def follow(config: RunConfig, *, resume: bool = False) -> None:
     outcome = _Outcome()
     assembly = assemble(config, lambda env, info: _finish(env, outcome))
     _restore(assembly)
-    assembly.agent.learn(ENDLESS, callback=[Follower()], reset_num_timesteps=False)
+    assembly.agent.learn(_ENDLESS, callback=[Follower()], reset_num_timesteps=False)
 
 
 def _check_same(config: RunConfig, run: RunFolder) -> None:

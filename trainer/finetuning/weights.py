@@ -26,7 +26,7 @@ def weights_command(config: RunConfig, *, json_output: bool = False) -> dict[str
     quiet_transformers()
     found = learn_and_tune(config)
     if not json_output:
-        show(weights_table(found), finetune_table(found["finetune"]))
+        show(_weights_table(found), finetune_table(found["finetune"]))
     return found
 
 
@@ -97,7 +97,7 @@ def _last_weights(folder: Path) -> dict[str, float]:
     return {n.removeprefix(prefix): v for n, v in health.items() if n.startswith(prefix)}
 
 
-def weights_table(found: dict[str, Any]) -> Any:
+def _weights_table(found: dict[str, Any]) -> Any:
     """Weights beside the shares that were trained on."""
     shares = {name: row["share"] for name, row in found["learn"]["sources"].items()}
     rows = [

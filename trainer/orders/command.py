@@ -38,11 +38,11 @@ def orders_command(
     own = config.model_copy(update={"orders": config.orders.model_copy(update=update)})
     summary = study(own, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
     if not json_output:
-        show(models_table(summary), effects_table(summary), f"every sample: {summary['csv']}")
+        show(_models_table(summary), _effects_table(summary), f"every sample: {summary['csv']}")
     return summary
 
 
-def models_table(summary: dict[str, Any]) -> Any:
+def _models_table(summary: dict[str, Any]) -> Any:
     """Losses of base, runs and merges."""
     means = {
         row["precision"]: row["test"]
@@ -67,7 +67,7 @@ def models_table(summary: dict[str, Any]) -> Any:
     return table(title, columns, rows)
 
 
-def effects_table(summary: dict[str, Any]) -> Any:
+def _effects_table(summary: dict[str, Any]) -> Any:
     """The effect of the position and its controls."""
     rows = [
         [

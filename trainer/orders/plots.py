@@ -11,7 +11,7 @@ from mixgym.trainer.orders.merges import FLOAT32, MERGES, Merged
 from mixgym.trainer.orders.runs import RunRecord
 
 GREY, COLOURS = "0.65", ("tab:blue", "tab:orange", "tab:green")
-STYLES = ("-", "--", ":")
+_STYLES = ("-", "--", ":")
 
 
 def _figure(width: float, height: float) -> Any:
@@ -56,7 +56,7 @@ def validation_figure(base: float, runs: Sequence[RunRecord], merges: Sequence[M
     for k, run in enumerate(runs):
         steps, losses = zip(*[(0, base), *run.validation], strict=True)
         axes.plot(steps, losses, color=GREY, linewidth=1, label="single runs" if k == 0 else None)
-    for name, colour, style in zip(MERGES, COLOURS, STYLES, strict=True):
+    for name, colour, style in zip(MERGES, COLOURS, _STYLES, strict=True):
         points = [(m.step, m.select) for m in merges if m.name == name and m.precision == FLOAT32]
         steps, losses = zip(*points, strict=True)
         axes.plot(steps, losses, style, color=colour, marker="o", markersize=3, label=name)
@@ -73,7 +73,7 @@ def anchor_figure(anchor: RunRecord, merges: Sequence[Merged], bins: int) -> Any
     centres = (np.arange(bins) + 0.5) / bins
     own = binned_loss(anchor.losses, anchor.first, bins)
     axes.plot(centres, own, color="black", marker="o", markersize=3, label="run 0")
-    for name, colour, style in zip(MERGES, COLOURS, STYLES, strict=True):
+    for name, colour, style in zip(MERGES, COLOURS, _STYLES, strict=True):
         for merged in merges:
             if merged.name == name and merged.losses is not None:
                 losses = binned_loss(np.array(merged.losses), anchor.first, bins)

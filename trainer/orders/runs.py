@@ -64,7 +64,7 @@ def checkpoint(folder: Path, step: int, steps: int) -> Path:
     return folder / (MODEL if step == steps else f"step-{step}")
 
 
-def finished_run(folder: Path, setup: StudySetup, setting: Setting, run: int) -> RunRecord | None:
+def _finished_run(folder: Path, setup: StudySetup, setting: Setting, run: int) -> RunRecord | None:
     """What the run left, if it is finished."""
     if not (folder / SUMMARY).is_file():
         return None
@@ -89,7 +89,7 @@ def train_run(setup: StudySetup, setting: Setting, run: int, folder: Path) -> Ru
     """
     folder.mkdir(parents=True, exist_ok=True)
     storage.clean(folder)
-    done = finished_run(folder, setup, setting, run)
+    done = _finished_run(folder, setup, setting, run)
     if done is not None:
         return done
     learner = setup.learner(setting)
@@ -102,7 +102,7 @@ def train_run(setup: StudySetup, setting: Setting, run: int, folder: Path) -> Ru
         ) from error
     storage.write_json(folder / SUMMARY, summary)
     _drop_optimizers(folder)
-    record = finished_run(folder, setup, setting, run)
+    record = _finished_run(folder, setup, setting, run)
     assert record is not None
     return record
 

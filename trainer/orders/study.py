@@ -44,8 +44,8 @@ from mixgym.trainer.orders.shared_setup import Setting, StudySetup
 from mixgym.trainer.runs.folder import CONFIG, FINISHED, SUMMARY
 
 ANALYSIS, POSITIONS, ROWS = "analysis.json", "position_loss.csv", "rows.json"
-MATTERS = {"seed", "sources", "data", "model", "training", "orders"}  # parts of a configuration
-GROWS = ("runs", "controls")  # keys of `orders` that may change when a study is gone on with
+_MATTERS = {"seed", "sources", "data", "model", "training", "orders"}  # parts of a configuration
+_GROWS = ("runs", "controls")  # keys of `orders` that may change when a study is gone on with
 
 Tell = Callable[[str], None]
 
@@ -77,7 +77,7 @@ def study(config: RunConfig, tell: Tell = lambda _: None) -> dict[str, Any]:
     tell("merging and measuring")
     merges = merge_all(setup, learner, folder, runs)
     rows = _table(setup, learner, base, runs, merges)
-    effects = analysed(setup, runs, others)
+    effects = _analysed(setup, runs, others)
     _leave(setup, folder, base, runs, others, merges, effects)
     summary = _summary(setup, folder, rows, effects)
     storage.write_json(folder / SUMMARY, summary)
@@ -133,8 +133,8 @@ def _prepare(folder: Path, config: RunConfig, setup: StudySetup) -> None:
 
 
 def _check_same(config: RunConfig, had: RunConfig, folder: Path) -> None:
-    asked, before = config.model_dump(include=MATTERS), had.model_dump(include=MATTERS)
-    for key in GROWS:
+    asked, before = config.model_dump(include=_MATTERS), had.model_dump(include=_MATTERS)
+    for key in _GROWS:
         before["orders"][key] = asked["orders"][key]
     for section, value in asked.items():
         if value == before[section]:
@@ -211,7 +211,7 @@ def _line(
     }
 
 
-def analysed(
+def _analysed(
     setup: StudySetup, runs: Sequence[RunRecord], others: dict[str, list[RunRecord]]
 ) -> dict[str, PositionEffect]:
     """The effect of the position in the first epoch, and its controls by name.
@@ -249,9 +249,9 @@ def _leave(
     effects: dict[str, PositionEffect],
 ) -> None:
     """Write tables, analysis and pictures."""
-    storage.write_text(folder / POSITIONS, position_csv(setup, runs))
+    storage.write_text(folder / POSITIONS, _position_csv(setup, runs))
     for name, records in others.items():
-        storage.write_text(folder / "controls" / name / POSITIONS, position_csv(setup, records))
+        storage.write_text(folder / "controls" / name / POSITIONS, _position_csv(setup, records))
     storage.write_json(folder / ANALYSIS, {k: e.to_dict() for k, e in effects.items()})
     pictures = {
         "position_loss.png": plots.effect_figure(effects),
@@ -262,7 +262,7 @@ def _leave(
         storage.write_bytes(folder / name, plots.png(figure))
 
 
-def position_csv(setup: StudySetup, runs: Sequence[RunRecord]) -> str:
+def _position_csv(setup: StudySetup, runs: Sequence[RunRecord]) -> str:
     """A line per run and sample."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -10,11 +10,11 @@ from mixgym.envs.spaces.mixture import logit_scale, normalise
 from mixgym.envs.spaces.observations import layout
 
 Shape = tuple[int, int]
-Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+_Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 BOUND = 0.999  # of actions in [-1, 1]: nearer than this to the end is at it
 
 
-def masks_of(observations: NDArray[np.float32], shape: Shape) -> tuple[BoolArray, BoolArray]:
+def _masks_of(observations: NDArray[np.float32], shape: Shape) -> tuple[BoolArray, BoolArray]:
     """Which entries have an effect: bool[n, K] of sources, bool[n, K, G] of strata."""
     part, _ = layout(shape)["masks"]
     masks = observations[:, part] > 0.5
@@ -43,7 +43,7 @@ def shares(
     """
     if kind == "nudge":
         return [np.eye(1 + shape[0] * (1 + shape[1]))[actions.ravel().astype(np.intp)]]
-    top_mask, inner_mask = masks_of(observations, shape)
+    top_mask, inner_mask = _masks_of(observations, shape)
     top = actions[:, : shape[0]].astype(np.float64)
     inner = actions[:, shape[0] :].astype(np.float64).reshape(-1, *shape)
     rows = inner_mask.any(-1)
@@ -96,10 +96,10 @@ def constant(observations: NDArray[np.float32], shape: Shape) -> NDArray[np.floa
 
 
 def _with_rows(
-    observations: NDArray[np.float32], shape: Shape, change: Change
+    observations: NDArray[np.float32], shape: Shape, change: _Change
 ) -> NDArray[np.float32]:
     whole = observations.copy()
-    top_mask, inner_mask = masks_of(observations, shape)
+    top_mask, inner_mask = _masks_of(observations, shape)
     everywhere = np.ones(len(observations), np.bool_)
     for name, mask in (("progress", everywhere), ("sources", top_mask), ("strata", inner_mask)):
         part, size = layout(shape)[name]
@@ -117,7 +117,7 @@ def at_bound(
 
     A level that nobody decides on is at no bound.
     """
-    top_mask, inner_mask = masks_of(observations, shape)
+    top_mask, inner_mask = _masks_of(observations, shape)
     top, inner = actions[:, : shape[0]][top_mask], actions[:, shape[0] :].reshape(-1, *shape)
     return _share_at_bound(top), _share_at_bound(inner[inner_mask])
 

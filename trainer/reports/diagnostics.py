@@ -42,7 +42,7 @@ from mixgym.trainer.training.validation import VALIDATION_SEED
 
 TASKS = 48
 SHAPE = (MAX_SOURCES, MAX_STRATA)
-CONSTANT = ("uniform", "proportional", "temperature", "fixed")
+_CONSTANT = ("uniform", "proportional", "temperature", "fixed")
 """Rules whose mixture does not move, by design."""
 
 
@@ -125,7 +125,7 @@ def examine_training(run: RunFolder) -> list[Finding]:
     return [
         judge_updates(summary.get("stages", [])),
         judge_movement(
-            largest_change(run.path / TWIN, learnt),
+            _largest_change(run.path / TWIN, learnt),
             symptoms.moved(
                 _shares(load_agent(learnt, shape=SHAPE), seen, SHAPE, kind, reach),
                 _shares(twin, seen, SHAPE, kind, reach),
@@ -136,11 +136,11 @@ def examine_training(run: RunFolder) -> list[Finding]:
         judge_harm("beats uniform", to_uniform.tolist(), "the uniform mixture"),
         judge_pay(symptoms.spread(episode.local.reshape(-1, SHAPE[0]))),
         bounds(episode.actions.reshape(len(seen), -1), seen, SHAPE, kind),
-        judge_values(explained_values(run, place, episode)),
+        judge_values(_explained_values(run, place, episode)),
     ]
 
 
-def largest_change(before: Path, after: Path) -> float:
+def _largest_change(before: Path, after: Path) -> float:
     """The largest change of a parameter that actions depend on, over all parts of an agent."""
     old, new = policy_folders(before), policy_folders(after)
     return max(
@@ -189,7 +189,7 @@ def bounds(
     return judge_bounds(*symptoms.at_bound(actions, seen, shape))
 
 
-def explained_values(run: RunFolder, place: Any, episode: Episode) -> dict[str, float]:
+def _explained_values(run: RunFolder, place: Any, episode: Episode) -> dict[str, float]:
     """By level, how much of the variance of returns the critics of the best agent explain."""
     other = run.path / OTHER
     group = LearnerGroup(run.config, place, CURVES, other if other.is_dir() else None)
@@ -282,7 +282,7 @@ def _steadiness(records: list[dict[str, Any]], name: str) -> Finding:
     if away >= 0.001:
         words = f"up to {100 * away:.1f}% of the weight lay elsewhere than at the first decision"
         return Finding("moves", "sound", words, numbers)
-    if name in CONSTANT:
+    if name in _CONSTANT:
         return Finding("moves", UNKNOWN, f"{name} keeps one mixture by design", numbers)
     words = (
         f"the mixture is that of the first decision throughout; {name} does not react to the run"

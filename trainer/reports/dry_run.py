@@ -26,8 +26,8 @@ from mixgym.trainer.reports.dry_run_text import plan_details, plan_text
 from mixgym.trainer.reports.packing_report import packing_report
 from mixgym.trainer.runs.tables import show
 
-READ_WARNING = 8.0  # tokens read per supervised token, above which a source is pointed out
-MEASURE_WARNING = 0.1  # share of all compute that measuring should stay below
+_READ_WARNING = 8.0  # tokens read per supervised token, above which a source is pointed out
+_MEASURE_WARNING = 0.1  # share of all compute that measuring should stay below
 
 
 def plan_command(
@@ -274,16 +274,16 @@ def _warnings(report: dict[str, Any]) -> list[str]:
         f"{name}: {row['tokens_per_supervised_token']:.1f} tokens are read per supervised token; "
         "long prompts cost compute that ratios in supervised tokens do not show"
         for name, row in report["sources"].items()
-        if row["tokens_per_supervised_token"] > READ_WARNING
+        if row["tokens_per_supervised_token"] > _READ_WARNING
     ]
     cost = report["cost"]
-    if cost["probed_share_of_decisions"] > MEASURE_WARNING:
+    if cost["probed_share_of_decisions"] > _MEASURE_WARNING:
         found.append(
             f"probes take {100 * cost['probed_share_of_decisions']:.0f}% of the compute: "
             "raise their periods (environment.probes), or lower environment.probe_rows"
         )
     share = cost["measured_share_of_decisions"]
-    if share > MEASURE_WARNING:
+    if share > _MEASURE_WARNING:
         found.append(
             f"measuring takes {100 * share:.0f}% of the compute: "
             "raise training.interval, or lower data.held_out_tokens and data.held_out_rows"

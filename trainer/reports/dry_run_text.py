@@ -10,7 +10,7 @@ from mixgym.envs.options import SPLITS
 from mixgym.trainer.reports.packing_report import packing_lines
 from mixgym.trainer.runs.tables import number, table
 
-REPEATED = 4.0
+_REPEATED = 4.0
 """Passes over a source from which on it is named; more than some 15 to 20 rarely help."""
 
 
@@ -35,7 +35,7 @@ def plan_details(report: dict[str, Any]) -> list[Any]:
         *counts,
         f"measuring: {cost['reward_evaluation_tokens']:,} tokens per decision; the test split once "
         f"before and once after, {cost['test_evaluation_tokens']:,} tokens each",
-        *probe_lines(cost),
+        *_probe_lines(cost),
         *packing_lines(report["packing"]),
     ]
 
@@ -49,9 +49,12 @@ def _sentences(report: dict[str, Any]) -> Iterator[str]:
         f"{100 * run['fill']:.1f}% full"
     )
     often = {n: row["expected_epochs"] for n, row in report["sources"].items()}
-    repeated = [f"{name} {passes:.0f} times" for name, passes in often.items() if passes > REPEATED]
+    repeated = [
+        f"{name} {passes:.0f} times" for name, passes in often.items() if passes > _REPEATED
+    ]
     if repeated:
-        yield f"passes: read over and over are {', '.join(repeated)} (data.max_epochs caps it)"
+        names = ", ".join(repeated)
+        yield f"passes: read over and over are {names} (sources.NAME.max_epochs caps it)"
     predicted = report["packing"].get("as_configured")
     if predicted:
         yield (
@@ -124,7 +127,7 @@ def _strata_table(sources: dict[str, Any]) -> Any:
     )
 
 
-def probe_lines(cost: dict[str, Any]) -> list[str]:
+def _probe_lines(cost: dict[str, Any]) -> list[str]:
     """One line on the probes, if there are any."""
     if not cost["probes"]:
         return []

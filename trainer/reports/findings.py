@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 SOUND, FAILED, UNKNOWN = "sound", "failed", "unknown"
-LEAST = 0.001  # share of weight; what moves less does not move
-MOST_AT_BOUND = 0.5  # share of logits
+_LEAST = 0.001  # share of weight; what moves less does not move
+_MOST_AT_BOUND = 0.5  # share of logits
 ERRORS = 2.0  # standard errors
 
 
@@ -43,7 +43,7 @@ def judge_movement(parameters: float, moved: float) -> Finding:
             "optimiser stepped, and with its parameters?"
         )
         return Finding("moves", FAILED, words, numbers)
-    if moved < LEAST:
+    if moved < _LEAST:
         words = (
             f"the actor's parameters changed, but its distribution did not: {_share(moved)} of the "
             "weight moved; train longer, or with a larger learning rate"
@@ -100,7 +100,7 @@ def judge_attention(to_shuffled: float, to_constant: float) -> Finding:
         to_constant: the same if every row is the mean row.
     """
     numbers = {"moved_by_shuffling": to_shuffled, "moved_by_constants": to_constant}
-    if max(to_shuffled, to_constant) < LEAST:
+    if max(to_shuffled, to_constant) < _LEAST:
         words = (
             f"the agent ignores what it observes: with shuffled observations {_share(to_shuffled)} "
             f"of the weight moves, with constant ones {_share(to_constant)}"
@@ -138,7 +138,7 @@ def judge_pay(spread: float) -> Finding:
     if np.isnan(spread):
         words = "fewer than two sources are measured, so that there is nothing to compare"
         return Finding("rewards", UNKNOWN, words)
-    if spread < LEAST:
+    if spread < _LEAST:
         words = (
             "all sources are always paid alike: no policy can learn from that which of them to "
             "prefer; look at environment.reward and at the reward split"
@@ -152,7 +152,7 @@ def judge_bounds(top: float, inner: float) -> Finding:
     """Are logits at their bounds?"""
     numbers = {"sources_at_bound": top, "strata_at_bound": inner}
     words = f"{_share(top)} of the sources' logits and {_share(inner)} of the strata's are at +-1"
-    if max(top, inner) > MOST_AT_BOUND:
+    if max(top, inner) > _MOST_AT_BOUND:
         advice = "the policy has run into its limits: raise environment.reach, or train less hard"
         return Finding("bounds", FAILED, f"{words}; {advice}", numbers)
     return Finding("bounds", SOUND, words, numbers)

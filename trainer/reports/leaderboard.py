@@ -16,7 +16,7 @@ RESAMPLES = 10_000
 PAIRS = 8
 """Pairs from which on a bootstrap says something; below, it is far too narrow."""
 
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447)
+_T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447)
 """The 0.975 quantiles of Student's t with 1, 2, ... degrees of freedom, for up to seven pairs."""
 
 Rows = Sequence[Mapping[str, Any]]
@@ -95,7 +95,7 @@ def interval(gap: FloatArray) -> tuple[float | None, float | None, str]:
         return None, None, "none"
     mean = float(gap.mean())
     if len(gap) < PAIRS:
-        half = T_QUANTILES[len(gap) - 2] * float(gap.std(ddof=1)) / len(gap) ** 0.5
+        half = _T_QUANTILES[len(gap) - 2] * float(gap.std(ddof=1)) / len(gap) ** 0.5
         return mean - half, mean + half, "t"
     rng = np.random.default_rng(0)
     means = rng.choice(gap, (RESAMPLES, len(gap))).mean(1)

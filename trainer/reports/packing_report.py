@@ -12,7 +12,7 @@ from mixgym.envs.sources.source import Source
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.simulate.report import describe, plain_groups
 
-JUDGED_POOLS = 50  # intervals that are planned again for the comparison, at most
+_JUDGED_POOLS = 50  # intervals that are planned again for the comparison, at most
 
 
 def packing_report(
@@ -41,7 +41,9 @@ def packing_report(
         "hardware": config.data.packing.hardware,
         "warnings": warnings_of(setup, training.interval),
     }
-    return found | _judged(setup, [pool for pool in pools if len(pool)][:JUDGED_POOLS], config.seed)
+    return found | _judged(
+        setup, [pool for pool in pools if len(pool)][:_JUDGED_POOLS], config.seed
+    )
 
 
 def _judged(setup: PackingSetup, pools: Sequence[IntArray], seed: int) -> dict[str, Any]:

@@ -26,14 +26,14 @@ from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.trainer.reports.schedulers import Scheduler
 
 SEED = 4_321
-MARGIN = 0.005
+_MARGIN = 0.005
 """Nats of the mean NLL that are too few to matter."""
 ERRORS = 3.0
 """Standard errors that are beyond noise, with some thirty schedulers looked at."""
-LATE = DECISIONS // 4
+_LATE = DECISIONS // 4
 """Decisions at the end of an episode by which a scheduler has made up its mind."""
 
-CONTROLS: dict[str, Callable[[int], list[CurveTask]]] = {
+_CONTROLS: dict[str, Callable[[int], list[CurveTask]]] = {
     "identical": identical_tasks,
     "noise": noise_tasks,
     "duplicate": duplicate_tasks,
@@ -74,7 +74,7 @@ def report(found: Mapping[str, Scheduler], tasks: int) -> list[dict[str, Any]]:
         found: the schedulers by name.
         tasks: how many of each control.
     """
-    drawn = {name: make(tasks) for name, make in CONTROLS.items()}
+    drawn = {name: make(tasks) for name, make in _CONTROLS.items()}
     base = {name: course(found["uniform"], drawn[name]) for name in drawn}
     rows = []
     for name, one in found.items():
@@ -99,7 +99,7 @@ def identical_row(done: Course, base: Course) -> dict[str, Any]:
     errors = over.std(0, ddof=1) / np.sqrt(len(over))
     which = int(np.abs(tilt).argmax())
     count = over.shape[1]
-    nll_same = abs(gap) <= max(MARGIN, ERRORS * error)
+    nll_same = abs(gap) <= max(_MARGIN, ERRORS * error)
     tilted = abs(tilt[which]) > max(0.01 / count, ERRORS * errors[which])
     return {
         "identical_nll": gap,
@@ -114,7 +114,7 @@ def noise_row(done: Course, base: Course, aware: bool) -> dict[str, Any]:
     """Weight of the noise over uniform's, in the whole episode and in its last quarter."""
     share = done.weights[..., NOISE].mean(-1) * done.weights.shape[-1]
     gap, error = paired(done.mean, base.mean)
-    late = float(share[-LATE:].mean())
+    late = float(share[-_LATE:].mean())
     return {
         "noise_share": float(share.mean()),
         "noise_late": late,

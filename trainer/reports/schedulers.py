@@ -15,10 +15,10 @@ from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.finetuning.assembly import find_agent
 from mixgym.trainer.training.validation import Predict
 
-CONFIGURED = ("fixed", "scripted")
+_CONFIGURED = ("fixed", "scripted")
 """Rules that know sources by name; they cannot meet tasks that they were not written for."""
 
-AWARE = ("hbo", "scalebio")
+_AWARE = ("hbo", "scalebio")
 """Algorithms, other than mixers, that read gradients or losses weighted by the target; trained
 agents do through their reward."""
 
@@ -84,7 +84,7 @@ def _ready() -> list[str]:
     return [
         name
         for name, algorithm in ALGORITHMS.items()
-        if not algorithm.is_trained and name not in CONFIGURED
+        if not algorithm.is_trained and name not in _CONFIGURED
     ]
 
 
@@ -93,5 +93,5 @@ def _scheduler(name: str, given: dict[str, Any]) -> Scheduler:
     needs = kind.requires
     options = environment_for(needs, RunConfig(), learner=CURVES).environment
     agent = kind.make(CurvesVecEnv(1, options=options), ())
-    aware = bool(getattr(agent, "target_aware", name in AWARE or Path(name).is_dir()))
+    aware = bool(getattr(agent, "target_aware", name in _AWARE or Path(name).is_dir()))
     return Scheduler(agent.predict, options, aware, needs.probes, needs.reference)

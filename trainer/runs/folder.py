@@ -26,9 +26,9 @@ from mixgym.trainer.config import RunConfig, dump_config, load_config
 CONFIG = "config.yaml"
 DECISIONS = "decisions.jsonl"
 SUMMARY = "summary.json"
-CHECKPOINTS = "checkpoints"
-TENSORBOARD = "tensorboard"
-MANIFEST = "checkpoint.json"
+_CHECKPOINTS = "checkpoints"
+_TENSORBOARD = "tensorboard"
+_MANIFEST = "checkpoint.json"
 FINISHED = "finished"
 
 
@@ -89,13 +89,13 @@ class RunFolder:
         if not (path / CONFIG).is_file():
             raise RunError(f"{path}: holds no run (no {CONFIG}); start one without --resume")
         storage.clean(path)
-        storage.clean(path / CHECKPOINTS)
+        storage.clean(path / _CHECKPOINTS)
         return cls(path, load_config(path / CONFIG))
 
     @property
     def tensorboard(self) -> Path:
         """The folder of the TensorBoard records."""
-        return self.path / TENSORBOARD
+        return self.path / _TENSORBOARD
 
     def append_decision(self, record: Mapping[str, Any]) -> None:
         """Add one decision to ``decisions.jsonl``.
@@ -146,13 +146,13 @@ class RunFolder:
         Returns:
             The finished checkpoint.
         """
-        folder = self.path / CHECKPOINTS
+        folder = self.path / _CHECKPOINTS
         folder.mkdir(exist_ok=True)
         path = folder / f"step-{decision}"
         with storage.atomic_folder(path) as temporary:
             write(temporary)
             manifest = {"decision": decision, "files": _sizes(temporary)}
-            storage.write_json(temporary / MANIFEST, manifest)
+            storage.write_json(temporary / _MANIFEST, manifest)
         self.prune(newest=decision)
         return path
 
@@ -218,7 +218,7 @@ class RunFolder:
         return record
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
-        folder = self.path / CHECKPOINTS
+        folder = self.path / _CHECKPOINTS
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         matches = [match for name in names if (match := re.fullmatch(r"step-(\d+)", name))]
         return [(int(match[1]), folder / match[0]) for match in matches]
@@ -229,13 +229,13 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name != _MANIFEST
     }
 
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(manifest["files"] == _sizes(checkpoint))

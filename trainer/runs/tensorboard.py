@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mixgym.trainer.runs.varying_scalars import VaryingScalars
 
 TOKENS = "tokens/"
-ON_TOKENS = ("loss/", "mixture/", "reward/global")
+_ON_TOKENS = ("loss/", "mixture/", "reward/global")
 """Tags that are also drawn against supervised tokens begin like this."""
 
 TAGS = {
@@ -52,10 +52,10 @@ TAGS = {
 }
 """Every tag of :func:`scalars_of`, with its meaning."""
 
-KNOWN_AFTER = 3
+_KNOWN_AFTER = 3
 """Decisions after which it is known what varies: the layout is written then."""
 
-FLAT_SECTIONS = ("optimizer", "packing", "bilevel", "cost", "time")
+_FLAT_SECTIONS = ("optimizer", "packing", "bilevel", "cost", "time")
 
 
 def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
@@ -85,7 +85,7 @@ def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
         *_section("epochs", record.get("epochs")),
         *_one("progress/steps", record, "steps"),
         *_one("progress/supervised_tokens", record, "supervised_tokens"),
-        *(pair for name in FLAT_SECTIONS for pair in _section(name, record.get(name))),
+        *(pair for name in _FLAT_SECTIONS for pair in _section(name, record.get(name))),
     ]
     return dict(pairs)
 
@@ -172,11 +172,11 @@ class RunWriter:
                 self.skipped[tag] += 1
                 continue
             self._scalars.add(tag, value, decision)
-            if tag.startswith(ON_TOKENS):
+            if tag.startswith(_ON_TOKENS):
                 self._scalars.add(f"{TOKENS}{tag}", value, supervised_tokens)
         self._last_decision = decision
         self._written += 1
-        if self._written == KNOWN_AFTER:
+        if self._written == _KNOWN_AFTER:
             self._write_layout()
 
     def image(self, tag: str, picture: NDArray[np.uint8], decision: int) -> None:

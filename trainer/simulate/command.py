@@ -31,8 +31,8 @@ from mixgym.trainer.simulate.report import (
     simulation_tables,
 )
 
-TOKENS_PER_DEVICE = 16_384  # in a step, unless said otherwise
-SHOWN = ("isf", "isf_sorted", "hbp")
+_TOKENS_PER_DEVICE = 16_384  # in a step, unless said otherwise
+_SHOWN = ("isf", "isf_sorted", "hbp")
 PICTURE = "load.png"
 
 
@@ -136,7 +136,7 @@ def _machine(options: SimulationOptions, lengths: IntArray, longest: int) -> Mac
             raise ConfigError(f"--link {options.link}: give GB/s above 0")
         cost = cost.with_link_rate(options.link * 1e9)
     devices = cost.hardware.devices
-    cluster = Cluster(devices, options.step_tokens or devices * TOKENS_PER_DEVICE)
+    cluster = Cluster(devices, options.step_tokens or devices * _TOKENS_PER_DEVICE)
     if options.groups == "auto":
         degrees = candidate_degrees(devices, model.heads)
         groups = select_groups(lengths, candidate_lengths(longest), degrees, cost, cluster).groups
@@ -183,7 +183,7 @@ def _pictures(
         return []
     from mixgym.trainer.simulate.picture import load_figure
 
-    shown = [name for name in SHOWN if name in methods] or list(methods)[:3]
+    shown = [name for name in _SHOWN if name in methods] or list(methods)[:3]
     scenario = Scenario(lengths, machine.groups, machine.cluster, 0)
     timelines = {}
     for name in shown:

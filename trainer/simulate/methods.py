@@ -12,7 +12,7 @@ from mixgym.envs.packing.planner import PlanConfig, make_plan
 from mixgym.envs.random_streams import stream
 from mixgym.trainer.simulate.padded import padded_layout
 
-WINDOW_STEPS = 8
+_WINDOW_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _packed(
     return layout
 
 
-UNSORTED = Balance(sort=False)
+_UNSORTED = Balance(sort=False)
 
 METHODS: dict[str, Method] = {
     "padded": Method("one document per replica at a time", _padded(in_order=False, budget=False)),
@@ -92,26 +92,28 @@ METHODS: dict[str, Method] = {
         "the same, with the batches dealt to replicas at random",
         _padded(in_order=True, budget=True, shuffle_batches=True),
     ),
-    "longalign_pack": Method("one length, next fit", _packed("next_fit", balance=UNSORTED)),
+    "longalign_pack": Method("one length, next fit", _packed("next_fit", balance=_UNSORTED)),
     "first_fit_decreasing": Method(
-        "one length, first fit decreasing", _packed("first_fit_decreasing", balance=UNSORTED)
+        "one length, first fit decreasing", _packed("first_fit_decreasing", balance=_UNSORTED)
     ),
     "best_fit_decreasing": Method(
-        "one length, best fit decreasing", _packed("best_fit_decreasing", balance=UNSORTED)
+        "one length, best fit decreasing", _packed("best_fit_decreasing", balance=_UNSORTED)
     ),
-    "spfhp": Method("one length, shortest pack first", _packed("spfhp", balance=UNSORTED)),
-    "isf": Method("one length, iterative sampling and filtering", _packed("isf", balance=UNSORTED)),
+    "spfhp": Method("one length, shortest pack first", _packed("spfhp", balance=_UNSORTED)),
+    "isf": Method(
+        "one length, iterative sampling and filtering", _packed("isf", balance=_UNSORTED)
+    ),
     "isf_sorted": Method("the same, sorted by attention work", _packed("isf")),
     "isf_sorted_windows": Method(
-        f"the same, sorted in windows of {WINDOW_STEPS} steps",
-        _packed("isf", balance=Balance(window=WINDOW_STEPS)),
+        f"the same, sorted in windows of {_WINDOW_STEPS} steps",
+        _packed("isf", balance=Balance(window=_WINDOW_STEPS)),
     ),
     "best_fit_sorted": Method(
         "one length, best fit decreasing, sorted", _packed("best_fit_decreasing")
     ),
     "hbp_unsorted": Method(
         "hierarchy of lengths, isf, not sorted",
-        _packed("isf", hierarchy=True, balance=UNSORTED, fill=1.0),
+        _packed("isf", hierarchy=True, balance=_UNSORTED, fill=1.0),
     ),
     "hbp_unfilled": Method(
         "hierarchy, isf, sorted, no greedy fill", _packed("isf", hierarchy=True, fill=0.0)

@@ -9,7 +9,7 @@ from mixgym.envs.arrays import IntArray
 
 K = 1024
 CHAT_MEDIAN_TOKENS, CHAT_SIGMA = 500, 1.0
-LONG_SHARE = 1700 / 939_344  # long documents in the paper-like mix
+_LONG_SHARE = 1700 / 939_344  # long documents in the paper-like mix
 
 
 def paper_like(documents: int, generator: np.random.Generator) -> IntArray:
@@ -18,7 +18,7 @@ def paper_like(documents: int, generator: np.random.Generator) -> IntArray:
     Chat lengths are lognormal (median 500, sigma 1) in [16, 32K]; of 939,344 documents 1,700 are
     uniform in [2K, 128K].
     """
-    long = generator.random(documents) < LONG_SHARE
+    long = generator.random(documents) < _LONG_SHARE
     return np.where(
         long,
         generator.integers(2 * K, 128 * K + 1, documents),

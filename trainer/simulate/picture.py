@@ -7,7 +7,7 @@ import numpy as np
 from mixgym.envs.arrays import FloatArray
 from mixgym.trainer.simulate.cluster import Timeline
 
-COLUMNS = 240  # of a picture; longer runs are averaged
+_COLUMNS = 240  # of a picture; longer runs are averaged
 
 
 def load_figure(timelines: dict[str, Timeline]) -> Any:
@@ -50,11 +50,11 @@ def load_figure(timelines: dict[str, Timeline]) -> Any:
 
 
 def load_over_time(line: Timeline, longest: float) -> FloatArray:
-    """float64[devices, COLUMNS], busy share in each slice of ``longest`` seconds; NaN afterwards.
+    """float64[devices, _COLUMNS], busy share in each slice of ``longest`` seconds; NaN afterwards.
 
     Inside an optimiser step a device's share is taken as even.
     """
-    edges = np.linspace(0, longest, COLUMNS + 1)
+    edges = np.linspace(0, longest, _COLUMNS + 1)
     busy = line.busy()
     running = np.concatenate([np.zeros((1, busy.shape[1])), np.cumsum(busy, axis=0)])
     times = np.concatenate([[0.0], line.step_end])

@@ -16,9 +16,9 @@ from mixgym.trainer.simulate.cluster import Barrier, run_cluster
 from mixgym.trainer.simulate.methods import Scenario, find_method
 
 REFERENCE = "isf"
-METRICS = ("fill", "padding", "data_imbalance", "attention_imbalance", "communication")
+_METRICS = ("fill", "padding", "data_imbalance", "attention_imbalance", "communication")
 
-ASSUMPTIONS = (
+_ASSUMPTIONS = (
     "documents are neither dropped nor repeated; replicas without a pack in a last step still wait",
     "packs attend inside documents only; padded batches pay attention over their padding",
     "optimiser, data loading, and switching degrees and checkpointing cost nothing",
@@ -111,7 +111,7 @@ def assumptions(machine: Machine) -> list[str]:
         f"attention, {rates.fixed_seconds:g} s fixed per micro-step",
         f"{machine.cluster.step_tokens:,} tokens in a step; groups {describe(machine.groups)}; "
         f"replicas wait for each other after every {waits}",
-        *ASSUMPTIONS,
+        *_ASSUMPTIONS,
     ]
 
 
@@ -135,7 +135,7 @@ def simulation_tables(report: dict[str, Any]) -> list[Any]:
             number(row["seconds"], 1),
             _ratio(row),
             number(row["no_wait"], 1),
-            *(number(row[key], 4 if key == "fill" else 3) for key in METRICS),
+            *(number(row[key], 4 if key == "fill" else 3) for key in _METRICS),
         ]
         for name, row in report["methods"].items()
     ]

@@ -32,7 +32,7 @@ from mixgym.trainer.config import RunConfig
 Level = Literal["joint", "global", "local"]
 MODEL, MEMORY, STREAMS = "model.zip", "memory.npz", "streams.json"
 
-SHARES = ("gamma", "gae_lambda", "tau")
+_SHARES = ("gamma", "gae_lambda", "tau")
 """Options that are numbers from 0 to 1."""
 
 OWN = ("self", "policy", "env", "policy_kwargs", "seed", "device", "_init_setup_model")
@@ -161,7 +161,7 @@ def _check_shares(config: RunConfig, options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming the option.
     """
-    for name in SHARES:
+    for name in _SHARES:
         value = options.get(name)
         if isinstance(value, int | float) and not 0.0 <= value <= 1.0:
             raise ConfigError(

@@ -48,7 +48,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
 }
 """Level of a training -> those that learn in it; the first one's episodes are logged."""
 
-VIEW = "view.npz"
+_VIEW = "view.npz"
 
 
 class LearnerGroup:
@@ -210,7 +210,7 @@ class LearnerGroup:
             save_algorithm(algorithm, own)
             view = self._views[level]
             if isinstance(view, GlobalLevel | LocalRows):
-                np.savez(own / VIEW, *view.memory())
+                np.savez(own / _VIEW, *view.memory())
         if self.together is not None:
             for level, learner in self.together.learners():
                 learner.save(folder / level)
@@ -222,7 +222,7 @@ class LearnerGroup:
             self.learners[level] = load_algorithm(own, self._own_view(level), self._settings(level))
             view = self._views[level]
             if isinstance(view, GlobalLevel | LocalRows):
-                with np.load(own / VIEW) as file:
+                with np.load(own / _VIEW) as file:
                     view.set_memory([file[name] for name in file.files])
         self._join()
         if self.together is not None:

@@ -271,7 +271,7 @@ class _Bar(ProgressBarCallback):
             super()._on_training_start()
 
 
-def task_scores(run: RunFolder, tasks: str) -> dict[str, TaskScores]:
+def _task_scores(run: RunFolder, tasks: str) -> dict[str, TaskScores]:
     """The agent of a run, its frozen twin and two rules on a set of tasks of the fast world."""
     scores = {"uniform": score_rule(Uniform(), run.config, tasks)}
     for label, name in (("agent", AGENT), ("frozen twin", TWIN)):
@@ -281,7 +281,7 @@ def task_scores(run: RunFolder, tasks: str) -> dict[str, TaskScores]:
 
 
 def _summary(run: RunFolder, outcomes: list[StageOutcome]) -> dict[str, Any]:
-    scores = task_scores(run, "validation")
+    scores = _task_scores(run, "validation")
     card = read_card(run.path / AGENT)
     train = run.config.train
     summary = {

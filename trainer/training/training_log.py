@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from mixgym.trainer.runs.varying_scalars import VaryingScalars
 
 OWN = ("train/", "rollout/", "time/", "eval/")
-EPISODE = "episode/reward/"
+_EPISODE = "episode/reward/"
 
 TAGS = {
     "episode/reward/global": "return of an episode of the joint level, mean over those that end",
@@ -149,7 +149,7 @@ class EpisodeRewards:
                 self._sums[index] = {}
         tags = dict.fromkeys(name for sums in ended for name in sums)
         return {
-            f"{EPISODE}{tag}": float(np.mean([sums[tag] for sums in ended if tag in sums]))
+            f"{_EPISODE}{tag}": float(np.mean([sums[tag] for sums in ended if tag in sums]))
             for tag in tags
         }
 

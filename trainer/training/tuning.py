@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 JOURNAL, BEST = "study.log", "best.yaml"
-SECTIONS = {"options": "train.options", "policy": "train.policy", "environment": "environment"}
+_SECTIONS = {"options": "train.options", "policy": "train.policy", "environment": "environment"}
 
 
 def tune_command(
@@ -177,7 +177,7 @@ def _trained(config: RunConfig) -> float:
 
 def _with(config: RunConfig, values: Mapping[str, Any], seed: int) -> RunConfig:
     """The configuration with the values of a trial."""
-    parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    parts: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for name, value in values.items():
         section, _, key = name.partition(".")
         parts[section][key] = value
@@ -226,7 +226,7 @@ def _answer(
     for name, value in rows[0]["values"].items():
         section, _, key = name.partition(".")
         into = best
-        for part in SECTIONS[section].split("."):
+        for part in _SECTIONS[section].split("."):
             into = into.setdefault(part, {})
         into[key] = _as_option(value, space[name])
     text = yaml.safe_dump(best, sort_keys=False)

@@ -35,16 +35,16 @@ __all__ = [
     "packed_forward", "register",
 ]  # fmt: skip
 
-LEAK = 1e-5
+_LEAK = 1e-5
 """Relative difference of float32 logits that packing may make; clean models stay below 1e-6."""
-ROUNDING = 1e-4
+_ROUNDING = 1e-4
 """The same between two implementations of attention, over a document of full length."""
-HALF_ROUNDING = 0.06
+_HALF_ROUNDING = 0.06
 """Both under automatic mixed precision: bfloat16 rounds by 4e-3, at every layer."""
-TRIED = 64  # positions of a long document whose logits are compared
-PLAIN_TOKENS = 1000  # token ids below: placeholders of images and the like stand behind
+_TRIED = 64  # positions of a long document whose logits are compared
+_PLAIN_TOKENS = 1000  # token ids below: placeholders of images and the like stand behind
 EAGER_SCORES = 2**29  # of a layer, at most; behind stands SDPA for eager, which holds none of them
-FAILURES = (
+_FAILURES = (
     RuntimeError, ValueError, TypeError, ImportError, NotImplementedError, AttributeError,
     LookupError, AssertionError,
 )  # fmt: skip
@@ -179,7 +179,7 @@ def own_attention(model: Any, longest: int) -> str:
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation("sdpa")
-        return "sdpa" if max(_beside(model, "sdpa", "eager", longest, 0)) <= ROUNDING else "eager"
+        return "sdpa" if max(_beside(model, "sdpa", "eager", longest, 0)) <= _ROUNDING else "eager"
     except Exception:
         return "eager"
     finally:
@@ -217,7 +217,7 @@ def _problem(model: Any, name: str, longest: int, *, bf16: bool) -> _Problem | N
     """What speaks against an implementation; None: nothing."""
     try:
         model.set_attn_implementation(name)
-    except FAILURES as error:
+    except _FAILURES as error:
         return _Problem(name, _first_line(error), isinstance(error, ValueError | ImportError))
     exact = True
     for half in (False, True) if bf16 else (False,):
@@ -226,7 +226,7 @@ def _problem(model: Any, name: str, longest: int, *, bf16: bool) -> _Problem | N
                 problem = _measured(model, name, longest, half=half, exact=exact and half)
         except PackingError as error:
             return _Problem(name, str(error), ordinary=True)
-        except FAILURES as error:
+        except _FAILURES as error:
             if not bf16 or half:
                 return _Problem(name, _first_line(error), isinstance(error, ValueError))
             exact = False  # a kernel for half precision alone
@@ -245,9 +245,9 @@ def _measured(model: Any, name: str, longest: int, *, half: bool, exact: bool) -
     leaks, off = pick(_leaks(model, longest)), pick([0.0, *_distances(model, name, longest)])
     if not (math.isfinite(leaks) and math.isfinite(off)):
         return _Problem(name, "logits are not finite: are the model's weights sound?")
-    if leaks > (HALF_ROUNDING if half else LEAK):
+    if leaks > (_HALF_ROUNDING if half else _LEAK):
         return _Problem(name, f"packed logits differ from unpacked ones by {leaks:.1e}", leaks=True)
-    if off > (HALF_ROUNDING if half else ROUNDING):
+    if off > (_HALF_ROUNDING if half else _ROUNDING):
         why = f"logits differ from those of the model's own attention by {off:.1e}"
         return _Problem(name, why)
     return None
@@ -339,7 +339,7 @@ def _has_sdpa(model: Any, name: str) -> bool:
         model.set_attn_implementation("sdpa")
         with evaluation_mode(model), torch.no_grad():
             model(input_ids=ids, use_cache=False)
-    except FAILURES:
+    except _FAILURES:
         return False
     finally:
         model.set_attn_implementation(name)
@@ -359,7 +359,7 @@ def _beside(model: Any, name: str, reference: str, tokens: int, before: int) -> 
     lengths = (before, tokens) if before else (tokens,)
     ids = torch.arange(before + tokens, device=device)[None] * 7 % _vocabulary(model)
     positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
-    kept = torch.linspace(0, tokens - 1, min(tokens, TRIED), device=device).long()
+    kept = torch.linspace(0, tokens - 1, min(tokens, _TRIED), device=device).long()
     with evaluation_mode(model), torch.no_grad():
         found = packed_forward(model, ids, positions, lengths, logits_to_keep=kept + before)
         model.set_attn_implementation(reference)
@@ -379,4 +379,4 @@ def _apart(one: "torch.Tensor", other: "torch.Tensor") -> list[float]:
 
 def _vocabulary(model: Any) -> int:
     """How many token ids to try: the first ones, which are those of plain text."""
-    return min(int(model.config.get_text_config().vocab_size), PLAIN_TOKENS)
+    return min(int(model.config.get_text_config().vocab_size), _PLAIN_TOKENS)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DOCUMENTS = "mixgym_documents"
 
-HARMLESS = frozenset(
+_HARMLESS = frozenset(
     {
         "position_ids",  # for flash kernels, and what rotary embeddings have used already
         "position_embeddings",
@@ -35,7 +35,7 @@ HARMLESS = frozenset(
 )
 """Keywords of attention layers that do not change what attention gives."""
 
-SINK_WIDTH = 8  # columns that a sink adds to queries, keys and values: kernels like multiples of 8
+_SINK_WIDTH = 8  # columns that a sink adds to queries, keys and values: kernels like multiples of 8
 
 
 def document_attention(
@@ -76,7 +76,7 @@ def document_attention(
         softcap: refused.
         s_aux: [heads], a learned score of every head that takes its share of each softmax and gives
             nothing (attention sinks).
-        others: what else the layer passes; refused unless it is None, False or :data:`HARMLESS`.
+        others: what else the layer passes; refused unless it is None, False or :data:`_HARMLESS`.
 
     Returns:
         ([1, tokens, heads, head_dim], None).
@@ -124,7 +124,7 @@ def _refuse_unknown(name: str, others: dict[str, Any]) -> None:
     asked = [
         key
         for key, value in others.items()
-        if key not in HARMLESS and value is not None and value is not False
+        if key not in _HARMLESS and value is not None and value is not False
     ]
     if asked:
         raise PackingError(
@@ -219,12 +219,12 @@ def _with_sinks(
 
     column = (sinks.to(query.dtype) / scaling)[None, :, None, None]
     column = column.expand(1, -1, query.shape[2], 1)
-    longer = query.new_zeros(*query.shape[:3], SINK_WIDTH - 1)
+    longer = query.new_zeros(*query.shape[:3], _SINK_WIDTH - 1)
     query = pad(_joined(query, column, longer), (0, 0, 1, 0))
     width = key.shape[-1]
-    key = pad(key, (0, SINK_WIDTH, 1, 0))
+    key = pad(key, (0, _SINK_WIDTH, 1, 0))
     key[:, :, 0, width] = 1.0
-    return query, key, pad(value, (0, SINK_WIDTH, 1, 0))
+    return query, key, pad(value, (0, _SINK_WIDTH, 1, 0))
 
 
 def _band(query: "torch.Tensor", window: int) -> "torch.Tensor":

@@ -16,8 +16,8 @@ from mixgym.envs.options import ModelOptions
 if TYPE_CHECKING:
     import torch
 
-MEASURED_TOKENS = 4096  # in one forward pass of a measurement, at most
-MEASURED_LOGITS = 50_000_000  # likewise: bounds its memory where the vocabulary is large
+_MEASURED_TOKENS = 4096  # in one forward pass of a measurement, at most
+_MEASURED_LOGITS = 50_000_000  # likewise: bounds its memory where the vocabulary is large
 
 
 class LanguageModel:
@@ -112,7 +112,7 @@ class LanguageModel:
     @property
     def tokens_together(self) -> int:
         """Tokens in one forward pass of a measurement, all of which may be supervised."""
-        return min(MEASURED_TOKENS, MEASURED_LOGITS // self.vocabulary) if self.joins else 1
+        return min(_MEASURED_TOKENS, _MEASURED_LOGITS // self.vocabulary) if self.joins else 1
 
     def packs_together(self, capacity: int) -> int:
         """Packs of a capacity in one forward pass of a measurement."""

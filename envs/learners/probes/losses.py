@@ -23,8 +23,8 @@ from mixgym.envs.probes import find_probe
 if TYPE_CHECKING:
     import torch
 
-LOSSES = "losses"  # of the probe rows, among what was measured at the start
-BARE = "bare losses"
+_LOSSES = "losses"  # of the probe rows, among what was measured at the start
+_BARE = "bare losses"
 REFERENCE = "reference losses"
 
 
@@ -49,9 +49,9 @@ class Probes:
         if any(kind.needs_reference for kind in kinds) and REFERENCE not in self._at_start:
             self._measure_reference(names)
         if any(kind.baseline and not kind.needs_reference for kind in kinds):
-            self._at_start[LOSSES] = self.token_losses(bare=False)
+            self._at_start[_LOSSES] = self.token_losses(bare=False)
         if "ifd_ratio" in names:
-            self._at_start[BARE] = self.token_losses(bare=True)
+            self._at_start[_BARE] = self.token_losses(bare=True)
         probed = self.probed
         return baseline_cost(names, probed.sources, probed.per_stratum, probed.seed)
 
@@ -126,10 +126,10 @@ class Probes:
 
     def row_losses_at_start(self) -> FloatArray:
         """float64[rows], NLL of the probe rows at the start; raises as :meth:`at_start`."""
-        return self.row_means(self.at_start(LOSSES))
+        return self.row_means(self.at_start(_LOSSES))
 
     def at_start(self, name: str) -> FloatArray:
-        """What was measured at the start: ``LOSSES``, ``BARE`` or ``REFERENCE``, per token.
+        """What was measured at the start: ``_LOSSES``, ``_BARE`` or ``REFERENCE``, per token.
 
         Raises:
             ConfigError: if nobody had asked for it then.
@@ -178,7 +178,7 @@ class Probes:
 
 
 def _ifd_ratio(probes: Probes) -> FloatArray:
-    bare = probes.token_losses(bare=True) - probes.at_start(BARE)
+    bare = probes.token_losses(bare=True) - probes.at_start(_BARE)
     risen = probes.row_losses() - probes.row_losses_at_start() - probes.row_means(bare, bare=True)
     return probes.cell_means(np.exp(risen))
 

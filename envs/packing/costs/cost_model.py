@@ -15,7 +15,7 @@ from mixgym.envs.packing.grouping.groups import Group
 from mixgym.envs.packing.layout import Layout
 
 BACKWARD = 2.0  # dense work of the backward pass, in forward passes
-ATTENTION_BACKWARD = 2.5  # likewise of flash attention, which computes the scores again
+_ATTENTION_BACKWARD = 2.5  # likewise of flash attention, which computes the scores again
 
 Numbers = IntArray | FloatArray | int | float
 
@@ -215,7 +215,7 @@ def cost_terms(
     sent = model.element_bytes * mine * passes
     return CostTerms(
         mine * (1 + BACKWARD) * (model.layer_flops + model.head_flops),
-        squares * model.attention_flops * (1 + ATTENTION_BACKWARD),
+        squares * model.attention_flops * (1 + _ATTENTION_BACKWARD),
         mine * share * model.layer_flops,
         squares * share * model.attention_flops,
         sent * model.exchanged_width(degree) * (degree - 1) / degree,

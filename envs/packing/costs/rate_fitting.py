@@ -12,8 +12,8 @@ from mixgym.envs.errors import ConfigError
 from mixgym.envs.packing.costs.cost_model import CostModel, Hardware, ModelShape, cost_terms
 from mixgym.envs.packing.grouping.groups import Group
 
-RATES = ("dense_rate", "attention_rate", "link_rate", "node_link_rate")
-FIXED = "fixed_seconds"
+_RATES = ("dense_rate", "attention_rate", "link_rate", "node_link_rate")
+_FIXED = "fixed_seconds"
 HUGE = 1e30  # a rate whose fitted time is 0
 
 
@@ -73,7 +73,7 @@ def fit_hardware(
     terms = _terms(points, model, base)
     wanted = [
         name
-        for name in (*RATES, FIXED)
+        for name in (*_RATES, _FIXED)
         if name not in (stated or {}) and (len(points) == 0 or terms[name].any())
     ]
     known = sum((_known(terms, name, base) for name in terms if name not in wanted), 0.0)
@@ -137,7 +137,7 @@ def _terms(
         "link_rate": times * np.where(crossing, 0.0, terms.exchanged_bytes),
         "node_link_rate": times
         * (np.where(crossing, terms.exchanged_bytes, 0.0) + terms.expert_bytes),
-        FIXED: times,
+        _FIXED: times,
     }
 
 
@@ -147,11 +147,11 @@ def _with_rates(hardware: Hardware, rates: Mapping[str, Any]) -> Hardware:
 
 def _known(terms: Mapping[str, FloatArray], name: str, hardware: Hardware) -> FloatArray:
     value = getattr(hardware, name)
-    return terms[name] * value if name == FIXED else terms[name] / value
+    return terms[name] * value if name == _FIXED else terms[name] / value
 
 
 def _rate(name: str, seconds_per_unit: float) -> float:
-    if name == FIXED:
+    if name == _FIXED:
         return float(seconds_per_unit)
     return float(1 / seconds_per_unit) if seconds_per_unit > 0 else HUGE
 

@@ -21,8 +21,8 @@ from mixgym.envs.packing.grouping.groups import Cluster, Group
 from mixgym.envs.packing.planner import PlanConfig, make_plan
 from mixgym.envs.random_streams import stream
 
-PROFILE_STEPS = 20
-PROFILE_DOCUMENTS = 100_000  # a few documents are repeated up to so many
+_PROFILE_STEPS = 20
+_PROFILE_DOCUMENTS = 100_000  # a few documents are repeated up to so many
 EPSILON = 1e-9
 
 
@@ -42,7 +42,7 @@ class ProfileRules:
     common: bool = True
     per_token: bool = True
     packer: str = "best_fit_decreasing"
-    steps: int = PROFILE_STEPS
+    steps: int = _PROFILE_STEPS
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _sample(documents: IntArray, tokens: int, seed: int) -> IntArray:
     Otherwise most replicas would be idle, and high degrees would seem fast.
     """
     order = stream(seed, "packing", "profile").permutation(len(documents))
-    often = min(-(-tokens // max(int(documents.sum()), 1)), PROFILE_DOCUMENTS // len(documents))
+    often = min(-(-tokens // max(int(documents.sum()), 1)), _PROFILE_DOCUMENTS // len(documents))
     order = np.tile(order, max(often, 1))
     count = int(np.searchsorted(np.cumsum(documents[order]), tokens)) + 1
     return documents[order[:count]]

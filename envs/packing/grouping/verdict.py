@@ -11,7 +11,7 @@ from mixgym.envs.packing.costs.cost_model import CostModel
 from mixgym.envs.packing.costs.metrics import PackingMetrics, measure
 from mixgym.envs.packing.planner import PlanConfig, make_plan
 
-WORTH = 0.02  # share of the time that the hierarchy has to save
+_WORTH = 0.02  # share of the time that the hierarchy has to save
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Verdict:
         base = f"sorting by attention work saves {_percent(sorting)} of the predicted time"
         if self.groups == 1:
             return f"{base} of packs of one length"
-        if self.saved >= WORTH:
+        if self.saved >= _WORTH:
             return f"{base}, the hierarchy of lengths another {_percent(self.saved)}"
         return (
             f"{base}; the hierarchy of lengths saves {_percent(self.saved)} beside one sorted "

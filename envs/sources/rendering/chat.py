@@ -31,9 +31,9 @@ from mixgym.envs.sources.rows.row import Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-ADVICE = "set data.template to plain, or give the tokenizer another chat template"
+_ADVICE = "set data.template to plain, or give the tokenizer another chat template"
 
-NO_END = "an end of assistant turns, so that answers would not end"
+_NO_END = "an end of assistant turns, so that answers would not end"
 
 
 class ChatTemplate:
@@ -66,7 +66,7 @@ class ChatTemplate:
         if row.extras:
             shown.check_extras()
         if talk.unended:
-            shown.left_out[NO_END] += talk.unended
+            shown.left_out[_NO_END] += talk.unended
         return Rendered(talk.text, *by_learning(row, spans), left_out=shown.left_out)
 
     def write(
@@ -104,7 +104,7 @@ class ChatTemplate:
         return self._prompts[role]
 
     def refuse(
-        self, row: Row, problem: str, cause: Exception | None = None, advice: str = ADVICE
+        self, row: Row, problem: str, cause: Exception | None = None, advice: str = _ADVICE
     ) -> NoReturn:
         """Raise the error that a row calls for."""
         raise RefusedRowError(f"{row.where}: the chat template {problem}; {advice}") from cause

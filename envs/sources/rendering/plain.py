@@ -28,8 +28,8 @@ from mixgym.envs.sources.rows.row import Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-HEADERS = {"system": "System: ", "user": "User: ", "assistant": "Assistant:\n"}
-SHOWN_CALLS = ("tool_calls", "function_call")
+_HEADERS = {"system": "System: ", "user": "User: ", "assistant": "Assistant:\n"}
+_SHOWN_CALLS = ("tool_calls", "function_call")
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class PlainTemplate:
             return plain_text(row.text, self.eos)
         text, spans = self.bos, dict[int, Span]()
         for index, (role, content) in enumerate(row.messages):
-            if role not in HEADERS:
+            if role not in _HEADERS:
                 raise RefusedRowError(
                     f"{row.where}: messages[{index}] has the role {role!r}, which the plain "
-                    f"template does not know ({', '.join(HEADERS)}); use a tokenizer whose chat "
+                    f"template does not know ({', '.join(_HEADERS)}); use a tokenizer whose chat "
                     "template does"
                 )
-            text += ("\n" if index else "") + HEADERS[role]
+            text += ("\n" if index else "") + _HEADERS[role]
             start = len(text)
             text += content
             if role == "assistant":
@@ -83,7 +83,7 @@ def _left_out(row: Row) -> Counter[str]:
         return found
     for index, turn in enumerate(row.turns()):
         keys = set(turn) - {"role", "content"}
-        calls = sorted(keys & {*SHOWN_CALLS})
+        calls = sorted(keys & {*_SHOWN_CALLS})
         if calls:
             raise RefusedRowError(
                 f"{row.where}: messages[{index}] has {calls[0]}, which the plain template cannot "
@@ -101,7 +101,7 @@ def as_jinja(tokenizer: "PreTrainedTokenizerFast", bos: str) -> str:
     branches = "".join(
         f"{{%- {'elif' if i else 'if'} message['role'] == '{role}' %}}"
         f"{{{{- {_quoted(header)} + message['content']{end} }}}}"
-        for i, (role, header) in enumerate(HEADERS.items())
+        for i, (role, header) in enumerate(_HEADERS.items())
         for end in [" + eos_token" if role == "assistant" else ""]
     )
     return (
@@ -111,7 +111,7 @@ def as_jinja(tokenizer: "PreTrainedTokenizerFast", bos: str) -> str:
         "{%- else %}{{- raise_exception('roles are system, user and assistant, not ' "
         "+ message['role']) }}{%- endif %}{%- endfor %}"
         "{%- if add_generation_prompt %}{{- '\\n' if messages }}"
-        f"{{{{- {_quoted(HEADERS['assistant'])} }}}}{{%- endif %}}"
+        f"{{{{- {_quoted(_HEADERS['assistant'])} }}}}{{%- endif %}}"
     )
 
 

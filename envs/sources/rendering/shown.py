@@ -13,12 +13,12 @@ from mixgym.envs.sources.rendering.conversation import Writer
 from mixgym.envs.sources.rendering.rendered import RefusedRowError, Span
 from mixgym.envs.sources.rows.row import Row
 
-CALLS = ("tool_calls", "function_call")
+_CALLS = ("tool_calls", "function_call")
 TOOLS = ("tool", "function")
-OF_TOOLS = (
+_OF_TOOLS = (
     "give the tokenizer a chat template that knows tools, or set data.malformed to skip such rows"
 )
-THOUGHT = ("<think>", "</think>")
+_THOUGHT = ("<think>", "</think>")
 
 
 class Shown:
@@ -63,7 +63,7 @@ class Shown:
 
     def _refuse(self, problem: str) -> NoReturn:
         """Refuse what the plain template could not show either."""
-        self._template.refuse(self._row, problem, advice=OF_TOOLS)
+        self._template.refuse(self._row, problem, advice=_OF_TOOLS)
 
     def _has(self, content: str) -> bool:
         if content in self._text or content.strip() in self._text:
@@ -86,10 +86,10 @@ class Shown:
         if not content:
             return
         if content not in found:
-            thought, marked, answer = content.rpartition(THOUGHT[1])
+            thought, marked, answer = content.rpartition(_THOUGHT[1])
             if not marked or answer.strip() not in found:
                 self._template.refuse(self._row, f"changes the text of messages[{index}]")
-            if thought.removeprefix(THOUGHT[0]).strip() not in found:
+            if thought.removeprefix(_THOUGHT[0]).strip() not in found:
                 self.left_out["reasoning inside the content of earlier turns"] += 1
 
     def check_extras(self) -> None:
@@ -104,7 +104,7 @@ class Shown:
                 less = {k: value for k, value in turn.items() if k != key}
                 if not self._writes([*turns[:index], less, *turns[index + 1 :]]):
                     self._check_parts(key, turn[key])
-                elif key in CALLS:
+                elif key in _CALLS:
                     self._refuse(f"leaves out the {key} of messages[{index}]")
                 else:
                     self.left_out[key] += 1
@@ -113,7 +113,7 @@ class Shown:
 
     def _check_parts(self, key: str, value: Any) -> None:
         """Count calls whose names or arguments are not all in the text."""
-        if key not in CALLS:
+        if key not in _CALLS:
             return
         calls = value if isinstance(value, list) else [value]
         if not all(_stands_in(leaf, self._text) for call in calls for leaf in _said(call)):

@@ -41,10 +41,10 @@ from mixgym.envs.sources.rows.turns import (
     tools_of,
 )
 
-SYSTEM = ("system", "system_prompt")
+_SYSTEM = ("system", "system_prompt")
 WEIGHTS = ("weight", "loss_weight", "sample_weight")
-FLAGS = frozenset((*LEARN, *IGNORE))
-SHARED = (*SYSTEM, "history", "tools")
+_FLAGS = frozenset((*LEARN, *IGNORE))
+SHARED = (*_SYSTEM, "history", "tools")
 """Columns that every format with turns takes."""
 
 
@@ -145,7 +145,7 @@ def is_left_out(row: Mapping[str, Any]) -> bool:
     return any(
         value is (key in IGNORE) or (key in WEIGHTS and value == 0 and value is not None)
         for key, value in row.items()
-        if key in FLAGS
+        if key in _FLAGS
     )
 
 
@@ -209,9 +209,9 @@ def _optional(row: Mapping[str, Any], name: str) -> str | None:
 
 
 def _system(row: Mapping[str, Any]) -> str | None:
-    found = {text for name in SYSTEM if (text := _optional(row, name)) is not None}
+    found = {text for name in _SYSTEM if (text := _optional(row, name)) is not None}
     if len(found) > 1:
-        raise MalformedError(f"{' and '.join(map(repr, SYSTEM))} differ; keep one")
+        raise MalformedError(f"{' and '.join(map(repr, _SYSTEM))} differ; keep one")
     return next(iter(found), None)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mixgym.envs.sources.rows.row import NO_EXTRAS, Extras, Messages
 
-ROLES = ("system", "user", "assistant", "tool", "function")
+_ROLES = ("system", "user", "assistant", "tool", "function")
 LEARN = (
     "weight",
     "loss",
@@ -33,14 +33,14 @@ LEARN = (
 """Keys whose 0 or false says that a turn is not learnt."""
 IGNORE = ("masked", "ignore", "ignore_loss", "no_loss", "skip_loss")
 """Keys whose 1 or true says so."""
-UNCLEAR = ("mask", "masking")
+_UNCLEAR = ("mask", "masking")
 """Keys that some write for the one and some for the other."""
-DETAILS = ("train_detail", "training_detail", "loss_detail", "token_weights")
+_DETAILS = ("train_detail", "training_detail", "loss_detail", "token_weights")
 """Keys that would have parts of a turn learnt."""
-SPEAKING = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+_SPEAKING = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys that say something where an assistant's content is empty."""
-USUAL = {"role", "content"}
-KNOWN = {*USUAL, *LEARN, *IGNORE}
+_USUAL = {"role", "content"}
+_KNOWN = {*_USUAL, *LEARN, *IGNORE}
 
 
 class MalformedError(Exception):
@@ -83,8 +83,8 @@ class Conversation:
         if not isinstance(turn, dict):
             raise MalformedError(f"{name} is {kind(turn)}; it must be an object")
         role = turn.get("role")
-        if role not in ROLES:
-            raise MalformedError(f"{name} has the role {role!r}; known: {', '.join(ROLES)}")
+        if role not in _ROLES:
+            raise MalformedError(f"{name} has the role {role!r}; known: {', '.join(_ROLES)}")
         try:
             extra = _further(turn)
             content = _content(turn, role, extra)
@@ -97,7 +97,7 @@ class Conversation:
 
     def _learnt(self, turn: Mapping[str, Any], role: str) -> bool | None:
         """Whether the turn says that it is to be learnt; None where it says nothing."""
-        said = learning_flags(turn)
+        said = _learning_flags(turn)
         if not said:
             return None
         if len(set(said.values())) > 1:
@@ -122,23 +122,23 @@ class Conversation:
         return Extras(tuple(turns), tools)
 
 
-def learning_flags(turn: Mapping[str, Any]) -> dict[str, bool]:
+def _learning_flags(turn: Mapping[str, Any]) -> dict[str, bool]:
     """By key, whether the turn says that it is to be learnt.
 
     Raises:
         MalformedError: a value that is neither yes nor no, or a key that can be read both ways.
     """
     said: dict[str, bool] = {}
-    if turn.keys() == USUAL:
+    if turn.keys() == _USUAL:
         return said
     for key, value in turn.items():
-        if value is None or key in USUAL:
+        if value is None or key in _USUAL:
             continue
-        if key in UNCLEAR:
+        if key in _UNCLEAR:
             raise MalformedError(
                 f"{key!r} is read in two ways; write train: false for a turn that is not learnt"
             )
-        if key in DETAILS:
+        if key in _DETAILS:
             raise MalformedError(f"{key!r}: parts of a turn cannot be chosen; remove the key")
         if key in LEARN:
             said[key] = _yes(key, value)
@@ -161,16 +161,16 @@ def _yes(key: str, value: object) -> bool:
 
 def _further(turn: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that are left to the chat template, without empty ones."""
-    if turn.keys() == USUAL:
+    if turn.keys() == _USUAL:
         return {}
-    found = {k: v for k, v in turn.items() if k not in KNOWN and v not in (None, "", [], {})}
+    found = {k: v for k, v in turn.items() if k not in _KNOWN and v not in (None, "", [], {})}
     if "tool_calls" in found:
         found["tool_calls"] = [_call(call) for call in _list(found["tool_calls"], "tool_calls")]
     for key in ("reasoning_content", "reasoning", "thinking"):
         if key in found and not isinstance(found[key], str):
             raise MalformedError(f"{key!r} is {kind(found[key])}; it must be a text")
     for key, value in found.items():
-        check_unicode(value, key)
+        _check_unicode(value, key)
     return found
 
 
@@ -204,7 +204,7 @@ def tools_of(value: object) -> str | None:
             raise MalformedError("'tools' is a text that holds no JSON list") from None
     if not value or (isinstance(value, str) and not value.strip()):
         return None
-    check_unicode(value, "tools")
+    _check_unicode(value, "tools")
     return json.dumps(_list(value, "tools"), ensure_ascii=False)
 
 
@@ -216,7 +216,7 @@ def _list(value: object, key: str) -> list[Any]:
 
 def _content(turn: Mapping[str, Any], role: str, extra: Mapping[str, Any]) -> str:
     silent = turn.get("content") in (None, "")
-    if silent and role == "assistant" and any(key in extra for key in SPEAKING):
+    if silent and role == "assistant" and any(key in extra for key in _SPEAKING):
         return ""
     return text_of(turn, "content")
 
@@ -248,7 +248,7 @@ def encodable(value: str, name: str) -> str:
     return value
 
 
-def check_unicode(value: object, name: str) -> None:
+def _check_unicode(value: object, name: str) -> None:
     """Refuse texts anywhere inside a JSON value that cannot be written in UTF-8.
 
     Raises:

@@ -22,7 +22,7 @@ DIRECT_FROM_BYTES = 1 << 26
 """Files up to this size are left in the page cache: they will be read soon."""
 _COLLECT_BYTES = 1 << 22
 
-Guard = Callable[[Callable[[], None]], None]
+_Guard = Callable[[Callable[[], None]], None]
 
 
 class OutputFile:
@@ -119,7 +119,7 @@ class Sink:
         offset: int,
         buffer: Array,
         storage: np.dtype[Any],
-        guard: Guard,
+        guard: _Guard,
     ) -> None:
         self._file = file
         self._guard = guard

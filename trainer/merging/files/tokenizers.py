@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from mixgym.trainer.merging.errors import MergeError
 
-FILES = (
+_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "spiece.model",
@@ -50,7 +50,7 @@ def marks(folder: Path) -> dict[str, str]:
     """Return tokenizer file -> hash, without the padding and truncation last in use."""
     return {
         name: hashlib.sha256(_content(folder / name)).hexdigest()
-        for name in FILES
+        for name in _FILES
         if (folder / name).is_file()
     }
 
@@ -161,5 +161,5 @@ def files_of(tokenizer: Path | None) -> dict[str, Path]:
     """Return the name -> source of every file of a tokenizer."""
     if tokenizer is None:
         return {}
-    found = {name: tokenizer / name for name in (*FILES, *_EXTRAS)}
+    found = {name: tokenizer / name for name in (*_FILES, *_EXTRAS)}
     return {name: path for name, path in found.items() if path.is_file()}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mixgym.trainer.merging.methods.numerics import Array
 from mixgym.trainer.merging.methods.random_words import Flags, Indices, Words
 
-Picks = NDArray[Any]
+_Picks = NDArray[Any]
 """Which model each element is drawn from: the narrowest signed integers that count them."""
 
 _REDRAW_BITS = 31
@@ -76,7 +76,7 @@ def counts_of(earlier: Sequence[Flags], size: int) -> NDArray[np.int64]:
     return np.array([b - a for a, b in pairwise(reached)])
 
 
-def picks_of(earlier: Sequence[Flags], size: int) -> Picks:
+def picks_of(earlier: Sequence[Flags], size: int) -> _Picks:
     """Return which model each element was drawn from, for the same arguments: int[size]."""
     kinds = 1 + len(earlier)
     picked = np.full(size, kinds - 1, np.min_scalar_type(-kinds))
@@ -109,7 +109,7 @@ class Lots:
         borders = np.floor(2.0**_REDRAW_BITS * reached[:, :-1] / whole)
         return np.ascontiguousarray(borders.T.astype(np.uint32))
 
-    def draw(self, is_open: Sequence[Flags], words: Words) -> Picks:
+    def draw(self, is_open: Sequence[Flags], words: Words) -> _Picks:
         """Return int[m]: one draw for each element; the last model if none is open to it.
 
         Args:
@@ -131,11 +131,11 @@ class Lots:
 
 def redraw(
     words: Callable[[int], Words],
-    first: Picks,
+    first: _Picks,
     differs: Sequence[Flags],
     lots: Lots,
     rounds: int | None,
-) -> Picks:
+) -> _Picks:
     """Return int[m]: the models drawn in place of ``first``, none of which differed from base.
 
     Args:
