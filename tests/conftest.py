@@ -19,7 +19,7 @@ def run_ranks() -> Callable[..., list[Any]]:
 
 
 LONG = ("test_readme.py", "test_notebooks.py", "test_demo.py")
-"""Files whose tests take minutes: they go first, so that no process waits for another at the end."""
+"""Files whose tests take minutes: they go first, so that no process waits at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from mixgym.trainer.runs.tables import number, show, table
 from mixgym.trainer.training.train import train, validation_table
 
 SETTINGS: dict[str, Any] = {
-    "data": {"max_length": 128, "strata_by": "column:difficulty"},
+    "data": {"max_length": 128, "strata_by": "column:difficulty", "held_out_rows": 15},
     "model": {"name": "0.1m"},
     "training": {"steps": 400, "interval": 20, "packs": 8, "learning_rate": 5e-3},
 }
