@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _Bools = NDArray[np.bool_]
 
+UNANSWERED = "turns behind the last answer"
+
 # rows tokenised at a time: bounds the memory that offsets take as Python objects
 _BATCH_ROWS = 256
 
@@ -91,6 +93,8 @@ def encode_rows(
             part = _fit(row, tokens, data, source, counts)
             if part is None:
                 continue
+            if row.messages and row.messages[-1][0] != "assistant" and data.labels != "all":
+                counts[UNANSWERED] += 1
             labels = _labels(tokens, part, data)
             if not labels.any():
                 counts["rows skipped: no supervised token"] += 1

@@ -21,7 +21,7 @@ from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.difficulty import DROPPED, Scorer, Scores, scorer_for, strata_of
 from mixgym.envs.sources.duplicates import Policy, handle_duplicates
 from mixgym.envs.sources.embedded import TASKS, default_sources, generate
-from mixgym.envs.sources.encoding import Encoding, encode_rows
+from mixgym.envs.sources.encoding import UNANSWERED, Encoding, encode_rows
 from mixgym.envs.sources.files import SourceFiles, find_files
 from mixgym.envs.sources.held_out import Chosen, choose_rows, contents, given_back, others
 from mixgym.envs.sources.reading import ReadRows, read_rows
@@ -329,13 +329,17 @@ def _sentences(graded: _Graded) -> tuple[str, ...]:
     """What stands in the rows and does not reach the model."""
     raw = graded.raw
     left_out: Counter[str] = Counter()
+    unanswered = 0
     for part in graded.parts.values():
         left_out.update(part.left_out)
+        unanswered += part.counts[UNANSWERED]
     found = list(raw.warnings)
     if raw.unused:
         found.append(f"columns and keys without a use: {listed(raw.unused)}")
     if left_out:
         found.append(f"the template leaves out: {listed(left_out)}")
+    if unanswered:
+        found.append(f"nothing is learnt from {UNANSWERED} ({unanswered:,} rows)")
     return tuple(found)
 
 

@@ -24,6 +24,7 @@ from mixgym.envs.learners.models.document_attention import (
     register,
 )
 from mixgym.envs.learners.models.precision import evaluation_mode
+from mixgym.envs.learners.models.rotary import check_scale
 from mixgym.envs.learners.parallel.sequence_parallel import WHOLE, Shard
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def choose_attention(
         PackingError: if none will do, saying why.
     """
     register()
+    check_scale(model, longest)
     names = [DOCUMENTS if wanted == "documents" else wanted]
     if wanted == "auto":
         names = [DOCUMENTS, "sdpa", "eager"] if device == "cpu" else [*flash(), "sdpa", "eager"]
@@ -320,7 +322,7 @@ def _distances(model: Any, name: str, longest: int) -> list[float]:
 
     Returns:
         Differences of logits at some positions, relative to the largest magnitude, of one document
-        of full length alone, and of one that shares a row with a short one.
+        of full length alone, and of one and a short one that share a row.
     """
     heads = int(getattr(model.config.get_text_config(), "num_attention_heads", None) or 1)
     held = longest if name == "eager" else min(longest, math.isqrt(EAGER_SCORES // heads))
@@ -352,7 +354,7 @@ def _both(model: Any, name: str, reference: str, longest: int) -> list[float]:
 
 
 def _beside(model: Any, name: str, reference: str, tokens: int, before: int) -> list[float]:
-    """Of a document of so many tokens, behind another one of ``before`` tokens if there is any."""
+    """Of a document of so many tokens, and of ``before`` tokens in front of it if there are any."""
     import torch
 
     device = next(model.parameters()).device
@@ -360,14 +362,18 @@ def _beside(model: Any, name: str, reference: str, tokens: int, before: int) -> 
     ids = torch.arange(before + tokens, device=device)[None] * 7 % _vocabulary(model)
     positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
     kept = torch.linspace(0, tokens - 1, min(tokens, _TRIED), device=device).long()
+    parts = [(ids[:, before:], kept)]
+    if before:
+        parts.insert(0, (ids[:, :before], torch.arange(before, device=device)))
+    places = torch.cat([part[1] + i * before for i, part in enumerate(parts)])
     with evaluation_mode(model), torch.no_grad():
-        found = packed_forward(model, ids, positions, lengths, logits_to_keep=kept + before)
+        found = packed_forward(model, ids, positions, lengths, logits_to_keep=places)
         model.set_attn_implementation(reference)
         try:
-            wanted = model(input_ids=ids[:, before:], use_cache=False, logits_to_keep=kept).logits
+            alone = [model(input_ids=i, use_cache=False, logits_to_keep=k).logits for i, k in parts]
         finally:
             model.set_attn_implementation(name)
-    return _apart(found, wanted)
+    return _apart(found, torch.cat(alone, dim=1))
 
 
 def _apart(one: "torch.Tensor", other: "torch.Tensor") -> list[float]:

@@ -64,7 +64,8 @@ class ConversationText:
         closed = begin + len(self.text[begin:end].rstrip())
         if content and self.text.endswith(content, begin, closed) and self._is_open(index, closed):
             self.unended += 1
-            return begin, end
+            # a line's end can be learnt; a space would take the header of the next turn along
+            return begin, closed + self.text[closed:end].rfind("\n") + 1
         return begin, closed
 
     def _is_open(self, index: int, end: int) -> bool:

@@ -19,7 +19,7 @@ text           text                            plain text without turns
 - ``input``, ``context`` (pairs only): follow the user's text after an empty line.
 - ``tools``: a list, or a text that holds one in JSON, for the chat template.
 - a flag of :mod:`mixgym.envs.sources.rows.turns`, such as ``weight`` or ``train``: a row for which
-  it is false, or a weight of 0, is left out, and counted.
+  it is false or 0 is left out, and counted.
 
 Every other column is named in a warning, with the number of rows that fill it.
 """
@@ -37,12 +37,13 @@ from mixgym.envs.sources.rows.turns import (
     MalformedError,
     encodable,
     kind,
+    plain_yes,
     text_of,
     tools_of,
 )
 
 _SYSTEM = ("system", "system_prompt")
-WEIGHTS = ("weight", "loss_weight", "sample_weight")
+MEASURED = ("loss", "loss_scale")
 _FLAGS = frozenset((*LEARN, *IGNORE))
 SHARED = (*_SYSTEM, "history", "tools")
 """Columns that every format with turns takes."""
@@ -136,24 +137,26 @@ def parse_row(row: Mapping[str, Any], form: RowFormat, names: tuple[str, ...]) -
 def is_left_out(row: Mapping[str, Any]) -> bool:
     """Whether a row as a whole says that it is not to be learnt.
 
-    Only what leaves no doubt counts: a false, or a weight of 0. Elsewhere a column of such a name
-    may be a measurement.
+    Only what leaves no doubt counts: a column of :data:`MEASURED` may hold a figure, so that a 0 in
+    it says nothing.
 
-    >>> is_left_out({"text": "a", "weight": 0}), is_left_out({"text": "a", "loss": 0.0})
+    >>> is_left_out({"text": "a", "weight": "0"}), is_left_out({"text": "a", "loss": 0.0})
     (True, False)
     """
-    return any(
-        value is (key in IGNORE) or (key in WEIGHTS and value == 0 and value is not None)
-        for key, value in row.items()
-        if key in _FLAGS
-    )
+    return any(_said(key, row[key]) is False for key in row.keys() & _FLAGS)
+
+
+def _said(key: str, value: object) -> bool | None:
+    """Whether a flag of a row says that it is learnt; None where it says neither."""
+    if key in MEASURED and not isinstance(value, bool):
+        return None
+    said = plain_yes(value)
+    return not said if key in IGNORE and said is not None else said
 
 
 def _followed(key: str, value: object) -> bool:
     """Whether a flag of a row asks for what is done anyway."""
-    if key in LEARN:
-        return value is True or (key in WEIGHTS and value == 1)
-    return key in IGNORE and value is False
+    return key in _FLAGS and _said(key, value) is True
 
 
 def _parse_messages(row: Mapping[str, Any], names: tuple[str, ...]) -> Parsed:

@@ -21,17 +21,33 @@ LEARN = (
     "training",
     "trainable",
     "is_trainable",
+    "should_train",
+    "do_train",
+    "train_turn",
     "learn",
+    "learnable",
     "loss_mask",
     "loss_weight",
     "loss_scale",
     "sample_weight",
     "train_on_turn",
     "compute_loss",
+    "calculate_loss",
+    "use_loss",
     "supervised",
 )
 """Keys whose 0 or false says that a turn is not learnt."""
-IGNORE = ("masked", "ignore", "ignore_loss", "no_loss", "skip_loss")
+IGNORE = (
+    "masked",
+    "is_masked",
+    "ignore",
+    "ignore_loss",
+    "no_loss",
+    "skip_loss",
+    "mask_loss",
+    "no_train",
+    "skip_train",
+)
 """Keys whose 1 or true says so."""
 _UNCLEAR = ("mask", "masking")
 """Keys that some write for the one and some for the other."""
@@ -39,6 +55,10 @@ _DETAILS = ("train_detail", "training_detail", "loss_detail", "token_weights")
 """Keys that would have parts of a turn learnt."""
 _SPEAKING = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys that say something where an assistant's content is empty."""
+WORDS = {
+    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0"), False),
+}
 _USUAL = {"role", "content"}
 _KNOWN = {*_USUAL, *LEARN, *IGNORE}
 
@@ -148,15 +168,26 @@ def _learning_flags(turn: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _yes(key: str, value: object) -> bool:
-    words = {"true": True, "false": False, "1": True, "0": False}
+    said = plain_yes(value)
+    if said is None:
+        raise MalformedError(
+            f"{key!r} is {value!r}; a turn is learnt whole (1, true) or not at all (0, false): "
+            "write one of these"
+        )
+    return said
+
+
+def plain_yes(value: object) -> bool | None:
+    """What a plain yes or no says, as a truth value, a number or a text; None for anything else.
+
+    >>> plain_yes(0.0), plain_yes("False"), plain_yes("1.0"), plain_yes(0.5)
+    (False, False, True, None)
+    """
     if isinstance(value, str):
-        value = words.get(value.strip().lower(), value)
+        value = WORDS.get(value.strip().lower(), value)
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
-    raise MalformedError(
-        f"{key!r} is {value!r}; a turn is learnt whole (1, true) or not at all (0, false): write "
-        "one of these"
-    )
+    return None
 
 
 def _further(turn: Mapping[str, Any]) -> dict[str, Any]:

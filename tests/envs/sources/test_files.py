@@ -111,6 +111,14 @@ def test_unnamed_shards_train_beside_a_held_out_file(write, tmp_path):
     assert names(tmp_path / "d") == {"train": ["a.jsonl", "b.json"], "test": ["test.jsonl"]}
 
 
+def test_files_that_are_not_read_are_told_of(write, tmp_path):
+    write("d/train.jsonl", [{"text": "a"}])
+    for name in ("more.parquet", "old.jsonl.gz", "README.md", ".hidden.csv"):
+        (tmp_path / "d" / name).write_text("x")
+    found = find(SourceOptions(path=str(tmp_path / "d")), "s")
+    assert [p.name for p in found.unread] == ["more.parquet", "old.jsonl.gz"]
+
+
 def test_files_without_a_role_are_told_of(write, tmp_path):
     write("d/train.jsonl", [ROW] * 8)
     write("d/extra.jsonl", [ROW])

@@ -268,3 +268,13 @@ def test_a_validation_half_is_not_capped(write, bytes_tokenizer):
     assert 0 < source.splits["reward"].supervised.sum() <= 30
     aside = source.report.counts["rows set aside: reward over held_out_tokens"]
     assert aside == 20 - len(source.splits["reward"])
+
+
+@pytest.mark.parametrize(("labels", "told"), [("completions", 20), ("all", 0)])
+def test_turns_that_nothing_is_learnt_from_are_told_of(write, bytes_tokenizer, labels, told):
+    talk = [("user", "q"), ("assistant", "a"), ("user", "bye")]
+    rows = [{"messages": [{"role": r, "content": f"{c}{i}"} for r, c in talk]} for i in range(20)]
+    options = world({"labels": labels}, a={"path": str(write("a.jsonl", rows))})
+    source = encode_sources(read_sources(options), bytes_tokenizer, options.data, 0)[0]
+    said = f"nothing is learnt from turns behind the last answer ({told} rows)"
+    assert source.report.warnings == ((said,) if told else ())

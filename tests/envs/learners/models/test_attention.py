@@ -490,3 +490,54 @@ def test_what_a_model_decodes_with(make_model: ModelMaker) -> None:
     choose_attention(model, "auto", "cpu", 16)
     assert own_attention(model, 16) == "eager"
     assert model.config._attn_implementation == DOCUMENTS
+
+
+# positions that are scaled by row
+
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16,
+    "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0], "factor": 8.0,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"), [(LONGROPE, 16), (DYNAMIC, 128)], ids=["longrope", "dynamic"]
+)
+def test_positions_that_a_long_document_scales_are_refused_beyond_their_limit(
+    rope: dict[str, Any], limit: int
+) -> None:
+    model = made("LlamaConfig", rope_parameters=rope)
+    assert choose_attention(model, "auto", "cpu", limit) == DOCUMENTS
+    with pytest.raises(PackingError, match=f"more than {limit} tokens.*max_length to {limit} or"):
+        choose_attention(model, "auto", "cpu", limit + 1)
+
+
+def test_why_they_are_refused() -> None:
+    """A short document has other logits beside one that is beyond the limit."""
+    model = made("LlamaConfig", rope_parameters=LONGROPE)
+    choose_attention(model, "documents", "cpu", 16)
+    ids = torch.arange(28)[None] % VOCABULARY
+    positions = torch.cat([torch.arange(8), torch.arange(20)])[None]
+    with torch.no_grad():
+        beside = packed_forward(model, ids, positions, (8, 20))[:, :8]
+        alone = packed_forward(model, ids[:, :8], positions[:, :8], (8,))
+    assert (beside - alone).abs().max() > 1e-3 * alone.abs().max()
+
+
+def test_a_short_document_is_compared_beside_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the configuration says of its positions."""
+    model = made("LlamaConfig", rope_parameters=LONGROPE)
+    import mixgym.envs.learners.models.attention as attention
+
+    monkeypatch.setattr(attention, "check_scale", lambda *_: None)
+    with pytest.raises(PackingError, match="differ from those of the model's own attention"):
+        choose_attention(model, "auto", "cpu", 40)
+
+
+def test_scales_by_layer_type_are_seen() -> None:
+    kinds = {"full_attention": LONGROPE, "sliding_attention": {"rope_type": "default"}}
+    model = made("LlamaConfig")
+    model.config.rope_parameters = kinds
+    with pytest.raises(PackingError, match="longrope"):
+        choose_attention(model, "auto", "cpu", 17)

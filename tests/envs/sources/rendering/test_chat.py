@@ -180,6 +180,21 @@ def test_a_template_without_an_end_is_told_of_and_no_other(learnt, answer):
     assert learnt(CHATML, [user("q"), assistant(answer)]) == ([answer + "<|im_end|>"], {})
 
 
+@pytest.mark.parametrize("space", [" ", "  ", " \n ", "\n\n"])
+def test_the_header_of_the_next_turn_is_not_learnt_where_turns_have_no_end(learnt, space):
+    """A token of a space and the next header's word is the header's."""
+    template = (
+        "{% for m in messages %}{{ 'USER' if m.role == 'user' else 'ASSISTANT' }}: {{ m.content }}"
+        + space
+        + "{% endfor %}"
+    )
+    talk = [user("q"), assistant("a"), user("r"), assistant("b ")]
+    runs, left_out = learnt(template, talk)
+    line = space[: space.rfind("\n") + 1]
+    assert runs == ["a" + line, "b" + (" " + line if line else "")]
+    assert sum(left_out.values()) == 2
+
+
 def test_a_prompt_that_begins_the_reasoning(learnt):
     """As of models that always reason: the prompt opens it, earlier answers go without."""
     prompt = "{{- '<|im_start|>assistant\\n' }}{%- endif"

@@ -243,3 +243,36 @@ def test_every_filled_column_is_used_followed_counted_or_refused(columns):
     filled = {key for key, value in columns.items() if value not in (None, "", [])}
     flags = {*LEARN, *IGNORE}
     assert filled - {*form.fields, *flags} <= set(parsed.unused) or is_left_out(row)
+
+
+# --- plain words ---
+
+
+@pytest.mark.parametrize("no", [0, 0.0, False, "0", "0.0", "false", "False", " no "])
+@pytest.mark.parametrize("key", ["weight", "loss_weight", "train", "trainable", "should_train"])
+def test_a_plain_no_of_a_row_or_of_a_turn_is_understood(write, key, no):
+    talk = [user("q"), assistant("bad", **{key: no}), user("r"), assistant("good")]
+    assert only(write, {"messages": talk}).muted == {1}
+    rows = [{"prompt": "q", "completion": "a", key: no}, {"prompt": "r", "completion": "b"}]
+    found = read(write("a.jsonl", rows))
+    assert (len(found.rows["train"]), found.left_out, dict(found.unused)) == (1, 1, {})
+
+
+@pytest.mark.parametrize("key", ["masked", "is_masked", "no_train", "ignore"])
+def test_flags_that_say_the_contrary(write, key):
+    talk = [user("q"), assistant("bad", **{key: "1"}), user("r"), assistant("good", **{key: 0})]
+    assert only(write, {"messages": talk}).muted == {1}
+    rows = [{"text": "a", key: "true"}, {"text": "b", key: 0}]
+    found = read(write("a.jsonl", rows))
+    assert (len(found.rows["train"]), found.left_out, dict(found.unused)) == (1, 1, {})
+
+
+@pytest.mark.parametrize("value", [0.5, 2, "half", [0, 1]])
+def test_a_weight_of_a_row_that_is_neither_is_told_of(write, value):
+    found = read(write("a.jsonl", [{"text": "a", "weight": value}]))
+    assert (found.left_out, dict(found.unused)) == (0, {"weight": 1})
+
+
+def test_a_column_that_may_hold_a_figure_leaves_no_row_out(write):
+    found = read(write("a.jsonl", [{"text": "a", "loss": 0}, {"text": "b", "loss": "0"}]))
+    assert (found.left_out, dict(found.unused)) == (0, {"loss": 2})
