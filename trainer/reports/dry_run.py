@@ -72,6 +72,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> dict[str, Any]:
         "run": {
             "agent": config.agent.name,
             "model": config.model.name,
+            "learning_rate": config.training.learning_rate,
             "steps": rehearsal.steps,
             "decisions": rehearsal.decisions,
             "tokens": rehearsal.tokens,

@@ -44,7 +44,8 @@ def _sentences(report: dict[str, Any]) -> Iterator[str]:
     run, cost, memory = report["run"], report["cost"], report["memory"]
     yield (
         f"run: {run['agent']} trains {run['model']} for {run['steps']} steps in "
-        f"{run['decisions']} decisions: {run['tokens']:,} tokens are read, "
+        f"{run['decisions']} decisions, at a learning rate of {run['learning_rate']:g} (its peak): "
+        f"{run['tokens']:,} tokens are read, "
         f"{run['supervised_tokens']:,} of them are learnt (supervised); packs are "
         f"{100 * run['fill']:.1f}% full"
     )

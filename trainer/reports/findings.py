@@ -75,23 +75,6 @@ def judge_updates(stages: Sequence[Mapping[str, Any]]) -> Finding:
     return Finding("learns", SOUND, f"parameters were updated: {words}", numbers)
 
 
-def judge_harm(name: str, gap: Sequence[float], other: str) -> Finding:
-    """Is the agent at least not worse than something simple on the same tasks?
-
-    Args:
-        name: of the check.
-        gap: NLL of the agent minus that of the other, task by task.
-        other: what it is compared with.
-    """
-    values = np.asarray(gap, np.float64)
-    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-    numbers = {"difference": mean, "standard_error": error, "tasks": float(len(values))}
-    words = f"on {len(values)} validation tasks it ends {abs(mean):.4f} nats (s.e. {error:.4f})"
-    if mean > 0:
-        return Finding(name, FAILED, f"it does harm: {words} above {other}", numbers)
-    return Finding(name, SOUND, f"{words} below {other}", numbers)
-
-
 def judge_attention(to_shuffled: float, to_constant: float) -> Finding:
     """Do actions depend on observations?
 
@@ -121,15 +104,29 @@ def judge_gain(name: str, gap: Sequence[float], other: str) -> Finding:
         gap: NLL of the agent minus that of the other, task by task.
         other: what it is compared with.
     """
-    values = np.asarray(gap, np.float64)
-    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-    numbers = {"difference": mean, "standard_error": error, "tasks": float(len(values))}
-    place = f"on {len(values)} validation tasks it ends {abs(mean):.4f} nats (s.e. {error:.4f})"
+    mean, error, place, numbers = _placed(gap)
     if mean < 0 and -mean > ERRORS * error:
         return Finding(name, SOUND, f"{place} below {other}", numbers)
     side = "below" if mean < 0 else "above"
     words = f"it is not better than {other}: {place} {side} it"
     return Finding(name, FAILED, words, numbers)
+
+
+def judge_harm(name: str, gap: Sequence[float], other: str) -> Finding:
+    """Is the agent at least not worse than something simple? Arguments as of :func:`judge_gain`."""
+    mean, _, place, numbers = _placed(gap)
+    if mean > 0:
+        return Finding(name, FAILED, f"it does harm: {place} above {other}", numbers)
+    return Finding(name, SOUND, f"{place} below {other}", numbers)
+
+
+def _placed(gap: Sequence[float]) -> tuple[float, float, str, dict[str, float]]:
+    """Mean, standard error, both in words, and as the numbers of a finding."""
+    values = np.asarray(gap, np.float64)
+    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    numbers = {"difference": mean, "standard_error": error, "tasks": float(len(values))}
+    words = f"on {len(values)} validation tasks it ends {abs(mean):.4f} nats (s.e. {error:.4f})"
+    return mean, error, words, numbers
 
 
 def judge_pay(spread: float) -> Finding:

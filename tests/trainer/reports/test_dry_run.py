@@ -151,7 +151,9 @@ def test_plain_words_come_first_and_figures_on_request(
     config = make_config("run", training={"steps": 2, "interval": 1})
     plan_command(config)
     shown = " ".join(capsys.readouterr().out.split())
-    assert shown.startswith("run: uniform trains 0.1m for 2 steps in 2 decisions:")
+    assert shown.startswith(
+        "run: uniform trains 0.1m for 2 steps in 2 decisions, at a learning rate of 0.001"
+    )
     for word in ("addition", "noise", "memory:", "warning: measuring takes"):
         assert word in shown
     for expert in ("PR ", "DBR", "ABR", "stratum 1"):
