@@ -43,8 +43,7 @@ format: install-dev ## let ruff rewrite the code
 bench: $(VENV)/.installed-bench ## measure throughput beside TRL's trainer
 	$(ENVIRONMENT) $(BIN)/python benchmarks/throughput.py
 
-# the last two are parts of the others
-BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/packing_methods.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(wildcard benchmarks/*.py)
 
 bench-smoke: install-dev ## run every benchmark in its smallest size (minutes)
 	@printf '%s\n' $(BENCHMARKS) | $(ENVIRONMENT) xargs -P 2 -I{} sh -c \

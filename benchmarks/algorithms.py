@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import parse
+from support.common import parse
 
 from mixgym.agents.algorithm_presets import PRESETS
 from mixgym.envs import storage

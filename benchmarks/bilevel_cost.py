@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parse
+from support.common import parse
 
 SIZES = {"0.1m": (256, 4), "1m": (256, 4), "5m": (256, 2), "smollm2": (128, 2)}  # tokens, packs
 LAYERS = {"0.1m": 2, "1m": 4, "5m": 5, "smollm2": 30}

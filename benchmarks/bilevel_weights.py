@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parse
+from support.common import parse
 
 KINDS = ("denoise", "small", "multitask", "multilingual", "curves")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import parse
+from support.common import parse
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.build import build_environment, row_world

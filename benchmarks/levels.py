@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parse
+from support.common import parse
 
 from mixgym.agents.rules import Uniform
 from mixgym.envs import storage

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parse
+from support.common import parse
 
 MODELS = ("base", "ft1", "ft2", "ft3")
 MEGABYTE = 1e6

@@ -40,12 +40,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parse, prepare_text, save_for_workers
-from packing_methods import PLANNED, Job
+from support.common import parse, prepare_text, save_for_workers
+from support.packing_methods import PLANNED, Job
 
 METHODS = ("padded", "sorted", "trl", *PLANNED)
 SKIPPED = ("noise",)
-METHODS_FILE = Path(__file__).with_name("packing_methods.py")
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> None:
@@ -72,7 +71,8 @@ def draw(sources: Sequence[Any], count: int, how: str) -> Any:
 def start(job: dict[str, Any], **ranks: str) -> "subprocess.Popen[str]":
     """A worker; ``ranks`` are variables of its environment."""
     return subprocess.Popen(
-        [sys.executable, str(METHODS_FILE), json.dumps(job)],
+        [sys.executable, "-m", "support.packing_methods", json.dumps(job)],
+        cwd=Path(__file__).parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import parse
+from support.common import parse
 
 from mixgym.trainer.reports.placebo import report
 from mixgym.trainer.reports.schedulers import schedulers

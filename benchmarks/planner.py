@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import parse
+from support.common import parse
 
 from mixgym.envs.arrays import IntArray
 from mixgym.envs.packing.grouping.groups import Cluster, Group

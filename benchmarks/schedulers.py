@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import parse
+from support.common import parse
 
 from mixgym.trainer.reports.schedulers import Scheduler, schedulers
 from mixgym.trainer.runs.folder import RunFolder

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import (
+from support.common import (
     learner_of,
     parse,
     prepare_text,

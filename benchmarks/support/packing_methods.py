@@ -1,6 +1,6 @@
 """The methods that ``benchmarks/packing.py`` compares; each runs in a process of its own.
 
-    python benchmarks/packing_methods.py JOB
+    cd benchmarks; python -m support.packing_methods JOB
 
 JOB is JSON: a method, what is asked of it (``speed`` or ``passes``), the folder that the other
 script has prepared, and its sizes. The answer is the last line of the standard output.
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import learner_of, quiet_libraries, saved_for_workers, sft_config
+
+from support.common import learner_of, quiet_libraries, saved_for_workers, sft_config
 
 PLANNED = ("packing", "balanced", "hbp")
 RANKS = 2

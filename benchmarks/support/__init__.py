@@ -1,0 +1,1 @@
+"""What benchmarks share, and the workers that they start."""
