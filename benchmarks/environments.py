@@ -171,7 +171,7 @@ def scheduling(size: Size) -> dict[str, float]:
         run = RunFolder.create(config.run.dir, config)
         assembly = assemble(config)
         assembly.agent.begin(assembly.vector.reset())
-        writer = RunWriter(run.tensorboard, 1, 1)
+        writer = RunWriter(run.tensorboard)
         undo = [
             timed(CausalLM, "train", "train"),
             timed(CausalLM, "evaluate", "measure"),
