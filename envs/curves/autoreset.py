@@ -5,7 +5,7 @@ that have ended, ``reset(options={"reset_mask": ...})``, infos as arrays beside 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,6 +210,8 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | No
         return [None] * count
     if isinstance(seed, int | np.integer):
         return [int(seed) + i for i in range(count)]
+    if not isinstance(seed, Iterable) or isinstance(seed, str):
+        raise MixgymError(f"reset(seed={seed!r}): give a whole number, or one for each environment")
     seeds = [None if own is None else int(own) for own in seed]
     if len(seeds) != count:
         raise MixgymError(f"reset(seed=...): {len(seeds)} seeds for {count} environments")

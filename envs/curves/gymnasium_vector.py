@@ -32,7 +32,7 @@ class CurvesVectorEnv(AutoresetVectorEnv):
         options: as of ``mixgym/Mixture-v0``.
 
     Raises:
-        ConfigError: for options that a batch does not have.
+        ConfigError: for options that a batch does not have, and a batch of nothing.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -75,8 +75,10 @@ def _make_core(num_envs: int, options: dict[str, Any]) -> CurvesCore:
     """The arrays of a batch, by the options of the single environment.
 
     Raises:
-        ConfigError: for options that a batch does not have.
+        ConfigError: for options that a batch does not have, and a batch of nothing.
     """
+    if num_envs < 1:
+        raise ConfigError(f"num_envs={num_envs}: give at least 1")
     environment = {"learner": CURVES, **dict(options.get("environment") or {})}
     world = WorldOptions.model_validate({**options, "environment": environment})
     training, chosen = world.training, world.environment

@@ -4,7 +4,8 @@ Checkable are the generated sources, whose whole completion is the answer, and s
 of GSM8K, whose answer is the number behind the last ``####``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,13 +61,18 @@ def _decoding(learner: CausalLM) -> Iterator[None]:
             model.set_attn_implementation(learner.attention)
 
 
-def _greedy(learner: CausalLM, new_tokens: int = _LONGEST_ANSWER) -> Any:
-    """Settings of ``generate``: the likeliest token, until an end token of tokenizer or model."""
+def _greedy(
+    learner: CausalLM, new_tokens: int = _LONGEST_ANSWER, learnt: Collection[int] = ()
+) -> Any:
+    """Settings of ``generate``: the likeliest token, until an end token.
+
+    Those are the tokenizer's, the model's, and ``learnt`` ones.
+    """
     from transformers import GenerationConfig
 
     tokenizer, model = learner.tokenizer, learner.model
     given = getattr(model, "generation_config", None)
-    ends: set[int] = set()
+    ends = set(learnt)
     for end in (tokenizer.eos_token_id, getattr(given, "eos_token_id", None)):
         several = end if isinstance(end, list | tuple) else [end]
         ends |= {int(one) for one in several if one is not None}
@@ -113,9 +119,10 @@ def _share(learner: CausalLM, held_out: EncodedRows, rows: int) -> float:
     count = min(rows, len(held_out))
     longest = min(int(held_out.supervised.max()) + 8, _LONGEST_ANSWER)
     prompts = [_prompt(held_out, i) for i in range(count)]
+    ends = _ends(held_out, learner.tokenizer)
     given = [""] * count
     for some, new_tokens in _batches([len(prompt) for prompt in prompts], longest, _room(learner)):
-        answers = _decode(learner, [prompts[i] for i in some], new_tokens)
+        answers = _decode(learner, [prompts[i] for i in some], new_tokens, ends)
         for i, answer in zip(some, answers, strict=True):
             given[i] = answer
     wanted = [_reference(held_out, i, learner.tokenizer) for i in range(count)]
@@ -156,16 +163,33 @@ def _prompt(held_out: EncodedRows, row: int) -> "np.ndarray[Any, np.dtype[np.int
     return tokens[: int(np.argmax(labels))]
 
 
-def _reference(held_out: EncodedRows, row: int, tokenizer: Any) -> str:
+def _first_answer(held_out: EncodedRows, row: int) -> list[int]:
+    """The tokens of the first completion; later turns do not count."""
     tokens, labels = held_out.row(row)
     first = int(np.argmax(labels))
-    after = np.flatnonzero(~labels[first:])  # a later turn: only the first answer counts
+    after = np.flatnonzero(~labels[first:])
     end = first + int(after[0]) if after.size else len(tokens)
-    text: str = tokenizer.decode(tokens[first:end].tolist(), skip_special_tokens=True)
+    found: list[int] = tokens[first:end].tolist()
+    return found
+
+
+def _reference(held_out: EncodedRows, row: int, tokenizer: Any) -> str:
+    text: str = tokenizer.decode(_first_answer(held_out, row), skip_special_tokens=True)
     return text
 
 
-def _decode(learner: CausalLM, prompts: list[Any], new_tokens: int) -> list[str]:
+def _ends(held_out: EncodedRows, tokenizer: Any) -> set[int]:
+    """The token that a chat template ends answers with, which may be none of the tokenizer's.
+
+    A token of plain text ends answers by chance, and the rarer ones are of answers that were cut.
+    """
+    last = Counter(_first_answer(held_out, row)[-1] for row in range(len(held_out)))
+    return {token for token, _ in last.most_common(1) if token in tokenizer.added_tokens_decoder}
+
+
+def _decode(
+    learner: CausalLM, prompts: list[Any], new_tokens: int, ends: Collection[int] = ()
+) -> list[str]:
     """Greedy continuations; prompts are padded on the left, under a mask."""
     import torch
 
@@ -179,7 +203,7 @@ def _decode(learner: CausalLM, prompts: list[Any], new_tokens: int) -> list[str]
         output = learner.model.generate(
             input_ids=ids.to(learner.device),
             attention_mask=mask.to(learner.device),
-            generation_config=_greedy(learner, new_tokens),
+            generation_config=_greedy(learner, new_tokens, ends),
         )
     texts: list[str] = learner.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
     return texts

@@ -25,7 +25,7 @@ _STEMS: Mapping[str, tuple[str, ...]] = {
 }
 _DESCRIPTIONS = ("dataset_info", "dataset_infos", "dataset_dict", "state")
 """Stems of JSON files that tools write beside the rows."""
-UNREADABLE = (".parquet", ".arrow", ".csv", ".tsv", ".ndjson", ".gz", ".zst", ".bz2", ".xz", ".zip")
+_UNREADABLE = (".parquet", ".arrow", ".csv", ".tsv", ".ndjson", ".gz", ".zst", ".bz2", ".xz", ".zip")
 """Endings of files that are told of, as they hold rows or may do so."""
 _SHARD = re.compile(r"(?P<stem>.*?)(?:[-_.](?P<number>\d+)(?:-of-(?P<count>\d+))?)?")
 
@@ -126,7 +126,7 @@ def _folder(folder: Path, source: str, trained: bool) -> tuple[Files, tuple[Path
 def _other_data(folder: Path) -> list[Path]:
     """Files that hold rows in a way that is not read."""
     files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    return sorted(path for path in files if path.suffix in UNREADABLE)
+    return sorted(path for path in files if path.suffix in _UNREADABLE)
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from mixgym.envs.errors import PackingError
 
-SCALED = ("longrope", "dynamic")
+_SCALED = ("longrope", "dynamic")
 """Kinds that turn all positions of a row otherwise once one document is beyond a limit."""
 
 
@@ -39,7 +39,7 @@ def _limits(config: Any) -> Iterator[tuple[str, int]]:
     longest = getattr(config, "max_position_embeddings", None)
     for one in sets:
         kind = str(one.get("rope_type")) if isinstance(one, Mapping) else ""
-        if not kind.startswith(SCALED):
+        if not kind.startswith(_SCALED):
             continue
         own = one.get("original_max_position_embeddings") if kind == "longrope" else None
         limit = own or longest

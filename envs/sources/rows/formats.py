@@ -43,7 +43,7 @@ from mixgym.envs.sources.rows.turns import (
 )
 
 _SYSTEM = ("system", "system_prompt")
-MEASURED = ("loss", "loss_scale")
+_MEASURED = ("loss", "loss_scale")
 _FLAGS = frozenset((*LEARN, *IGNORE))
 SHARED = (*_SYSTEM, "history", "tools")
 """Columns that every format with turns takes."""
@@ -137,7 +137,7 @@ def parse_row(row: Mapping[str, Any], form: RowFormat, names: tuple[str, ...]) -
 def is_left_out(row: Mapping[str, Any]) -> bool:
     """Whether a row as a whole says that it is not to be learnt.
 
-    Only what leaves no doubt counts: a column of :data:`MEASURED` may hold a figure, so that a 0 in
+    Only what leaves no doubt counts: a column of :data:`_MEASURED` may hold a figure, so that a 0 in
     it says nothing.
 
     >>> is_left_out({"text": "a", "weight": "0"}), is_left_out({"text": "a", "loss": 0.0})
@@ -148,7 +148,7 @@ def is_left_out(row: Mapping[str, Any]) -> bool:
 
 def _said(key: str, value: object) -> bool | None:
     """Whether a flag of a row says that it is learnt; None where it says neither."""
-    if key in MEASURED and not isinstance(value, bool):
+    if key in _MEASURED and not isinstance(value, bool):
         return None
     said = plain_yes(value)
     return not said if key in IGNORE and said is not None else said

@@ -55,7 +55,7 @@ _DETAILS = ("train_detail", "training_detail", "loss_detail", "token_weights")
 """Keys that would have parts of a turn learnt."""
 _SPEAKING = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys that say something where an assistant's content is empty."""
-WORDS = {
+_WORDS = {
     **dict.fromkeys(("true", "yes", "1", "1.0"), True),
     **dict.fromkeys(("false", "no", "0", "0.0"), False),
 }
@@ -184,7 +184,7 @@ def plain_yes(value: object) -> bool | None:
     (False, False, True, None)
     """
     if isinstance(value, str):
-        value = WORDS.get(value.strip().lower(), value)
+        value = _WORDS.get(value.strip().lower(), value)
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     return None

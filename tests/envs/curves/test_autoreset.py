@@ -209,6 +209,8 @@ def test_seeds_are_one_for_each_environment_and_none_goes_on() -> None:
     env = batch(**DRAWN)
     with pytest.raises(MixgymError, match="2 seeds for 3 environments"):
         env.reset(seed=[1, 2])
+    with pytest.raises(MixgymError, match=r"seed=1.5\): give a whole number, or one for each"):
+        env.reset(seed=1.5)  # type: ignore[arg-type]
     one, _ = env.reset(seed=np.int64(4))
     assert np.array_equal(env.reset(seed=[4, 5, 6])[0], one)
     second, _ = env.reset()
@@ -301,3 +303,9 @@ def test_statistics_of_wrappers_heed_the_mask() -> None:
         _, _, ends, _, infos = env.step(zero)
     assert ends.tolist() == [True, True, False]
     assert infos["episode"]["l"].tolist() == [4, 4, 0]
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_batch_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="num_envs=0: give at least 1"):
+        batch(name, 0)

@@ -7,8 +7,9 @@ import torch
 
 from mixgym.envs.build import build_environment
 from mixgym.envs.learners.causal_lm import CausalLM
-from mixgym.envs.learners.exact_match import answer_of, exact_match, is_checkable
+from mixgym.envs.learners.exact_match import _ends, _share, answer_of, exact_match, is_checkable
 from mixgym.envs.options import WorldOptions
+from mixgym.envs.sources.source import EncodedRows
 
 
 @pytest.fixture
@@ -204,3 +205,37 @@ def test_models_without_sdpa_are_decoded(learner: CausalLM, kind: str) -> None:
     assert set(exact_match(other, "test", 2)) == {"sorting", "gsm"}
     assert other.model.config._attn_implementation == other.attention
     assert other.model.training
+
+
+def test_the_end_that_a_chat_template_writes_ends_answers(
+    learner: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is no end token of the tokenizer: what follows it is not compared."""
+    tokenizer = learner.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    turn, eos = tokenizer.convert_tokens_to_ids("<turn>"), tokenizer.eos_token_id
+    source = learner.sources[0]
+    rows = source.splits["test"]
+    ended = EncodedRows.from_lists(
+        [
+            (np.where(tokens == eos, turn, tokens).astype(np.int32), labels)
+            for tokens, labels in map(rows.row, range(len(rows)))
+        ]
+    )
+    source.splits["test"] = ended  # type: ignore[index]
+    answers = references(learner, change=False)
+
+    def generate(*, generation_config: Any, **arguments: Any) -> torch.Tensor:
+        assert set(generation_config.eos_token_id) == {turn, eos}
+        found: torch.Tensor = answers(**arguments)
+        return found
+
+    monkeypatch.setattr(learner.model, "generate", generate)
+    assert _share(learner, ended, 4) == 1.0
+
+
+def test_a_token_of_plain_text_ends_no_answer(learner: CausalLM) -> None:
+    rows = EncodedRows.from_lists(
+        [(np.array([5, 6, 40], np.int32), np.array([False, True, True]))] * 3
+    )
+    assert _ends(rows, learner.tokenizer) == set()
