@@ -210,7 +210,7 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | No
         return [None] * count
     if isinstance(seed, int | np.integer):
         return [int(seed) + i for i in range(count)]
-    if not isinstance(seed, Iterable) or isinstance(seed, str):
+    if not isinstance(seed, Iterable):
         raise MixgymError(f"reset(seed={seed!r}): give a whole number, or one for each environment")
     seeds = [None if own is None else int(own) for own in seed]
     if len(seeds) != count:

@@ -25,7 +25,18 @@ _STEMS: Mapping[str, tuple[str, ...]] = {
 }
 _DESCRIPTIONS = ("dataset_info", "dataset_infos", "dataset_dict", "state")
 """Stems of JSON files that tools write beside the rows."""
-_UNREADABLE = (".parquet", ".arrow", ".csv", ".tsv", ".ndjson", ".gz", ".zst", ".bz2", ".xz", ".zip")
+_UNREADABLE = (
+    ".parquet",
+    ".arrow",
+    ".csv",
+    ".tsv",
+    ".ndjson",
+    ".gz",
+    ".zst",
+    ".bz2",
+    ".xz",
+    ".zip",
+)
 """Endings of files that are told of, as they hold rows or may do so."""
 _SHARD = re.compile(r"(?P<stem>.*?)(?:[-_.](?P<number>\d+)(?:-of-(?P<count>\d+))?)?")
 

@@ -137,7 +137,7 @@ def parse_row(row: Mapping[str, Any], form: RowFormat, names: tuple[str, ...]) -
 def is_left_out(row: Mapping[str, Any]) -> bool:
     """Whether a row as a whole says that it is not to be learnt.
 
-    Only what leaves no doubt counts: a column of :data:`_MEASURED` may hold a figure, so that a 0 in
+    Only what leaves no doubt counts: a ``loss`` or ``loss_scale`` may be a figure, so that a 0 in
     it says nothing.
 
     >>> is_left_out({"text": "a", "weight": "0"}), is_left_out({"text": "a", "loss": 0.0})
