@@ -300,7 +300,10 @@ def _read(where: str, level: str, reward: str, given: dict[str, Any] | None) -> 
         options = RolloutLevel.model_validate({"reward": reward, **(given or {})})
     except ValidationError as error:
         raise ConfigError(
-            "\n".join(words(mistake, ("train", "options", where)) for mistake in error.errors())
+            "\n".join(
+                words(mistake, ("train", "options", where), RolloutLevel)
+                for mistake in error.errors()
+            )
         ) from None
     check_reward(options.reward, level, f"train.options.{where}.reward")
     return options.model_dump()

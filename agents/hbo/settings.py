@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixgym.agents.hbo.schedule import LEVELS
 from mixgym.agents.hbo.variants import PRESETS
 from mixgym.agents.requires import Requires
-from mixgym.envs.errors import ConfigError
+from mixgym.envs.errors import ConfigError, did_you_mean
 from mixgym.envs.options import Fraction, Options
 from mixgym.envs.probes import PROBES, find_probe
 
@@ -169,9 +169,30 @@ def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def words(mistake: Any, where: tuple[str, ...] = ("agent", "options")) -> str:
-    """A mistake that pydantic found, as one line with the key below ``where``."""
+def words(
+    mistake: Any,
+    where: tuple[str, ...] = ("agent", "options"),
+    model: type[BaseModel] = HboOptions,
+) -> str:
+    """A mistake that pydantic found, as one line with the key below ``where``.
+
+    Args:
+        mistake: one of a ValidationError's.
+        where: what stands in front of its key.
+        model: that was validated: where a key is unknown, those that there are are named.
+    """
     key = ".".join((*where, *(str(part) for part in mistake["loc"])))
     if mistake["type"] == "extra_forbidden":
-        return f"{key}: HBO has no such option; see: mixgym list options hbo"
+        *sections, last = map(str, mistake["loc"])
+        return f"{key}: HBO has no such option; {did_you_mean(last, _known(model, sections))}"
     return f"{key}={mistake['input']!r}: {mistake['msg']}"
+
+
+def _known(model: type[BaseModel], sections: list[str]) -> list[str]:
+    """The keys of a section of a model, by the names that are written."""
+    for section in sections:
+        found = {info.alias or name: info for name, info in model.model_fields.items()}
+        inner = found[section].annotation
+        assert isinstance(inner, type)
+        model = inner
+    return [info.alias or name for name, info in model.model_fields.items()]

@@ -284,8 +284,8 @@ def test_reports_say_what_moved_the_actors() -> None:
     ("options", "words"),
     [
         ({"preset": "best"}, "agent.options.preset=best: choose one of recommended"),
-        ({"globl": {}}, "agent.options.globl: HBO has no such option"),
-        ({"global": {"rate": 1}}, "agent.options.global.rate: HBO has no such option"),
+        ({"globl": {}}, "globl: HBO has no such option; did you mean global?"),
+        ({"global": {"flor": 1}}, "agent.options.global.flor: .* did you mean floor?"),
         ({"global": {"learning_rate": -1}}, r"agent.options.global.learning_rate=-1: .*greater"),
         ({"global": {"reward": "loss"}}, "agent.options.global.reward=loss: choose one of grad"),
         ({"local": {"reward": "gradient_norm"}}, "agent.options.local.reward=gradient_norm"),
