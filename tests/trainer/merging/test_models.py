@@ -100,7 +100,9 @@ def test_a_model_merged_with_itself_is_itself(tmp_path, make):
 @pytest.mark.parametrize("method", ["linear", "select", "task_arithmetic", "ties", "karcher"])
 def test_smollm2_merged_with_itself_is_itself(tmp_path, monkeypatch, method):
     monkeypatch.delenv("MIXGYM_CACHE", raising=False)  # the user's own: fetched and converted once
-    path = smollm2.fetch()
+    path = smollm2.folder()
+    if not (path / "config.json").exists():
+        pytest.skip("not fetched: make smollm2")
     data = {"method": method, "models": [str(path)] * 3, "out": str(tmp_path / "out")}
     if method in ("task_arithmetic", "ties"):
         data["base"] = str(write_shaken(path, tmp_path / "base"))
