@@ -10,6 +10,7 @@ import torch
 from stable_baselines3 import PPO
 
 from mixgym.agents.policies.export import CARD, WEIGHTS, ExportedPolicy, export_policy, load_weights
+from mixgym.agents.policies.network import Spread, bounded
 from mixgym.agents.policies.on_policy import HierarchicalPolicy
 from mixgym.envs.curves.task import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
@@ -274,3 +275,24 @@ def test_sampled_actions_of_an_export_leave_masked_entries_at_zero(tmp_path: Pat
     export_policy(algorithm(env).policy, tmp_path, {})
     action, _ = ExportedPolicy(tmp_path, env).predict(env.reset(), deterministic=False)
     assert (action[:, 3:5] == 0).all()
+
+
+def test_a_soft_bound_leaves_a_gradient_where_a_clamp_has_none() -> None:
+    values = torch.tensor([-40.0, -6.0, 0.0, 0.5, 6.0], requires_grad=True)
+    found = bounded(values, -4.0, 4.0)
+    # c + h tanh((x - c) / h), computed in another way: tanh x = 1 - 2 / (exp(2x) + 1)
+    wanted = [4.0 * (1.0 - 2.0 / (np.exp(x / 2.0) + 1.0)) for x in values.tolist()]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+    found.sum().backward()
+    assert values.grad is not None
+    assert float(values.grad[2]) == pytest.approx(1.0), "the middle is left as it is"
+    assert float(values.grad[1]) > 0.1, "a clamp would have 0 here"
+    assert float(values.grad[4]) > 0.1
+
+
+@pytest.mark.parametrize("start", [-1.0, 0.5, -4.0, 3.0])
+def test_a_spread_starts_where_it_is_told_to_inside_its_bounds(start: float) -> None:
+    spread = Spread(8, 2, start)
+    found = spread(torch.zeros(1, 8))[0].tolist()
+    inside = min(max(start, Spread.LOW + 0.03), Spread.HIGH - 0.03)
+    assert found == pytest.approx([inside] * 2, abs=1e-4)

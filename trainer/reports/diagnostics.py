@@ -20,7 +20,7 @@ from mixgym.envs.learners.kinds import CURVES
 from mixgym.envs.levels.batch_local import present_rows, rows_of
 from mixgym.envs.spaces.observations import flat_space
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.reports import action_statistics as symptoms
+from mixgym.trainer.reports import action_statistics
 from mixgym.trainer.reports.findings import (
     UNKNOWN,
     Finding,
@@ -126,7 +126,7 @@ def examine_training(run: RunFolder) -> list[Finding]:
         judge_updates(summary.get("stages", [])),
         judge_movement(
             _largest_change(run.path / TWIN, learnt),
-            symptoms.moved(
+            action_statistics.moved(
                 _shares(load_agent(learnt, shape=SHAPE), seen, SHAPE, kind, reach),
                 _shares(twin, seen, SHAPE, kind, reach),
             ),
@@ -134,7 +134,7 @@ def examine_training(run: RunFolder) -> list[Finding]:
         attention(agent, seen, SHAPE, kind, reach),
         judge_gain("beats its twin", gap.tolist(), "its frozen twin"),
         judge_harm("beats uniform", to_uniform.tolist(), "the uniform mixture"),
-        judge_pay(symptoms.spread(episode.local.reshape(-1, SHAPE[0]))),
+        judge_pay(action_statistics.spread(episode.local.reshape(-1, SHAPE[0]))),
         bounds(episode.actions.reshape(len(seen), -1), seen, SHAPE, kind),
         judge_values(_explained_values(run, place, episode)),
     ]
@@ -153,15 +153,15 @@ def _largest_change(before: Path, after: Path) -> float:
 
 
 def attention(
-    agent: Actor, seen: NDArray[np.float32], shape: symptoms.Shape, kind: str, reach: float
+    agent: Actor, seen: NDArray[np.float32], shape: action_statistics.Shape, kind: str, reach: float
 ) -> Finding:
     """Whether actions change if observations are shuffled or made constant."""
     own = _shares(agent, seen, shape, kind, reach)
     found = [
-        symptoms.moved(own, _shares(agent, other, shape, kind, reach, masks=seen))
+        action_statistics.moved(own, _shares(agent, other, shape, kind, reach, masks=seen))
         for other in (
-            symptoms.shuffled(seen, shape, np.random.default_rng(0)),
-            symptoms.constant(seen, shape),
+            action_statistics.shuffled(seen, shape, np.random.default_rng(0)),
+            action_statistics.constant(seen, shape),
         )
     ]
     return judge_attention(*found)
@@ -170,23 +170,23 @@ def attention(
 def _shares(
     agent: Actor,
     seen: NDArray[np.float32],
-    shape: symptoms.Shape,
+    shape: action_statistics.Shape,
     kind: str,
     reach: float,
     masks: NDArray[np.float32] | None = None,
 ) -> list[FloatArray]:
     """What an agent does with observations, each taken for the first of an episode."""
     action, _ = agent.predict(seen, None, np.ones(len(seen), np.bool_), True)
-    return symptoms.shares(action, seen if masks is None else masks, shape, kind, reach)
+    return action_statistics.shares(action, seen if masks is None else masks, shape, kind, reach)
 
 
 def bounds(
-    actions: NDArray[Any], seen: NDArray[np.float32], shape: symptoms.Shape, kind: str
+    actions: NDArray[Any], seen: NDArray[np.float32], shape: action_statistics.Shape, kind: str
 ) -> Finding:
     """Whether logits are at their bounds."""
     if kind not in ("logits", "delta"):
         return Finding("bounds", UNKNOWN, f"actions are {kind}, which have no logits")
-    return judge_bounds(*symptoms.at_bound(actions, seen, shape))
+    return judge_bounds(*action_statistics.at_bound(actions, seen, shape))
 
 
 def _explained_values(run: RunFolder, place: Any, episode: Episode) -> dict[str, float]:
@@ -211,7 +211,7 @@ def _explained(algorithm: Any, level: str, config: RunConfig, episode: Episode) 
         actions = actions[..., SHAPE[0] :]
     elif level == "global":
         actions = actions[..., : SHAPE[0]]
-    found = symptoms.returns(rewards, discount)[::period].ravel()
+    found = action_statistics.returns(rewards, discount)[::period].ravel()
     flat = episode.seen[::period].reshape(-1, episode.seen.shape[-1])
     seen = rows_of(flat, SHAPE) if level == "local" else flat
     acted = actions[::period].reshape(len(seen), -1)
@@ -219,7 +219,7 @@ def _explained(algorithm: Any, level: str, config: RunConfig, episode: Episode) 
     if values is None:
         return float("nan")
     kept = present_rows(seen, SHAPE[1]) if level == "local" else np.ones(len(seen), np.bool_)
-    return symptoms.explained(values[kept], found[kept])
+    return action_statistics.explained(values[kept], found[kept])
 
 
 def critic_values(
@@ -261,7 +261,7 @@ def examine_finetuning(run: RunFolder) -> list[Finding]:
         if driven
         else Finding("observes", UNKNOWN, f"{name} is not a trained policy that could be asked"),
         Finding("beats its twin", UNKNOWN, "one run cannot tell; see `mixgym compare`"),
-        judge_pay(symptoms.spread(_all_local(records))),
+        judge_pay(action_statistics.spread(_all_local(records))),
         _bounds_of(folder, records)
         if driven
         else Finding("bounds", UNKNOWN, f"{name} does not act by logits"),
@@ -290,7 +290,7 @@ def _steadiness(records: list[dict[str, Any]], name: str) -> Finding:
     return Finding("moves", "failed", words, numbers)
 
 
-def _recorded(records: list[dict[str, Any]]) -> tuple[NDArray[np.float32], symptoms.Shape]:
+def _recorded(records: list[dict[str, Any]]) -> tuple[NDArray[np.float32], action_statistics.Shape]:
     """Flat observations of a run, and the shape that they are for."""
     seen = np.array([record["observation"] for record in records], np.float32)
     entries = len(records[0]["action"])

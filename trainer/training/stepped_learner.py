@@ -1,8 +1,8 @@
 """A learner of Stable-Baselines3 that is stepped from outside, so that others can learn beside it.
 
-``learn`` owns its loop and knows one learner. A learner feeds its algorithm, step by step, as its
-own ``learn`` would. The calls that are made are semi-private; there is a test per kind of algorithm
-that both ways give the same bits.
+``learn`` owns its loop and knows one learner. A stepped learner feeds its algorithm, step by step,
+as the algorithm's own ``learn`` would. The calls that are made are semi-private; there is a test
+per kind of algorithm that both ways give the same bits.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ from mixgym.envs import storage
 from mixgym.envs.curves.vector import OneObjectVecEnv
 from mixgym.envs.errors import ConfigError
 
-SEAT, ROLLOUT = "learner.json", "rollout.pkl"
+LEARNER, ROLLOUT = "learner.json", "rollout.pkl"
 
 Steps = tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_], list[dict[str, Any]]]
 
@@ -161,12 +161,12 @@ class OnPolicyStepped:
 
     def save(self, folder: Path) -> None:
         """See :class:`SteppedLearner`."""
-        storage.write_json(folder / SEAT, {"iterations": self._iterations})
+        storage.write_json(folder / LEARNER, {"iterations": self._iterations})
         save_to_pkl(folder / ROLLOUT, self.algorithm.rollout_buffer)
 
     def load(self, folder: Path) -> None:
         """See :class:`SteppedLearner`."""
-        self._iterations = storage.read_json(folder / SEAT)["iterations"]
+        self._iterations = storage.read_json(folder / LEARNER)["iterations"]
         self.algorithm.rollout_buffer = load_from_pkl(folder / ROLLOUT)
 
 
@@ -233,11 +233,11 @@ class OffPolicyStepped:
 
     def save(self, folder: Path) -> None:
         """See :class:`SteppedLearner`."""
-        storage.write_json(folder / SEAT, {"collected": self._collected})
+        storage.write_json(folder / LEARNER, {"collected": self._collected})
 
     def load(self, folder: Path) -> None:
         """See :class:`SteppedLearner`."""
-        self._collected = storage.read_json(folder / SEAT)["collected"]
+        self._collected = storage.read_json(folder / LEARNER)["collected"]
 
 
 def make_stepped_learner(algorithm: BaseAlgorithm, name: str) -> SteppedLearner:

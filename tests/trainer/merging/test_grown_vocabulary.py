@@ -176,17 +176,15 @@ def test_added_tokens_without_rows_are_refused_with_the_reason(base):
         run("linear", models, base.parent / "out")
 
 
+@pytest.mark.parametrize("base", [False], ids=["untied"], indirect=True)
 def test_a_head_that_was_not_saved_is_refused_with_the_reason(base):
-    if is_tied(base):
-        pytest.skip("there is no head to save")
     broken = adapter(base, "a", 1, rows=None, extra={f"{PREFIX}{EMBEDDING}": random(3, GROWN, 16)})
     with pytest.raises(MergeError, match=r"lm_head.weight has 60.*only a part of it was saved"):
         run("passthrough", [broken], base.parent / "out")
 
 
+@pytest.mark.parametrize("base", [True], ids=["tied"], indirect=True)
 def test_a_trained_head_on_a_tied_base_is_refused_with_the_reason(base):
-    if not is_tied(base):
-        pytest.skip("the base is untied")
     extra = {f"{PREFIX}{HEAD}": random(9, GROWN, 16)}
     with pytest.raises(MergeError, match="has a tied head, and the adapter a trained lm_head"):
         run("passthrough", [adapter(base, "a", 1, extra=extra)], base.parent / "out")

@@ -18,7 +18,7 @@ from mixgym.envs.spaces.observations import flat_space, layout
 from mixgym.trainer.cli.main import app
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.finetuning.finetune import finetune
-from mixgym.trainer.reports import action_statistics as symptoms
+from mixgym.trainer.reports import action_statistics
 from mixgym.trainer.reports.diagnostics import critic_values
 from mixgym.trainer.reports.doctor import doctor_command
 from mixgym.trainer.reports.findings import (
@@ -293,8 +293,8 @@ def test_changed_observations_keep_their_masks_and_their_rows() -> None:
     seen = observations(20)
     masks, _ = layout(SHAPE)["masks"]
     rows = {name: layout(SHAPE)[name][0] for name in ("progress", "sources", "strata")}
-    mixed = symptoms.shuffled(seen, SHAPE, np.random.default_rng(0))
-    flat = symptoms.constant(seen, SHAPE)
+    mixed = action_statistics.shuffled(seen, SHAPE, np.random.default_rng(0))
+    flat = action_statistics.constant(seen, SHAPE)
     for changed in (mixed, flat):
         assert changed[:, masks].tolist() == seen[:, masks].tolist()
     assert sorted(mixed[:, rows["progress"]].ravel()) == sorted(seen[:, rows["progress"]].ravel())
@@ -312,16 +312,16 @@ def test_changed_observations_keep_their_masks_and_their_rows() -> None:
 def test_shares_by_hand() -> None:
     seen = observations(1)
     action = np.array([[0.5, -0.5, 9, 0, 0, 1, 0, 0, 0]], np.float32)
-    top, inner = symptoms.shares(action, seen, SHAPE, "logits", reach=0.9)
+    top, inner = action_statistics.shares(action, seen, SHAPE, "logits", reach=0.9)
     # scale of two: half of log 9; p over (1 + e^(s * difference))
     first = 1 / (1 + np.exp(-0.5 * np.log(9.0)))
     assert top == pytest.approx(np.array([[first, 1 - first, 0]]))
     assert inner == pytest.approx(np.array([[0.5, 0.5], [1, 0]]))
     weights = np.array([[0.3, 0.1, 9, 0.2, 0.2, 0, 0, 0, 0]], np.float32)
-    top, inner = symptoms.shares(weights, seen, SHAPE, "weights", reach=0.9)
+    top, inner = action_statistics.shares(weights, seen, SHAPE, "weights", reach=0.9)
     assert top == pytest.approx(np.array([[0.75, 0.25, 0]]))
     assert inner == pytest.approx(np.array([[0.5, 0.5], [1, 0]]))
-    (nudge,) = symptoms.shares(np.array([4]), seen, SHAPE, "nudge", reach=0.9)
+    (nudge,) = action_statistics.shares(np.array([4]), seen, SHAPE, "nudge", reach=0.9)
     assert nudge.argmax() == 4
 
 
@@ -329,15 +329,15 @@ def test_bounds_spread_and_returns_by_hand() -> None:
     seen = observations(2)
     action = np.zeros((2, 9), np.float32)
     action[0, 0], action[:, 2], action[1, 3] = 1, 1, -1  # the third source is absent
-    assert symptoms.at_bound(action, seen, SHAPE) == pytest.approx((0.25, 1 / 6))
+    assert action_statistics.at_bound(action, seen, SHAPE) == pytest.approx((0.25, 1 / 6))
     local = np.array([[1.0, 3.0, np.nan], [2.0, np.nan, np.nan], [-1.0, 1.0, np.nan]])
     # deviations 1 and 1; sizes 1 3 1 1
-    assert symptoms.spread(local) == pytest.approx(1 / 1.5)
-    assert np.isnan(symptoms.spread(local[1:2]))
-    assert symptoms.spread(np.full((3, 2), 0.1)) == pytest.approx(0)
+    assert action_statistics.spread(local) == pytest.approx(1 / 1.5)
+    assert np.isnan(action_statistics.spread(local[1:2]))
+    assert action_statistics.spread(np.full((3, 2), 0.1)) == pytest.approx(0)
     rewards = np.array([[1.0, 0.0], [2.0, 1.0], [4.0, 0.0]])
-    assert symptoms.returns(rewards, 0.5).tolist() == [[3, 0.5], [4, 1], [4, 0]]
+    assert action_statistics.returns(rewards, 0.5).tolist() == [[3, 0.5], [4, 1], [4, 0]]
     found = np.array([0.0, 2.0, 4.0])
-    assert symptoms.explained(np.zeros(3), found) == 0
-    assert symptoms.explained(found / 2, found) == pytest.approx(0.75)
-    assert np.isnan(symptoms.explained(found, np.ones(3)))
+    assert action_statistics.explained(np.zeros(3), found) == 0
+    assert action_statistics.explained(found / 2, found) == pytest.approx(0.75)
+    assert np.isnan(action_statistics.explained(found, np.ones(3)))
