@@ -31,7 +31,7 @@ import gymnasium as gym
 import numpy as np
 
 from mixgym.envs.curves.gymnasium_vector import CurvesVectorEnv
-from mixgym.envs.curves.task import sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.registration import make_mixture_env

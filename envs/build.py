@@ -28,7 +28,7 @@ from mixgym.envs.spaces.mixture import Mixture, normalise
 from mixgym.envs.world import World
 
 if TYPE_CHECKING:
-    from mixgym.envs.curves.task import CurveTask
+    from mixgym.envs.curves.tasks.sets import Tasks
     from mixgym.envs.learners.causal_lm import CausalLM
     from mixgym.envs.packing.setup import PackingSetup
 
@@ -306,7 +306,7 @@ def _fingerprint(sources: Sequence[Source]) -> str:
 
 
 def _curves_world(options: WorldOptions) -> tuple[World, TrainingOptions]:
-    from mixgym.envs.curves.task import least_sources, task_set
+    from mixgym.envs.curves.tasks.sets import least_sources, task_set
 
     if options.sources != "embedded":
         raise ConfigError(
@@ -327,19 +327,21 @@ class TaskWorlds:
     """
 
     options: WorldOptions
-    tasks: "Sequence[int | CurveTask]"
+    tasks: "Tasks"
     common: int
 
     def __call__(self, seed: int) -> World:
         """The world of the episode with that seed."""
         from mixgym.envs.curves.learner import CurveLearner, TokenPlanes
         from mixgym.envs.curves.probes import constant_probe
-        from mixgym.envs.curves.task import sample_task
+        from mixgym.envs.curves.tasks.sets import drawn
         from mixgym.envs.probes import PROBES
 
-        options, found = self.options, self.tasks[seed % len(self.tasks)]
-        task = sample_task(found) if isinstance(found, int) else found
-        learner = CurveLearner(task, seed, options.environment.probe_rows)
+        options = self.options
+        task = drawn(self.tasks[seed % len(self.tasks)])
+        learner = CurveLearner(
+            task, seed, options.environment.probe_rows, options.training.steps
+        )
         return World(
             names=task.names,
             targets=task.targets,

@@ -19,6 +19,10 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Unit = Literal["supervised_tokens", "tokens", "rows"]
 
+TaskSetName = Literal[
+    "train", "validation", "test", "world-train", "world-validation", "world-test"
+]
+
 SPLITS = ("train", "reward", "select", "test")
 
 
@@ -158,8 +162,10 @@ class EnvironmentOptions(Options):
     """What the agent sees, does and is paid for."""
 
     learner: LearnerName = CAUSAL_LM
-    tasks: Literal["train", "validation", "test"] | None = Field(
-        None, description="curves: draw a task of this set at every reset, not the one of `seed`"
+    tasks: TaskSetName | None = Field(
+        None,
+        description="curves: draw a task of this set at every reset, not the one of `seed`; "
+        "world-...: around fitted worlds",
     )
     action: Literal["logits", "delta", "nudge", "weights"] = Field(
         "logits", description="what an action stands for: see mixgym.envs.spaces.actions"

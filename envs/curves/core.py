@@ -13,11 +13,13 @@ from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.curves.batch_probes import BatchProbes
 from mixgym.envs.curves.batch_records import LazyRecord, StepArrays
 from mixgym.envs.curves.batch_tilt import BatchTilt
-from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
+from mixgym.envs.curves.dynamics import CurveState, Pace, advance, mastery, nll, passes
 from mixgym.envs.curves.episodes import Draws, Episodes, Seeds, over
 from mixgym.envs.curves.probes import Seen
-from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, CurveTask
+from mixgym.envs.curves.held_out import standard_errors
+from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, CurveTask, supervised_tokens
 from mixgym.envs.curves.task_tables import TaskTable
+from mixgym.envs.curves.tasks.sets import Tasks
 from mixgym.envs.measuring.payment import Spent, paid
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.rewards import make_reward
@@ -61,7 +63,7 @@ class CurvesCore:
     def __init__(
         self,
         count: int,
-        tasks: Sequence[int | CurveTask],
+        tasks: Tasks,
         options: EnvironmentOptions,
         *,
         seed: int = 0,
@@ -81,7 +83,8 @@ class CurvesCore:
         if options.step_rule == "bilevel":
             self._tilt = BatchTilt(bilevel or BilevelOptions(), count, self.shape[0])
         reference = options.reference is not None or "excess_loss" in self._probes.names
-        self._table = TaskTable(tasks, options, self.shape, self._steps, reference)
+        done = tuple(int(n) for n in self._used(np.arange(decisions + 1)))
+        self._table = TaskTable(tasks, options, self.shape, done, reference)
         self._kind = make_action_kind(
             options.action, floor=options.floor, reach=options.reach, step=options.step
         )
@@ -90,7 +93,7 @@ class CurvesCore:
             self._table, decisions, self.shape, seed=seed, count=count, in_order=in_order
         )
         self._look_up()
-        self._episodes = Episodes.begun(self._here.prior)
+        self._episodes = Episodes.begun(self._here.prior, CurveState.start(self.task))
         self._view: View | None = None
 
     @property
@@ -123,7 +126,8 @@ class CurvesCore:
             self._probes.draw(i, episode, shape)
         self._look_up()
         here = np.isin(np.arange(self.count), which)
-        begun = self._episodes.replaced(here, Episodes.begun(self._here.prior))
+        blank = Episodes.begun(self._here.prior, CurveState.start(self.task))
+        begun = self._episodes.replaced(here, blank)
         self._find_truth(begun.state)
         now = self._measure(begun.decision)
         measured = {
@@ -165,8 +169,8 @@ class CurvesCore:
         weight = self._tilted(asked)
         steps = self._used(was.decision + 1) - self._used(was.decision)
         total = self._here.per_step * steps
-        tokens = total[:, None, None] * weight[..., None] * inner
-        state = advance(self.task, was.state, tokens, self._known)
+        tokens = supervised_tokens(self.task, weight[..., None] * inner, total)
+        state = advance(self.task, was.state, tokens, self._pace(was.decision, steps), self._known)
         self._find_truth(state)
         decision = was.decision + 1
         middle = 0.5 * (true_before + self._true)
@@ -176,26 +180,25 @@ class CurvesCore:
             asked=asked,
             weight=weight,
             inner=inner,
-            share=self._share(weight, steps),
+            share=_shares(state.given),
             train=np.where(weight > 0, last_sum(middle * inner), was.train),
             cell_train=np.where(tokens > 0, middle, was.cell_train),
             start=was.start,
             before=was.now,
             now=self._measure(decision),
-            given=state.given,
-            learnt=state.learnt,
+            **vars(state),
         )
         if self._probes.names:
             self._probe(np.where(tokens > 0, middle, np.nan))
         reward = self._pay(total)
         return reward, decision >= self.decisions
 
-    def _share(self, weight: FloatArray, steps: NDArray[np.int64]) -> FloatArray:
-        """float64[n, K], the realised shares after an interval of so many steps."""
-        was = self._episodes
-        done = self._used(was.decision + 1)
-        times = done / np.maximum(steps, 1)  # as many intervals of this length so far
-        return was.share + (weight - was.share) / times[:, None]
+    def _pace(self, decision: NDArray[np.int64], steps: NDArray[np.int64]) -> Pace:
+        """How the interval after these decisions is trained; one that has ended stands still."""
+        rows, until = np.arange(self.count), self._here.rate_until
+        after = np.minimum(decision + 1, self.decisions)
+        passed = until[rows, after] - until[rows, np.minimum(decision, self.decisions)]
+        return Pace(steps, passed * self._steps / np.maximum(steps, 1))
 
     def _tilted(self, asked: FloatArray) -> FloatArray:
         """What is sampled where ``asked`` is asked for; the step rule learns besides."""
@@ -359,3 +362,9 @@ class CurvesCore:
             self._fixed = fixed_parts(view, self.shape)
             view = replace(view, fixed=self._fixed)
         return view
+
+
+def _shares(given: FloatArray) -> FloatArray:
+    """float64[n, K], the realised shares of supervised tokens."""
+    by_source = last_sum(given)
+    return by_source / np.maximum(last_sum(by_source), 1e-300)[:, None]

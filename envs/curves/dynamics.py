@@ -1,9 +1,24 @@
 """How a closed-form learner moves: pure functions over any leading axes.
 
-NLL of source i, stratum g = floor + amplitude * (1 + effective / scale) ** -exponent, plus what
-over-fitting costs. Effective tokens gather what is transferred from other sources and strata.
-Tokens count less in a stratum that has not opened, and when their rows were seen before (the worth
-of a repeated token decays exponentially with the passes, as in data-constrained scaling laws).
+The held-out NLL of source i, stratum g is a sum of five terms::
+
+    floor + base (1 + S / base_scale) ** -base_exponent          what any training teaches
+          + amplitude (1 + N / scale) ** -exponent               what these sources teach
+          + warmth heat                                          what a high learning rate costs
+          + overfit log max(passes / free_passes, 1)             what repetition costs
+
+``S`` is the intrinsic time: tokens, each counted by its learning rate (functional scaling laws, Li
+et al. 2025, arXiv 2509.19189), and steps of more supervised tokens count by ``batch_power``, since
+an optimiser gains less than in proportion from a larger batch. ``N`` gathers what the sources are
+worth to this one: ``transfer``, which may be negative (interference), times ``unit ((1 + m / unit)
+** power - 1)`` of the mass ``m`` of every source. Of the mass a share ``lasting`` stays; the rest
+decays while other sources are trained, at ``forgetting`` per unit of intrinsic time, so that under
+a fixed mixture it tends to the mixture's shares: with power < 1 this is the additive mixing law
+(Shukor et al. 2025, arXiv 2507.09404), and without forgetting a law of amounts. ``heat`` follows
+the learning rate with a lag, so that losses fall when the rate is annealed (as in the multi-power
+law, Luo et al. 2025, arXiv 2503.12811). A repeated token is worth exponentially less with the
+passes (Muennighoff et al. 2023, arXiv 2305.16264), and in a stratum that has not opened a token
+counts a tenth.
 """
 
 from dataclasses import dataclass
@@ -12,10 +27,11 @@ import numpy as np
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.task import CurveTask
+from mixgym.envs.spaces.mixture import last_sum
 
 _GATE_WIDTH = 0.05  # of the opening of a stratum, in units of mastery
 GATE_LEAK = 0.1  # what a token is worth in a closed stratum
-_FREE_PASSES = 4.0  # before repetition begins to over-fit
+_LEAST = 0.05  # of 1 + N / scale: interference raises a loss by no more
 
 
 @dataclass(frozen=True)
@@ -24,32 +40,87 @@ class CurveState:
 
     Attributes:
         given: float64[..., K, G], supervised tokens trained on.
-        learnt: float64[..., K, G], what they were worth to their own cell.
+        learnt: float64[..., K, G], what they were worth to their own cell, in intrinsic time.
+        recent: float64[..., K, G], the same less what was forgotten since, with what was known
+            before.
+        time: float64[...], intrinsic time.
+        heat: float64[...], the learning rate over that of the task's fit, with a lag.
     """
 
     given: FloatArray
     learnt: FloatArray
+    recent: FloatArray
+    time: FloatArray
+    heat: FloatArray
 
     @classmethod
     def start(cls, task: CurveTask) -> "CurveState":
         """Before training."""
-        return cls(np.zeros_like(task.size), np.zeros_like(task.size))
+        nothing = np.zeros_like(task.budget)
+        cells = np.zeros_like(task.size)
+        return cls(cells, cells, task.known * task.present, nothing, nothing)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How an interval is trained.
+
+    Attributes:
+        steps: float64[...], optimiser steps.
+        rate: float64[...], mean learning rate over that of the task's fit.
+    """
+
+    steps: FloatArray | float = 1.0
+    rate: FloatArray | float = 1.0
+
+
+UNHURRIED = Pace()
+
+
+def mass(task: CurveTask, state: CurveState) -> FloatArray:
+    """float64[..., K, G], what is known of every cell, in intrinsic time."""
+    if not task.forgets:
+        return state.learnt
+    kept = task.lasting[..., None, None]
+    return kept * state.learnt + (1.0 - kept) * state.recent
 
 
 def effective_tokens(task: CurveTask, state: CurveState) -> FloatArray:
-    """float64[..., K, G], own and transferred tokens."""
-    return task.transfer @ state.learnt @ task.spread
+    """float64[..., K, G], own and transferred tokens: N."""
+    return task.transfer @ _returns(task, mass(task, state)) @ task.spread
+
+
+def _returns(task: CurveTask, known: FloatArray) -> FloatArray:
+    """float64[..., K, G], a cell's mass with diminishing returns."""
+    if task.linear:
+        return known
+    grown: FloatArray = task.unit * np.expm1(task.power * np.log1p(known / task.unit))
+    return grown
+
+
+def _fall(task: CurveTask, state: CurveState) -> FloatArray:
+    """float64[..., K, G], 1 + N / scale."""
+    ratio = 1.0 + effective_tokens(task, state) / task.scale
+    return np.maximum(ratio, _LEAST) if task.interferes else ratio
 
 
 def mastery(task: CurveTask, state: CurveState) -> FloatArray:
-    """float64[..., K, G] in [0, 1]: how much of the amplitude is gone."""
-    ratio = effective_tokens(task, state) / task.scale
-    return 1.0 - np.exp(-task.exponent * np.log(1.0 + ratio))  # faster than expm1 and log1p
+    """float64[..., K, G], at most 1: how much of the amplitude is gone; below 0 by interference."""
+    # faster than expm1 and log1p
+    return 1.0 - np.exp(-task.exponent * np.log(_fall(task, state)))
 
 
 def passes(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G], passes over the unique tokens; 0 in absent cells."""
     return state.given * task.inverse_size
+
+
+def _common(task: CurveTask, state: CurveState) -> FloatArray:
+    """float64[..., K, 1], what any training teaches, and the cost of a high learning rate."""
+    ratio = 1.0 + state.time[..., None, None] / task.base_scale
+    taught = task.base * np.exp(-task.base_exponent * np.log(ratio))
+    common: FloatArray = taught + task.warmth * state.heat[..., None, None]
+    return common
 
 
 def nll(task: CurveTask, state: CurveState, known: FloatArray | None = None) -> FloatArray:
@@ -60,30 +131,78 @@ def nll(task: CurveTask, state: CurveState, known: FloatArray | None = None) -> 
         state: what has been trained.
         known: the state's :func:`mastery`, if somebody has it already.
     """
+    excess = np.maximum(passes(task, state) / task.free_passes, 1.0)
+    return train_nll(task, state, known) + task.overfit * np.log(excess)
+
+
+def train_nll(task: CurveTask, state: CurveState, known: FloatArray | None = None) -> FloatArray:
+    """float64[..., K, G], NLL of training rows: without the cost of over-fitting."""
     known = mastery(task, state) if known is None else known
-    excess = np.maximum(passes(task, state) / _FREE_PASSES, 1.0)
-    return task.floor + task.amplitude * (1.0 - known) + task.overfit * np.log(excess)
+    own = task.floor + task.amplitude * (1.0 - known)
+    if not task.common:
+        return own
+    return np.where(task.present, own + _common(task, state), 0.0)
 
 
 def gradient_norm(task: CurveTask, state: CurveState) -> FloatArray:
-    """float64[..., K, G], -dNLL/dn: fall of a cell's NLL per effective token of its own."""
-    ratio = effective_tokens(task, state) / task.scale
+    """float64[..., K, G], -dNLL/dN: fall of a cell's NLL per effective token of its own."""
     slope = task.amplitude * task.exponent / task.scale
-    return slope * np.exp(-(task.exponent + 1.0) * np.log1p(ratio))
+    return slope * np.exp(-(task.exponent + 1.0) * np.log(_fall(task, state)))
+
+
+def common_slope(task: CurveTask, state: CurveState) -> FloatArray:
+    """float64[..., K, 1], -d/dS of what any training teaches."""
+    ratio = 1.0 + state.time[..., None, None] / task.base_scale
+    slope = task.base * task.base_exponent / task.base_scale
+    return slope * np.exp(-(task.base_exponent + 1.0) * np.log(ratio))
 
 
 def advance(
-    task: CurveTask, state: CurveState, tokens: FloatArray, known: FloatArray | None = None
+    task: CurveTask,
+    state: CurveState,
+    tokens: FloatArray,
+    pace: Pace = UNHURRIED,
+    known: FloatArray | None = None,
 ) -> CurveState:
-    """The state after ``tokens`` [..., K, G] more supervised tokens; ``known``: see :func:`nll`."""
+    """The state after an interval.
+
+    Args:
+        task: the constants.
+        state: before it.
+        tokens: float64[..., K, G], supervised tokens trained on.
+        pace: steps and learning rate of the interval.
+        known: the state's :func:`mastery`, if somebody has it already.
+    """
     gate = _gate(task, mastery(task, state) if known is None else known)
-    after = CurveState(state.given + tokens, state.learnt)
-    fresh = task.size * (_worth(task, passes(task, after)) - _worth(task, passes(task, state)))
-    return CurveState(after.given, state.learnt + gate * fresh)
+    given = state.given + tokens
+    total = last_sum(last_sum(tokens))
+    passed = _intrinsic(task, total, pace)
+    after, before = given * task.inverse_size, passes(task, state)
+    fresh = gate * task.size * (_worth(task, after) - _worth(task, before))
+    won = fresh * (passed / np.maximum(total, 1e-300))[..., None, None]
+    if not task.forgets:
+        recent = state.recent
+    else:
+        faded = task.forgetting * passed
+        kept = -np.expm1(-faded) / np.maximum(faded, 1e-12)  # of what came in on the way
+        recent = (
+            state.recent * np.exp(-faded)[..., None, None]
+            + won * np.where(faded > 1e-12, kept, 1.0)[..., None, None]
+        )
+    lag = np.exp(-task.cooling * passed)
+    heat = pace.rate + (state.heat - pace.rate) * lag
+    return CurveState(given, state.learnt + won, recent, state.time + passed, heat)
+
+
+def _intrinsic(task: CurveTask, total: FloatArray, pace: Pace) -> FloatArray:
+    """float64[...], the intrinsic time of an interval of ``total`` supervised tokens."""
+    per_step = total / np.maximum(pace.steps, 1e-300) / task.batch
+    # batch_power 1: all tokens count alike
+    return total * pace.rate * np.maximum(per_step, 1e-12) ** (task.batch_power - 1.0)
 
 
 def worth(task: CurveTask, state: CurveState, known: FloatArray) -> FloatArray:
-    """float64[..., K, G], what the next token of a cell is worth, a fresh one in the open being 1.
+    """float64[..., K, G], fall of N by the next token of a cell, a fresh and open first one's 1.
 
     Args:
         task: the constants.
@@ -91,7 +210,11 @@ def worth(task: CurveTask, state: CurveState, known: FloatArray) -> FloatArray:
         known: the state's :func:`mastery`.
     """
     repeated = np.maximum(passes(task, state) - 1.0, 0.0)
-    return _gate(task, known) * np.exp(-repeated / task.patience)
+    value = _gate(task, known) * np.exp(-repeated / task.patience)
+    if task.linear:
+        return value
+    ratio = 1.0 + mass(task, state) / task.unit
+    return value * task.power * np.exp((task.power - 1.0) * np.log(ratio))
 
 
 def _gate(task: CurveTask, known: FloatArray) -> FloatArray:
@@ -99,7 +222,7 @@ def _gate(task: CurveTask, known: FloatArray) -> FloatArray:
     # tanh instead of a logistic: it cannot overflow
     opening = 0.5 + 0.5 * np.tanh((known[..., :-1] - task.threshold) / (2.0 * _GATE_WIDTH))
     gate = np.where(task.threshold > 0, GATE_LEAK + (1.0 - GATE_LEAK) * opening, 1.0)
-    return np.concatenate([np.ones_like(task.size[..., :1]), gate], axis=-1)
+    return np.concatenate([np.ones_like(known[..., :1]), gate], axis=-1)
 
 
 def _worth(task: CurveTask, seen: FloatArray) -> FloatArray:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.dynamics import CurveState
+from mixgym.envs.curves.held_out import HeldOutNoise
 from mixgym.envs.curves.task_tables import TaskTable
-from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.rewards import arm_draws
 from mixgym.envs.spaces.actions import Levels
 
@@ -31,7 +31,7 @@ class Episodes:
         share: float64[n, K], realised so far.
         train, cell_train: float64[n, K], [n, K, G], training NLL; NaN where nothing was trained.
         start, before, now: float64[n, K, G], held-out NLL as measured.
-        given, learnt: float64[n, K, G], see :class:`~mixgym.envs.curves.dynamics.CurveState`.
+        given, learnt, recent, time, heat: see :class:`~mixgym.envs.curves.dynamics.CurveState`.
     """
 
     decision: NDArray[np.int64]
@@ -47,9 +47,12 @@ class Episodes:
     now: FloatArray
     given: FloatArray
     learnt: FloatArray
+    recent: FloatArray
+    time: FloatArray
+    heat: FloatArray
 
     @classmethod
-    def begun(cls, prior: Levels) -> "Episodes":
+    def begun(cls, prior: Levels, state: CurveState) -> "Episodes":
         """Before the first decision and any measurement; the mixture is the prior."""
         top, inner = prior
         nothing, cells = np.zeros_like(top), np.zeros_like(inner)
@@ -65,14 +68,13 @@ class Episodes:
             start=cells,
             before=cells,
             now=cells,
-            given=cells,
-            learnt=cells,
+            **vars(state),
         )
 
     @property
     def state(self) -> CurveState:
         """What has been trained so far."""
-        return CurveState(self.given, self.learnt)
+        return CurveState(self.given, self.learnt, self.recent, self.time, self.heat)
 
     def replaced(self, where: BoolArray, others: "Episodes") -> "Episodes":
         """These, and the ``others`` where bool[n] says so."""
@@ -125,7 +127,7 @@ class Draws:
         self.task = np.zeros(count, np.intp)
         self._noise = np.zeros((count, decisions + 1, *shape))
         self._arms = np.zeros((count, decisions + 1, shape[0] + 1))
-        self._streams = EpisodeNoise()
+        self._streams = HeldOutNoise()
 
     def seed(self, seed: Seeds) -> None:
         """Start the streams of the next episodes anew; those whose seed is None go on."""
@@ -150,9 +152,11 @@ class Draws:
         order = index + int(self._number[index]) * len(self._random)
         task = (order if self._in_order else episode) % len(self._table.shapes)
         rows, groups = self._table.shapes[task]
-        noise = self._streams.start(episode).standard_normal((self._decisions + 1, rows, groups))
+        error, stays = self._table.noise[task, :rows, :groups], self._table.stays[task]
         self._noise[index] = 0.0
-        self._noise[index, :, :rows, :groups] = noise * self._table.noise[task]
+        self._noise[index, :, :rows, :groups] = self._streams.draw(
+            episode, self._decisions + 1, error, stays
+        )
         if arms:
             self._arms[index, 1:, : rows + 1] = arm_draws(episode, self._decisions, rows)
         self.task[index] = task

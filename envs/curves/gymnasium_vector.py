@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.autoreset import AutoresetVectorEnv, Moved
 from mixgym.envs.curves.core import CurvesCore
-from mixgym.envs.curves.task import task_set
+from mixgym.envs.curves.tasks.sets import task_set
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.kinds import CURVES, LEARNERS
 from mixgym.envs.options import WorldOptions

@@ -7,6 +7,7 @@ no rows: the plane hands out tokens by the mixture, to fractions of a token.
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mixgym.envs.arrays import BoolArray, FloatArray
-from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll, passes
+from mixgym.envs.curves.dynamics import CurveState, Pace, advance, mastery, nll
+from mixgym.envs.curves.held_out import HeldOutNoise
 from mixgym.envs.curves.probes import (
     Seen,
     baseline_tokens,
@@ -25,7 +27,7 @@ from mixgym.envs.curves.probes import (
     reference_losses,
     target_falls,
 )
-from mixgym.envs.curves.task import CurveTask, tokens_per_step
+from mixgym.envs.curves.task import CurveTask, rate_until, supervised_tokens, tokens_per_step
 from mixgym.envs.interval_plan import Budget, IntervalPlan
 from mixgym.envs.learners.base import (
     Evaluation,
@@ -34,7 +36,6 @@ from mixgym.envs.learners.base import (
     TrainReport,
 )
 from mixgym.envs.probes import find_probe, need_baseline
-from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import Mixture
 
 _HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss
@@ -47,35 +48,49 @@ class CurveLearner:
         task: a single one, not a batch.
         seed: of the measurement noise of this episode.
         probe_rows: rows per stratum that probes are charged for.
+        steps: that the budget, and with it the learning rate's schedule, is spread over.
     """
 
-    def __init__(self, task: CurveTask, seed: int = 0, probe_rows: int = 8) -> None:
+    def __init__(
+        self, task: CurveTask, seed: int = 0, probe_rows: int = 8, steps: int = 300
+    ) -> None:
         self.task = task
         self._seed = seed
         self._probe_rows = probe_rows
-        self._state = CurveState.start(task)
-        self._measure(0)
+        self._steps = steps
+        self._noise = HeldOutNoise()
+        self.reset()
 
     def reset(self) -> None:
         """See :class:`~mixgym.envs.learners.base.Learner`."""
         self._state = CurveState.start(self.task)
-        self._measure(0)
+        self._intervals = self._trained = 0
+        self._errors = np.zeros((0, *self.task.size.shape))
 
-    def _measure(self, intervals: int) -> None:
-        """Go to the noise of the measurement after so many intervals."""
-        self._intervals = intervals
-        self._random = EpisodeNoise().start(self._seed)
-        for _ in range(intervals + 1):
-            self._noise = self._random.standard_normal(self.task.size.shape)
+    def _error(self) -> FloatArray:
+        """float64[K, G], relative errors of the measurement of this moment."""
+        if self._intervals >= len(self._errors):  # later ones do not change earlier ones
+            count = 2 * self._intervals + 32
+            noise, stays = self.task.noise, self.task.stays
+            self._errors = self._noise.draw(self._seed, count, noise, stays)
+        return np.asarray(self._errors[self._intervals])
+
+    def _pace(self, steps: int) -> Pace:
+        """How the next steps are trained."""
+        first, last = self._trained, min(self._trained + steps, self._steps)
+        until = [rate_until(self.task, np.array(n / self._steps)) for n in (first, last)]
+        passed = (until[1] - until[0]) * self._steps
+        return Pace(np.array(float(steps)), passed / max(steps, 1))
 
     def train(self, plan: IntervalPlan, step_rule: StepRule, progress: float) -> TrainReport:
         """See :class:`~mixgym.envs.learners.base.Learner`; loss is the mean of before and after."""
         step_rule.align(self._worth, progress)
         before = nll(self.task, self._state)
-        self._state = advance(self.task, self._state, plan.supervised.astype(np.float64))
+        pace, tokens = self._pace(len(plan.steps)), plan.supervised.astype(np.float64)
+        self._state = advance(self.task, self._state, tokens, pace)
         loss = 0.5 * (before + nll(self.task, self._state)) * plan.supervised
         self._intervals += 1
-        self._noise = self._random.standard_normal(self.task.size.shape)
+        self._trained += len(plan.steps)
         mean = float(loss.sum() / max(float(plan.supervised.sum()), 1.0))
         return TrainReport(loss, plan.supervised, plan.tokens, plan.rows, (mean,))
 
@@ -90,7 +105,7 @@ class CurveLearner:
         """
         values = nll(self.task, self._state)
         if split == "reward":
-            values = values * (1.0 + self._noise * self.task.noise)
+            values = values * (1.0 + self._error())
         count = np.where(self.task.present, _HELD_OUT_TOKENS, 0)
         return Evaluation(values * count, count, int(count.sum()))
 
@@ -115,23 +130,18 @@ class CurveLearner:
 
     def snapshot(self) -> dict[str, Any]:
         """See :class:`~mixgym.envs.learners.base.Learner`."""
-        state = self._state
-        return {
-            "given": state.given.tolist(),
-            "learnt": state.learnt.tolist(),
-            "intervals": self._intervals,
-        }
+        state = {name: values.tolist() for name, values in vars(self._state).items()}
+        return {"state": state, "intervals": self._intervals, "steps": self._trained}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See :class:`~mixgym.envs.learners.base.Learner`; task and seed stay."""
-        self._state = CurveState(np.array(state["given"]), np.array(state["learnt"]))
-        self._measure(state["intervals"])
+        held = {name: np.array(values, np.float64) for name, values in state["state"].items()}
+        self._state = CurveState(**held)
+        self._intervals, self._trained = state["intervals"], state["steps"]
 
     def fork(self) -> "CurveLearner":
         """See :class:`~mixgym.envs.learners.base.Learner`."""
-        other = copy.copy(self)
-        other._measure(self._intervals)
-        return other
+        return copy.copy(self)  # arrays are replaced, never written to
 
     def save(self, folder: Path) -> None:
         """See :class:`~mixgym.envs.learners.base.Learner`."""
@@ -154,17 +164,18 @@ class TokenPlane:
     def __init__(self, task: CurveTask, steps: int) -> None:
         self._task = task
         self._per_step = int(tokens_per_step(task, steps))
-        self._state = CurveState.start(task)
+        self._given = np.zeros_like(task.size)
 
     def plan(self, mixture: Mixture, budget: Budget) -> IntervalPlan:
         """See :class:`mixgym.envs.interval_plan.DataPlane`."""
-        total = budget.steps * self._per_step
+        read = np.array(float(budget.steps * self._per_step))
+        supervised = supervised_tokens(self._task, mixture.cells, read)
         if budget.supervised is not None:
-            total = min(total, budget.supervised)
-        tokens = total * mixture.cells
-        self._state = CurveState(self._state.given + tokens, self._state.learnt)
-        steps = -(-total // self._per_step)
-        return IntervalPlan(mixture, ((),) * steps, tokens, tokens, tokens)
+            supervised = supervised * min(1.0, budget.supervised / float(supervised.sum()))
+        tokens = supervised * self._task.cost
+        self._given = self._given + supervised
+        steps = math.ceil(float(tokens.sum()) / self._per_step - 1e-9)
+        return IntervalPlan(mixture, ((),) * steps, supervised, tokens, supervised)
 
     def available(self) -> BoolArray:
         """See :class:`mixgym.envs.interval_plan.DataPlane`; tokens never run out."""
@@ -172,15 +183,15 @@ class TokenPlane:
 
     def epochs(self) -> FloatArray:
         """See :class:`mixgym.envs.interval_plan.DataPlane`."""
-        return passes(self._task, self._state)
+        return self._given * self._task.inverse_size
 
     def snapshot(self) -> dict[str, Any]:
         """See :class:`mixgym.envs.interval_plan.DataPlane`."""
-        return {"given": self._state.given.tolist()}
+        return {"given": self._given.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See :class:`mixgym.envs.interval_plan.DataPlane`."""
-        self._state = CurveState(np.array(state["given"], np.float64), self._state.learnt)
+        self._given = np.array(state["given"], np.float64)
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
-from mixgym.envs.curves.dynamics import CurveState, advance, gradient_norm, mastery, nll, worth
-from mixgym.envs.curves.task import CurveTask
+from mixgym.envs.curves.dynamics import (
+    CurveState,
+    Pace,
+    advance,
+    common_slope,
+    gradient_norm,
+    mastery,
+    nll,
+    train_nll,
+    worth,
+)
+from mixgym.envs.curves.task import CurveTask, rate_until, supervised_tokens
 from mixgym.envs.probes import find_probe
 from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import last_sum
 
 NOISE = 10.0  # error of a probe, in errors of a held-out measurement: it reads fewer rows
+LARGEST = 0.02  # error of a held-out measurement for that: probes read training rows instead
 _GRAIN = 0.25  # square of the gradient's noise in the probe rows of a source, per nat
 _ROW_GRAIN = 8.0  # the same of a single row, in units of _GRAIN
 _ROW_TOKENS = 100  # pretended tokens of a row
+_STEP_READS = 1024.0  # tokens, in the reference's training
 _REFERENCE_STEPS = 32  # that the reference's training is integrated in
 
 
@@ -56,7 +68,7 @@ class Seen:
     @property
     def nll(self) -> FloatArray:
         """float64[..., K, G], NLL of training rows."""
-        return train_nll(self.task, self.known)
+        return train_nll(self.task, self.state, self.known)
 
     def falls(self) -> FloatArray:
         """float64[..., K, K], fall of source i's NLL by source k's tokens, per share of budget.
@@ -68,8 +80,18 @@ class Seen:
         size = np.maximum(last_sum(task.size), 1e-300)[..., None]
         share = task.size / size * worth(task, self.state, self.known)
         reach = slope @ np.swapaxes(share @ task.spread, -1, -2)
-        fall: FloatArray = task.transfer * reach * task.budget[..., None, None]
-        return fall
+        fall: FloatArray = task.transfer * reach
+        if task.common:  # any token teaches this, whatever its source
+            everyone = common_slope(task, self.state) * task.present.any(-1)[..., None, :]
+            fall = fall + everyone * task.present.any(-1)[..., :, None]
+        return fall * self._supervised[..., None, None]
+
+    @property
+    def _supervised(self) -> FloatArray:
+        """float64[...], supervised tokens of the budget, where rows are drawn by their number."""
+        task = self.task
+        weights = task.size / np.maximum(last_sum(last_sum(task.size)), 1e-300)[..., None, None]
+        return last_sum(last_sum(supervised_tokens(task, weights, task.budget)))
 
     def likeness(self) -> FloatArray:
         """float64[..., K, K], cosine of the sources' embeddings: transfer, either way."""
@@ -85,11 +107,6 @@ def constant_probe(name: str, task: CurveTask) -> FloatArray:
     return np.where(present, 0.0, np.nan)
 
 
-def train_nll(task: CurveTask, known: FloatArray) -> FloatArray:
-    """float64[..., K, G], NLL of training rows: without the cost of over-fitting."""
-    return task.floor + task.amplitude * (1.0 - known)
-
-
 def probe(name: str, seen: Seen, noise: FloatArray) -> FloatArray:
     """The value of a probe; NaN in absent sources and cells.
 
@@ -101,12 +118,12 @@ def probe(name: str, seen: Seen, noise: FloatArray) -> FloatArray:
     Returns:
         float64[..., K] or float64[..., K, G] by the probe's level.
     """
-    error = NOISE * seen.task.noise[..., None]
+    error = NOISE * np.minimum(seen.task.noise, LARGEST)
     present = seen.task.present
     if find_probe(name).level == "source":
-        value = SOURCE_VALUES[name](seen) * (1.0 + error * noise[..., 0])
+        value = SOURCE_VALUES[name](seen) * (1.0 + error[..., 0] * noise[..., 0])
         return np.where(present.any(-1), value, np.nan)
-    value = STRATUM_VALUES[name](seen, 1.0 + error[..., None] * noise)
+    value = STRATUM_VALUES[name](seen, 1.0 + error * noise)
     return np.where(present, value, np.nan)
 
 
@@ -129,10 +146,13 @@ def baseline_tokens(passes: int, cells: int, rows: int) -> int:
 def reference_state(task: CurveTask) -> CurveState:
     """What the whole budget reaches under the proportional mixture."""
     total = np.maximum(last_sum(last_sum(task.size)), 1e-300)[..., None, None]
-    tokens = task.size / total * task.budget[..., None, None] / _REFERENCE_STEPS
+    tokens = supervised_tokens(task, task.size / total, task.budget / _REFERENCE_STEPS)
+    steps = task.budget / _REFERENCE_STEPS / _STEP_READS
     state = CurveState.start(task)
-    for _ in range(_REFERENCE_STEPS):
-        state = advance(task, state, tokens)
+    for part in range(_REFERENCE_STEPS):
+        until = [rate_until(task, np.asarray(n / _REFERENCE_STEPS)) for n in (part, part + 1)]
+        pace = Pace(steps, (until[1] - until[0]) * _REFERENCE_STEPS)
+        state = advance(task, state, tokens, pace)
     return state
 
 
@@ -140,7 +160,7 @@ def reference_losses(task: CurveTask) -> tuple[FloatArray, FloatArray]:
     """(held-out, training) NLL of the reference, float64[..., K, G] each."""
     state = reference_state(task)
     known = mastery(task, state)
-    return nll(task, state, known), train_nll(task, known)
+    return nll(task, state, known), train_nll(task, state, known)
 
 
 # --- source level ---------------------------------------------------------------------------
@@ -225,11 +245,15 @@ SOURCE_VALUES: dict[str, Callable[[Seen], FloatArray]] = {
 
 def _difference(seen: Seen, error: FloatArray) -> FloatArray:
     """NLL now minus NLL at the start, as measured."""
-    return -seen.task.amplitude * seen.known * error
+    return (seen.nll - _at_start(seen.task)) * error
+
+
+def _at_start(task: CurveTask) -> FloatArray:
+    return train_nll(task, CurveState.start(task))
 
 
 def _loss_ratio(seen: Seen, error: FloatArray) -> FloatArray:
-    start = seen.task.floor + seen.task.amplitude
+    start = _at_start(seen.task)
     return 1.0 + _difference(seen, error) / np.where(seen.task.present, start, 1.0)
 
 

@@ -1,13 +1,13 @@
-"""Tasks of the fast world: the constants of learning curves, drawn from seeds.
+"""A task of the fast world: the constants of learning curves, of one run or of a batch of them.
 
-A task has 3 to 12 sources whose sizes span three orders of magnitude, random targets, transfer
-between sources, strata that open only after easier ones, and now and then a source of pure noise.
-The sets for training, validation and test are frozen ranges of seeds.
+What they mean is said in :mod:`mixgym.envs.curves.dynamics`; where tasks come from, in
+:mod:`mixgym.envs.curves.tasks`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,59 +16,110 @@ from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
 
 LEAST_SOURCES, MAX_SOURCES, MAX_STRATA = 3, 12, 4
-_SINGLE_SOURCES = 4
-TASK_SETS = {
-    "train": range(0, 4096),
-    "validation": range(1_000_000, 1_000_064),
-    "test": range(2_000_000, 2_000_064),
-}
-"""Seeds of the frozen task sets; they do not overlap."""
+
+CONSTANT, LINEAR, COSINE = 0.0, 1.0, 2.0
+"""Shapes of the learning rate after warm-up: ``CurveTask.schedule``."""
 
 
 @dataclass(frozen=True)
 class CurveTask:
     """The constants of one task, or of a batch of them (any leading axes).
 
-    Absent sources and strata (padding) have size 0 and an NLL of 0.
+    Absent sources and strata (padding) have size 0 and an NLL of 0. "Intrinsic time" is supervised
+    tokens, each counted by its learning rate over that of the task's fit.
 
     Attributes:
         targets: float64[..., K], weight in rewards and evaluation.
         size: float64[..., K, G], unique supervised tokens.
-        floor, amplitude: float64[..., K, G], nats: NLL starts at their sum and falls to the floor.
-        scale: float64[..., K, G], tokens after which the fall has begun in earnest.
+        cost: float64[..., K, G], tokens read per supervised token, at least 1.
+        floor, amplitude: float64[..., K, G], nats: the own part of NLL starts at their sum and
+            falls to the floor.
+        scale: float64[..., K, G], intrinsic time after which the fall has begun in earnest.
         exponent: float64[..., K, G], of the power law.
+        base, base_scale, base_exponent: float64[..., K, 1], the part that any training teaches.
         transfer: float64[..., K, K]; what a token of source j is worth to source i.
         spread: float64[..., G, G], the same between strata.
         threshold: float64[..., K, 1], mastery of a stratum at which the next one opens.
+        unit, power: float64[..., K, 1], diminishing returns of what a source teaches.
+        lasting: float64[...], share of what was learnt that is never forgotten.
+        forgetting: float64[...], decay of the rest per unit of intrinsic time.
+        known: float64[..., K, 1], mass that is there before training, and may be forgotten.
+        warmth: float64[..., K, 1], nats that training at the fit's learning rate costs.
+        cooling: float64[...], per unit of intrinsic time: how fast that follows the rate.
         patience: float64[..., K, 1], passes over which the worth of a repeated token decays.
-        overfit: float64[..., K, 1], nats lost per e-fold of passes beyond the fourth.
-        budget: float64[...], supervised tokens in an episode.
-        noise: float64[...], relative standard deviation of a measurement.
+        overfit: float64[..., K, 1], nats lost per e-fold of passes beyond the free ones.
+        free_passes: float64[..., K, 1], before repetition begins to over-fit.
+        budget: float64[...], tokens read in an episode.
+        batch, batch_power: float64[...], supervised tokens of a step of the fit, and the power by
+            which a larger step takes longer in intrinsic time.
+        rate, warmup, schedule: float64[...], highest learning rate over that of the fit, share of
+            the budget with a rising rate, shape afterwards.
+        noise: float64[..., K, G], relative standard error of a held-out loss.
+        stays: float64[...], share of that error's variance which is the same in every measurement
+            of a run, the rows being the same.
     """
 
     targets: FloatArray
     size: FloatArray
+    cost: FloatArray
     floor: FloatArray
     amplitude: FloatArray
     scale: FloatArray
     exponent: FloatArray
+    base: FloatArray
+    base_scale: FloatArray
+    base_exponent: FloatArray
     transfer: FloatArray
     spread: FloatArray
     threshold: FloatArray
+    unit: FloatArray
+    power: FloatArray
+    lasting: FloatArray
+    forgetting: FloatArray
+    known: FloatArray
+    warmth: FloatArray
+    cooling: FloatArray
     patience: FloatArray
     overfit: FloatArray
+    free_passes: FloatArray
     budget: FloatArray
+    batch: FloatArray
+    batch_power: FloatArray
+    rate: FloatArray
+    warmup: FloatArray
+    schedule: FloatArray
     noise: FloatArray
+    stays: FloatArray
 
     @cached_property
     def inverse_size(self) -> FloatArray:
         """float64[..., K, G], 1 / size; 0 in absent cells."""
         return np.divide(1.0, self.size, out=np.zeros_like(self.size), where=self.size > 0)
 
-    @property
+    @cached_property
     def present(self) -> NDArray[np.bool_]:
         """bool[..., K, G], cells that exist."""
-        return self.size > 0
+        return np.asarray(self.size > 0)
+
+    @cached_property
+    def forgets(self) -> bool:
+        """Whether anything is forgotten, or was known before, in any of the tasks."""
+        return bool(np.any(self.lasting < 1.0))
+
+    @cached_property
+    def linear(self) -> bool:
+        """Whether no source has diminishing returns."""
+        return bool(np.all(self.power == 1.0))
+
+    @cached_property
+    def interferes(self) -> bool:
+        """Whether a source takes something from another one."""
+        return bool(np.any(self.transfer < 0.0))
+
+    @cached_property
+    def common(self) -> bool:
+        """Whether there are terms that do not depend on the mixture."""
+        return bool(np.any(self.base != 0.0) or np.any(self.warmth != 0.0))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,98 +128,105 @@ class CurveTask:
 
     def pick(self, index: NDArray[np.intp]) -> "CurveTask":
         """The tasks at ``index`` of the leading axis."""
-        return CurveTask(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return CurveTask(**{name: getattr(self, name)[index] for name in _FIELDS})
+
+    def sources(self, index: Sequence[int] | NDArray[np.intp]) -> "CurveTask":
+        """A single task with these of its sources, in this order."""
+        index = np.asarray(index)
+        kept = {name: getattr(self, name)[index] for name in BY_SOURCE}
+        others = {name: getattr(self, name) for name in _FIELDS if name not in BY_SOURCE}
+        return CurveTask(**{**others, **kept, "transfer": self.transfer[np.ix_(index, index)]})
 
 
-def sample_task(
-    seed: int,
-    *,
-    sources: int | None = None,
-    strata: int | None = None,
-    noise_sources: int | None = None,
-) -> CurveTask:
-    """Draw a task.
+_FIELDS = tuple(field.name for field in fields(CurveTask))
+_CELLS = {
+    "size": 0.0,
+    "cost": 1.0,
+    "floor": 0.0,
+    "amplitude": 0.0,
+    "scale": 1.0,
+    "exponent": 1.0,
+    "noise": 0.0,
+}
+_COLUMNS = {
+    "base": 0.0,
+    "base_scale": 1.0,
+    "base_exponent": 1.0,
+    "threshold": 0.0,
+    "unit": 1.0,
+    "power": 1.0,
+    "known": 0.0,
+    "warmth": 0.0,
+    "patience": 1.0,
+    "overfit": 0.0,
+    "free_passes": 1.0,
+}
+BY_SOURCE = ("targets", *_CELLS, *_COLUMNS)
+"""Fields with a row per source."""
 
-    Args:
-        seed: of everything in it.
-        sources: K, or None to draw it from 3 to 12.
-        strata: G, or None to draw it from 2 to 4.
-        noise_sources: how many of the sources are pure noise, or None for 0 or 1.
+
+def simple(sources: int, strata: int) -> dict[str, FloatArray]:
+    """Constants under which nothing but own and transferred tokens counts, for a single task.
+
+    No cost of prompts, no forgetting, a constant learning rate, no common part, no error that
+    stays: what is left to give is targets, sizes, floor, amplitude, scale, exponent, transfer,
+    spread, threshold, patience, overfit, budget and noise.
     """
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 77]))
-    drawn_sources = int(rng.integers(LEAST_SOURCES, MAX_SOURCES + 1))
-    drawn_strata = int(rng.integers(2, MAX_STRATA + 1))
-    drawn_noise = int(rng.random() < 0.5)
-    count = drawn_sources if sources is None else sources
-    groups = drawn_strata if strata is None else strata
-    junk = np.arange(count) < (drawn_noise if noise_sources is None else noise_sources)
-    rng.shuffle(junk)
-    shape, column = (count, groups), (count, 1)
-    harder = np.linspace(0.0, 1.0, groups)
-    budget = 10.0 ** rng.uniform(5.0, 6.0)
-    size = budget * 10.0 ** rng.uniform(-2.5, 0.5, column) / groups * np.ones(shape)
-    floor = rng.uniform(0.3, 1.5, column) + rng.uniform(0.0, 0.6, column) * harder
-    amplitude = rng.uniform(1.0, 4.0, column) * (1.0 + 0.3 * harder)
-    scale = budget * 10.0 ** (
-        rng.uniform(-3.0, -1.5, column) + rng.uniform(0, 0.8, column) * harder
-    )
-    exponent = rng.uniform(0.3, 0.9, column) * np.ones(shape)
-    targets = np.where(rng.random(count) < 0.7, 1.0, rng.choice([0.0, 0.5, 2.0], count))
-    targets = np.where(junk, 0.0, targets)
-    if not targets.any():
-        targets = np.where(junk, 0.0, 1.0)
-    amplitude = np.where(junk[:, None], 0.02, amplitude)
-    floor = np.where(junk[:, None], floor + 3.0, floor)
-    return CurveTask(
-        targets=targets,
-        size=size,
-        floor=floor,
-        amplitude=amplitude,
-        scale=scale,
-        exponent=exponent,
-        transfer=_transfer(rng, junk),
-        spread=rng.uniform(0.2, 0.7) ** np.abs(np.arange(groups)[:, None] - np.arange(groups)),
-        threshold=rng.uniform(0.1, 0.5, column) * (rng.random(column) < 0.7),
-        patience=rng.uniform(3.0, 15.0, column),
-        overfit=rng.uniform(0.0, 0.3, column),
-        budget=np.array(budget),
-        noise=np.array(10.0 ** rng.uniform(-3.0, -2.0)),
-    )
-
-
-def task_set(name: str | None, seed: int, strata: int) -> "Sequence[int | CurveTask]":
-    """The tasks that an environment draws from: a frozen set by name, or a single one by seed.
-
-    The single one has :data:`_SINGLE_SOURCES` sources: spaces are the same for every seed.
-    """
-    return (
-        [sample_task(seed, sources=_SINGLE_SOURCES, strata=strata)]
-        if name is None
-        else TASK_SETS[name]
-    )
-
-
-def least_sources(tasks: Sequence[int | CurveTask]) -> int:
-    """How many sources every task has, at least; drawn ones may have :data:`LEAST_SOURCES`."""
-    own = [task.size.shape[-2] for task in tasks if not isinstance(task, int)]
-    return min(own) if len(own) == len(tasks) else min([LEAST_SOURCES, *own])
+    column, one, none = np.ones((sources, 1)), np.array(1.0), np.array(0.0)
+    return {
+        "cost": np.ones((sources, strata)),
+        "base": 0.0 * column,
+        "base_scale": column,
+        "base_exponent": column,
+        "unit": column,
+        "power": column,
+        "lasting": one,
+        "forgetting": none,
+        "known": 0.0 * column,
+        "warmth": 0.0 * column,
+        "cooling": none,
+        "free_passes": 4.0 * column,
+        "batch": one,
+        "batch_power": one,
+        "rate": one,
+        "warmup": none,
+        "schedule": np.array(CONSTANT),
+        "stays": none,
+    }
 
 
 def tokens_per_step(task: CurveTask, steps: int) -> FloatArray:
-    """float64[...], whole supervised tokens in each of the ``steps`` of the budget."""
+    """float64[...], whole tokens read in each of the ``steps`` of the budget."""
     return np.maximum(np.rint(task.budget / steps), 1.0)
 
 
-def _transfer(rng: np.random.Generator, junk: NDArray[np.bool_]) -> FloatArray:
-    """What sources are worth to each other: by nearness in a small space; noise is worth 0."""
-    places = rng.normal(size=(len(junk), 3))
-    places /= np.linalg.norm(places, axis=1, keepdims=True)
-    near = np.clip(places @ places.T, 0.0, 1.0) ** 2 * rng.uniform(0.0, 0.5)
-    near *= rng.uniform(0.5, 1.0, near.shape)
-    near[:, junk] = 0.0
-    near[junk, :] = 0.0
-    np.fill_diagonal(near, 1.0)
-    return near
+def supervised_tokens(task: CurveTask, weights: FloatArray, read: FloatArray) -> FloatArray:
+    """float64[..., K, G], supervised tokens among so many tokens that are read.
+
+    Args:
+        task: gives the costs.
+        weights: float64[..., K, G], shares of supervised tokens, summing to 1.
+        read: float64[...].
+    """
+    per_token = (weights * task.cost).sum((-2, -1))
+    return weights * (read / per_token)[..., None, None]
+
+
+def rate_until(task: CurveTask, done: FloatArray) -> FloatArray:
+    """float64[...], integral of the relative learning rate over the budget up to ``done`` in [0, 1].
+
+    Linear warm-up, then constant, linear to 0, or half a cosine to 0.
+    """
+    warm = np.minimum(done, task.warmup)
+    rising = 0.5 * warm * warm / np.maximum(task.warmup, 1e-12)
+    rest = np.maximum(1.0 - task.warmup, 1e-12)
+    late = np.clip((done - task.warmup) / rest, 0.0, 1.0)
+    linear = late - 0.5 * late * late
+    cosine = 0.5 * late + np.sin(np.pi * late) / (2.0 * np.pi)
+    falling = np.where(
+        task.schedule == CONSTANT, late, np.where(task.schedule == LINEAR, linear, cosine)
+    )
+    return np.asarray(task.rate * (rising + rest * falling))
 
 
 def pad_task(task: CurveTask, sources: int, strata: int) -> CurveTask:
@@ -183,47 +241,25 @@ def pad_task(task: CurveTask, sources: int, strata: int) -> CurveTask:
             f"environment.max_sources, max_strata = {(sources, strata)}: a task has {count} "
             f"sources and {groups} strata"
         )
-    wide = ((0, sources - count), (0, strata - groups))
-    tall = ((0, sources - count), (0, 0))
-
-    def cells(values: FloatArray, filler: float) -> FloatArray:
-        return np.pad(values, wide, constant_values=filler)
-
-    return CurveTask(
-        targets=np.pad(task.targets, wide[:1]),
-        size=cells(task.size, 0.0),
-        floor=cells(task.floor, 0.0),
-        amplitude=cells(task.amplitude, 0.0),
-        scale=cells(task.scale, 1.0),
-        exponent=cells(task.exponent, 1.0),
-        transfer=np.pad(task.transfer, (wide[0], wide[0])),
-        spread=np.pad(task.spread, (wide[1], wide[1])),
-        threshold=np.pad(task.threshold, tall),
-        patience=np.pad(task.patience, tall, constant_values=1.0),
-        overfit=np.pad(task.overfit, tall),
-        budget=task.budget,
-        noise=task.noise,
-    )
+    wide, tall = ((0, sources - count), (0, strata - groups)), ((0, sources - count), (0, 0))
+    padded: dict[str, Any] = {name: getattr(task, name) for name in _FIELDS}
+    padded |= _filled(task, _CELLS, wide) | _filled(task, _COLUMNS, tall)
+    padded["targets"] = np.pad(task.targets, wide[:1])
+    padded["transfer"] = np.pad(task.transfer, (wide[0], wide[0]))
+    padded["spread"] = np.pad(task.spread, (wide[1], wide[1]))
+    return CurveTask(**padded)
 
 
-def stack_tasks(tasks: list[CurveTask], sources: int, strata: int) -> CurveTask:
+def _filled(
+    task: CurveTask, names: Mapping[str, float], widths: tuple[tuple[int, int], ...]
+) -> dict[str, FloatArray]:
+    return {
+        name: np.pad(getattr(task, name), widths, constant_values=filler)
+        for name, filler in names.items()
+    }
+
+
+def stack_tasks(tasks: Sequence[CurveTask], sources: int, strata: int) -> CurveTask:
     """Padded tasks along a new leading axis."""
     padded = [pad_task(task, sources, strata) for task in tasks]
-    return CurveTask(
-        **{f.name: np.stack([getattr(t, f.name) for t in padded]) for f in fields(CurveTask)}
-    )
-
-
-def stacked(tasks: Sequence[int | CurveTask], sources: int, strata: int) -> CurveTask:
-    """Tasks, or those of seeds, stacked; the frozen sets are drawn once per process."""
-    if isinstance(tasks, range):
-        return _stacked_range(tasks, sources, strata)
-    return _stacked(tasks, sources, strata)
-
-
-def _stacked(tasks: Sequence[int | CurveTask], sources: int, strata: int) -> CurveTask:
-    drawn = [sample_task(task) if isinstance(task, int) else task for task in tasks]
-    return stack_tasks(drawn, sources, strata)
-
-
-_stacked_range = lru_cache(maxsize=8)(_stacked)
+    return CurveTask(**{name: np.stack([getattr(t, name) for t in padded]) for name in _FIELDS})

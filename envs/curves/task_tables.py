@@ -1,6 +1,5 @@
 """What follows from many tasks at once: priors, scales of actions, references; by environment."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +9,8 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.probes import reference_losses
-from mixgym.envs.curves.task import CurveTask, stacked, tokens_per_step
+from mixgym.envs.curves.task import CurveTask, rate_until, tokens_per_step
+from mixgym.envs.curves.tasks.sets import Tasks, stacked
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.spaces.actions import Levels
@@ -26,7 +26,9 @@ class Constants:
         prior: weights of sources, and of strata in each.
         base: the same with the floor mixed in.
         scale: logit scales of the levels, float64[n, 1] and [n, 1, 1].
-        per_step: float64[n], supervised tokens of an optimiser step.
+        per_step: float64[n], tokens that an optimiser step reads.
+        rate_until: float64[n, decisions + 1], integral of the relative learning rate over the
+            budget, up to every decision.
         reference: (held-out, training) NLL of the reference, float64[n, K, G] each, or None.
     """
 
@@ -35,6 +37,7 @@ class Constants:
     base: Levels
     scale: Levels
     per_step: FloatArray
+    rate_until: FloatArray
     reference: tuple[FloatArray, FloatArray] | None
 
     @cached_property
@@ -68,7 +71,7 @@ class TaskTable:
         tasks: seeds, or tasks themselves.
         options: prior, floor, reach.
         shape: (K_max, G_max).
-        steps: that a budget is spread over.
+        steps: after every decision, from 0 to those that the budget is spread over.
         reference: whether the reference's losses are needed.
 
     Raises:
@@ -77,10 +80,10 @@ class TaskTable:
 
     def __init__(
         self,
-        tasks: Sequence[int | CurveTask],
+        tasks: Tasks,
         options: EnvironmentOptions,
         shape: tuple[int, int],
-        steps: int,
+        steps: tuple[int, ...],
         reference: bool,
     ) -> None:
         self._made_of = tasks, options, shape, steps, reference
@@ -88,7 +91,8 @@ class TaskTable:
         prior, present = priors(task, options), task.present
         top, inner = scales(task, options.reach)
         self.shapes = np.stack([present.any(-1).sum(-1), present.any(-2).sum(-1)], -1).tolist()
-        self.noise = task.noise
+        self.noise, self.stays = task.noise, task.stays
+        done = np.array(steps)[:, None] / steps[-1]
         self._all = Constants(
             task=task,
             prior=prior,
@@ -97,7 +101,8 @@ class TaskTable:
                 floored(prior[1], present, options.floor),
             ),
             scale=(top[:, None], inner[:, None, None]),
-            per_step=tokens_per_step(task, steps),
+            per_step=tokens_per_step(task, steps[-1]),
+            rate_until=rate_until(task, done).T,
             reference=reference_losses(task) if reference else None,
         )
 
@@ -115,6 +120,7 @@ class TaskTable:
             base=(found.base[0][index], found.base[1][index]),
             scale=(found.scale[0][index], found.scale[1][index]),
             per_step=found.per_step[index],
+            rate_until=found.rate_until[index],
             reference=None if known is None else (known[0][index], known[1][index]),
         )
 

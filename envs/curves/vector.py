@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from mixgym.envs.arrays import BoolArray
 from mixgym.envs.curves.autoreset import row_of
 from mixgym.envs.curves.core import CurvesCore
-from mixgym.envs.curves.task import TASK_SETS, CurveTask
+from mixgym.envs.curves.tasks.sets import Tasks, named_tasks
 from mixgym.envs.errors import check_reset_options
 from mixgym.envs.options import EnvironmentOptions
 
@@ -74,10 +74,11 @@ class CurvesVecEnv(OneObjectVecEnv):
     def __init__(
         self,
         count: int,
-        tasks: Sequence[int | CurveTask] = TASK_SETS["train"],
+        tasks: Tasks | None = None,
         options: EnvironmentOptions | None = None,
         **kwargs: Any,
     ) -> None:
+        tasks = named_tasks("world-train") if tasks is None else tasks
         self.core = CurvesCore(count, tasks, options or EnvironmentOptions(), **kwargs)
         super().__init__(count, self.core.observation_space, self.core.action_space)
         self._actions: NDArray[np.float32] | None = None

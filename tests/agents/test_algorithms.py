@@ -19,7 +19,7 @@ from mixgym.agents.policies.export import (
     load_weights,
 )
 from mixgym.agents.registry import ALGORITHMS, load_object
-from mixgym.envs.curves import task
+from mixgym.envs.curves.tasks import sets
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.levels.batch_global import GlobalLevel
@@ -67,7 +67,7 @@ MORE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(task.TASK_SETS, "train", range(8))
+    monkeypatch.setitem(sets.TASK_SETS, "train", range(8))
 
 
 def suited(config: RunConfig) -> RunConfig:

@@ -12,7 +12,7 @@ from mixgym.agents.hbo.settings import needs, read_options
 from mixgym.agents.hbo.variants import PRESETS
 from mixgym.agents.registry import find_algorithm
 from mixgym.envs.arrays import FloatArray
-from mixgym.envs.curves.task import sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions

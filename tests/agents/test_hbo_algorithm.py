@@ -14,7 +14,7 @@ from mixgym.agents.hbo.updates import softmax
 from mixgym.agents.policies.export import ExportedPolicy, export_policy
 from mixgym.agents.policies.on_policy import HierarchicalPolicy
 from mixgym.agents.policies.plain import MlpPolicy, TablePolicy
-from mixgym.envs.curves.task import sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 from mixgym.agents.policies.export import CARD, WEIGHTS, ExportedPolicy, export_policy, load_weights
 from mixgym.agents.policies.network import Spread, bounded
 from mixgym.agents.policies.on_policy import HierarchicalPolicy
-from mixgym.envs.curves.task import sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions

@@ -22,7 +22,7 @@ from mixgym.agents.policies.random_search import HierarchicalARSPolicy
 from mixgym.agents.policies.recurrent import RecurrentHierarchicalPolicy
 from mixgym.agents.policies.rows import action_mask, as_local, rows_shape, split_rows
 from mixgym.agents.policies.value_based import HierarchicalDQNPolicy, HierarchicalQRDQNPolicy
-from mixgym.envs.curves.task import sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.spaces.observations import layout, local_observation

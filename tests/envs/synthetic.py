@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.envs.curves.task import CurveTask
+from mixgym.envs.curves.task import CurveTask, simple
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
 
 
@@ -87,7 +87,8 @@ def hand_task(**changes: Any) -> CurveTask:
         "patience": 10.0 * one,
         "overfit": 0 * one,
         "budget": np.array(1000.0),
-        "noise": np.array(0.0),
     }
     changed = {name: np.asarray(value, np.float64) for name, value in changes.items()}
-    return CurveTask(**{**constants, **changed})
+    shape = changed.get("size", constants["size"]).shape
+    noise = changed.pop("noise", np.array(0.0)) * np.ones(shape)
+    return CurveTask(**{**simple(*shape), **constants, **changed, "noise": noise})

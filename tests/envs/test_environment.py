@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import mixgym
 from mixgym.envs.curves.learner import CurveLearner
-from mixgym.envs.curves.task import sample_task, tokens_per_step
+from mixgym.envs.curves.task import tokens_per_step
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.environment import FAILURE_PENALTY, MixtureEnv
 from mixgym.envs.errors import DivergenceError, MixgymError
 from mixgym.envs.interval_plan import IntervalPlan

@@ -34,10 +34,10 @@ def _no_failpoint_hook(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast world of a few training and validation tasks."""
-    from mixgym.envs.curves import task
+    from mixgym.envs.curves.tasks import sets
 
-    monkeypatch.setitem(task.TASK_SETS, "train", range(8))
-    monkeypatch.setitem(task.TASK_SETS, "validation", range(1_000_000, 1_000_004))
+    monkeypatch.setitem(sets.TASK_SETS, "train", range(8))
+    monkeypatch.setitem(sets.TASK_SETS, "validation", range(1_000_000, 1_000_004))
 
 
 def small_settings(folder: Path) -> dict[str, Any]:

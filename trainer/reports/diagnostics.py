@@ -14,7 +14,8 @@ from mixgym.agents.policies.export import CARD, acting_weights
 from mixgym.agents.rules import Uniform
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.core import DECISIONS
-from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, TASK_SETS
+from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
+from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.learners.kinds import CURVES
 from mixgym.envs.levels.batch_local import present_rows, rows_of

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
-from mixgym.envs.curves.control_tasks import (
+from mixgym.envs.curves.tasks.controls import (
     NOISE,
     TWINS,
     duplicate_tasks,

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecE
 from mixgym.envs import storage
 from mixgym.envs.build import build_environment
 from mixgym.envs.curves.core import DECISIONS
-from mixgym.envs.curves.task import TASK_SETS
+from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.learners.kinds import CAUSAL_LM, CURVES

@@ -17,7 +17,7 @@ from mixgym.agents.policies.composed import load_agent
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.build import build_environment
 from mixgym.envs.curves.core import DECISIONS
-from mixgym.envs.curves.task import TASK_SETS
+from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.options import EnvironmentOptions

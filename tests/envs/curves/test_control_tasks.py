@@ -1,7 +1,7 @@
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
-from mixgym.envs.curves.control_tasks import (
+from mixgym.envs.curves.tasks.controls import (
     FIRST_SEED,
     NOISE,
     TWINS,
@@ -10,7 +10,8 @@ from mixgym.envs.curves.control_tasks import (
     noise_tasks,
 )
 from mixgym.envs.curves.dynamics import CurveState, advance, nll
-from mixgym.envs.curves.task import TASK_SETS, CurveTask
+from mixgym.envs.curves.task import CurveTask
+from mixgym.envs.curves.tasks.sets import TASK_SETS
 
 
 def after(task: CurveTask, weights: FloatArray, decisions: int = 8) -> FloatArray:

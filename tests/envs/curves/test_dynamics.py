@@ -22,12 +22,12 @@ from mixgym.envs.curves.dynamics import (
 from mixgym.envs.curves.task import (
     MAX_SOURCES,
     MAX_STRATA,
-    TASK_SETS,
     CurveTask,
     pad_task,
-    sample_task,
     stack_tasks,
 )
+from mixgym.envs.curves.tasks.prior import sample_task
+from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.envs.errors import ConfigError
 
 from ..synthetic import hand_task

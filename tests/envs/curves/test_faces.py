@@ -14,7 +14,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 import mixgym  # noqa: F401 - registers the environments
 from mixgym.envs.curves.core import CurvesCore
 from mixgym.envs.curves.gymnasium_vector import CurvesVectorEnv
-from mixgym.envs.curves.task import TASK_SETS, sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
+from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.options import EnvironmentOptions

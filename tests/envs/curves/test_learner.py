@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mixgym.envs.build import build_environment
 from mixgym.envs.curves.learner import CurveLearner, TokenPlane
-from mixgym.envs.curves.task import sample_task, tokens_per_step
+from mixgym.envs.curves.task import tokens_per_step
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.interval_plan import Budget
 from mixgym.envs.learners.base import PlainStep

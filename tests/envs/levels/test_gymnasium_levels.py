@@ -9,7 +9,9 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 import mixgym  # noqa: F401 - registers the environments
-from mixgym.envs.curves.task import LEAST_SOURCES, TASK_SETS, least_sources, sample_task
+from mixgym.envs.curves.task import LEAST_SOURCES
+from mixgym.envs.curves.tasks.prior import sample_task
+from mixgym.envs.curves.tasks.sets import TASK_SETS, least_sources
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.levels.gymnasium_vector import GlobalVectorEnv, LocalVectorEnv
 from mixgym.envs.levels.single import LocalEnv, make_global_env, make_local_env

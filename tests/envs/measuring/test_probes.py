@@ -16,7 +16,7 @@ from mixgym.envs.curves.core import CurvesCore
 from mixgym.envs.curves.dynamics import CurveState, advance, mastery, nll
 from mixgym.envs.curves.learner import CurveLearner
 from mixgym.envs.curves.probes import Seen, probe, reference_losses, reference_state
-from mixgym.envs.curves.task import sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import FAILURE_PENALTY, MixtureEnv
 from mixgym.envs.errors import DivergenceError

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixgym.envs.curves.core import CurvesCore
-from mixgym.envs.curves.task import sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.errors import MixgymError
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.registration import make_mixture_env

@@ -43,10 +43,10 @@ CHECKS = [
 
 @pytest.fixture(autouse=True)
 def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixgym.envs.curves import task
+    from mixgym.envs.curves.tasks import sets
 
-    monkeypatch.setitem(task.TASK_SETS, "train", range(8))
-    monkeypatch.setitem(task.TASK_SETS, "validation", range(1_000_000, 1_000_006))
+    monkeypatch.setitem(sets.TASK_SETS, "train", range(8))
+    monkeypatch.setitem(sets.TASK_SETS, "validation", range(1_000_000, 1_000_006))
 
 
 @pytest.fixture

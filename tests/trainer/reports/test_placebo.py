@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mixgym.envs.curves.control_tasks import NOISE
+from mixgym.envs.curves.tasks.controls import NOISE
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.reports.placebo import (
     Course,

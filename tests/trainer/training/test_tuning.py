@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mixgym.agents.algorithm_presets import PRESETS
-from mixgym.envs.curves import task
+from mixgym.envs.curves.tasks import sets
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.cli.main import app
 from mixgym.trainer.config import RunConfig, load_config
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 
 @pytest.fixture(autouse=True)
 def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(task.TASK_SETS, "train", range(8))
-    monkeypatch.setitem(task.TASK_SETS, "validation", range(1_000_000, 1_000_004))
-    monkeypatch.setitem(task.TASK_SETS, "test", range(0))  # looking at one would fail
+    monkeypatch.setitem(sets.TASK_SETS, "train", range(8))
+    monkeypatch.setitem(sets.TASK_SETS, "validation", range(1_000_000, 1_000_004))
+    monkeypatch.setitem(sets.TASK_SETS, "test", range(0))  # looking at one would fail
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mixgym.agents.rules import Proportional, Uniform
-from mixgym.envs.curves.task import TASK_SETS, sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
+from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.trainer.training.validation import TaskScores, comparison, score
 

@@ -4,11 +4,12 @@ Schedulers that see something where there is nothing, feed on noise, or count a 
 here. Seeds do not overlap with those of the frozen sets.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
-from mixgym.envs.curves.task import CurveTask, sample_task
+from mixgym.envs.curves.task import BY_SOURCE, CurveTask
+from mixgym.envs.curves.tasks.prior import sample_task
 
 FIRST_SEED = 3_000_000
 SOURCES = 6
@@ -16,12 +17,6 @@ NOISE = 0
 """The place of the noise source in :func:`noise_tasks`."""
 TWINS = (0, 1)
 """The places of a source and its copy in :func:`duplicate_tasks`."""
-
-_BY_SOURCE = tuple(
-    field.name
-    for field in fields(CurveTask)
-    if field.name not in ("transfer", "spread", "budget", "noise")
-)
 
 
 def identical_tasks(count: int, sources: int = SOURCES) -> list[CurveTask]:
@@ -57,7 +52,7 @@ def _identical(seed: int, sources: int) -> CurveTask:
     taught = float(np.random.default_rng(seed).uniform(0.0, 0.5))
     transfer = np.full((sources, sources), taught)
     np.fill_diagonal(transfer, 1.0)
-    rows = {name: np.repeat(getattr(one, name), sources, 0) for name in _BY_SOURCE}
+    rows = {name: np.repeat(getattr(one, name), sources, 0) for name in BY_SOURCE}
     rows |= {"size": np.full((sources, 1), float(one.budget)), "targets": np.ones(sources)}
     return replace(one, **rows, transfer=transfer)
 
@@ -66,15 +61,12 @@ def _noise_first(task: CurveTask) -> CurveTask:
     """The task with its noise source at the first place."""
     noise = int(task.amplitude.max(-1).argmin())
     order = np.array([noise, *np.delete(np.arange(len(task.targets)), noise)])
-    rows = {name: getattr(task, name)[order] for name in _BY_SOURCE}
     targets = np.where(np.arange(len(order)) == NOISE, 0.0, 1.0)
-    moved = replace(task, **rows, transfer=task.transfer[np.ix_(order, order)])
-    return replace(moved, targets=targets)
+    return replace(task.sources(order), targets=targets)
 
 
 def _doubled(task: CurveTask) -> CurveTask:
     """The task with its second source replaced by a copy of the first."""
     order = np.arange(len(task.targets))
     order[TWINS[1]] = TWINS[0]
-    rows = {name: getattr(task, name)[order] for name in _BY_SOURCE}
-    return replace(task, **rows, transfer=task.transfer[np.ix_(order, order)])
+    return task.sources(order)

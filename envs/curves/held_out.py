@@ -1,0 +1,41 @@
+"""What held-out losses of the fast world are off by.
+
+The rows of a held-out set are the same in every measurement of a run, so most of the error of a
+loss stays as it is, and a smaller part moves as the model does.
+"""
+
+import numpy as np
+
+from mixgym.envs.arrays import FloatArray
+from mixgym.envs.random_streams import EpisodeNoise
+
+
+class HeldOutNoise:
+    """Draws the relative errors of episodes; one object serves them all."""
+
+    def __init__(self) -> None:
+        self._moving = EpisodeNoise()
+        self._staying = EpisodeNoise("curves: held-out rows")
+
+    def draw(
+        self, episode: int, count: int, noise: FloatArray, stays: FloatArray | float
+    ) -> FloatArray:
+        """float64[count, K, G], the relative errors of an episode's first measurements.
+
+        Args:
+            episode: its seed.
+            count: of measurements.
+            noise: float64[K, G], standard deviations.
+            stays: share of the variance that is the same in all of them.
+        """
+        moving = self._moving.start(episode).standard_normal((count, *noise.shape))
+        share = float(stays)
+        if share <= 0.0:
+            return np.asarray(moving * noise)
+        staying = self._staying.start(episode).standard_normal(noise.shape)
+        return np.asarray((np.sqrt(1.0 - share) * moving + np.sqrt(share) * staying) * noise)
+
+
+def standard_errors(noise: FloatArray, nll: FloatArray) -> FloatArray:
+    """float64[..., K, G], nats: what is known of the errors' size."""
+    return noise * nll

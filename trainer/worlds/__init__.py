@@ -1,0 +1,1 @@
+"""Fast worlds fitted to recorded runs."""

@@ -1,0 +1,212 @@
+"""What is fitted of a world: a vector of unbounded numbers with priors, and the task it stands for.
+
+Most constants have a common value and a deviation for every source (and stratum), each drawn to 0
+by a prior of its own width, so that few runs suffice. Losses start where they were measured: what
+is fitted is how the way down is divided and taken.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mixgym.envs.arrays import FloatArray
+from mixgym.envs.curves.dynamics import CurveState, mastery
+from mixgym.envs.curves.task import CurveTask, simple
+
+_PRIORS: dict[str, tuple[str, float, float]] = {
+    # name: (shape, mean, standard deviation)
+    "floor": ("one", -0.5, 1.0),  # logit of its share of the loss at the start
+    "floor_source": ("source", 0.0, 0.7),
+    "floor_cell": ("cell", 0.0, 0.2),
+    "base": ("one", 0.0, 1.0),  # logit of its share of what can be learnt
+    "base_source": ("source", 0.0, 0.7),
+    "base_scale": ("one", -3.0, 1.0),  # log, of the intrinsic time of a run
+    "base_scale_source": ("source", 0.0, 0.4),
+    "base_exponent": ("one", 0.0, 0.7),  # log
+    "base_exponent_source": ("source", 0.0, 0.2),
+    "scale": ("one", -3.0, 1.5),  # log, of the intrinsic time of a run
+    "scale_source": ("source", 0.0, 1.0),
+    "scale_cell": ("cell", 0.0, 0.2),
+    "exponent": ("one", -0.5, 0.5),  # log
+    "exponent_source": ("source", 0.0, 0.2),
+    "transfer": ("one", 0.1, 0.2),
+    "transfer_pair": ("pair", 0.0, 0.15),
+    "spread": ("one", 1.0, 1.0),  # logit
+    "unit": ("one", -3.0, 1.5),  # log, of the intrinsic time of a run
+    "power": ("one", 0.0, 1.0),  # logit
+    "lasting": ("one", 0.0, 1.0),  # logit
+    "forgetting": ("one", 1.0, 1.0),  # log, of one over the intrinsic time of a run
+    "known": ("one", -3.0, 1.0),  # log, of the unit
+    "warmth": ("one", -3.0, 1.0),  # log nats
+    "warmth_source": ("source", 0.0, 0.3),
+    "cooling": ("one", 3.0, 1.0),  # log, of one over the intrinsic time of a run
+    "patience": ("one", 2.0, 0.7),  # log passes
+    "overfit": ("one", -2.0, 1.0),  # log nats
+    "overfit_source": ("source", 0.0, 0.7),
+    "free_passes": ("one", 1.5, 0.7),  # log passes
+    "batch_power": ("one", 0.0, 1.0),  # logit
+}
+FALLBACKS = tuple(_PRIORS)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What recorded runs share.
+
+    Attributes:
+        names: of the K sources.
+        size: float64[K, G], unique supervised tokens.
+        cost: float64[K, G], tokens read per supervised token.
+        start: float64[K, G], NLL before training; NaN in cells without held-out rows.
+        span: supervised tokens of a whole run, the unit of intrinsic time.
+        batch: supervised tokens of a step.
+        rate: learning rate that counts as 1.
+        pretrained: whether the model knew anything before.
+    """
+
+    names: tuple[str, ...]
+    size: FloatArray
+    cost: FloatArray
+    start: FloatArray
+    span: float
+    batch: float
+    rate: float
+    pretrained: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, G)."""
+        sources, strata = self.size.shape
+        return sources, strata
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The layout of the vector for a corpus."""
+
+    corpus: Corpus
+
+    @cached_property
+    def places(self) -> dict[str, tuple[slice, tuple[int, ...]]]:
+        """Name -> (its slice, its shape)."""
+        sources, strata = self.corpus.shape
+        shapes = {"one": (), "source": (sources, 1), "cell": (sources, strata)}
+        places, start = {}, 0
+        for name, (kind, _, _) in _PRIORS.items():
+            shape = (sources, sources) if kind == "pair" else shapes[kind]
+            size = int(np.prod(shape))
+            places[name] = (slice(start, start + size), shape)
+            start += size
+        return places
+
+    @property
+    def size(self) -> int:
+        """Numbers in the vector."""
+        return max(place.stop for place, _ in self.places.values())
+
+    @cached_property
+    def mean(self) -> FloatArray:
+        """float64[P], means of the priors."""
+        return self._of(1)
+
+    @cached_property
+    def deviation(self) -> FloatArray:
+        """float64[P], standard deviations of the priors."""
+        return self._of(2)
+
+    def _of(self, column: int) -> FloatArray:
+        values = np.empty(self.size)
+        for name, (place, _) in self.places.items():
+            values[place] = _PRIORS[name][column]
+        return values
+
+    def named(self, vector: FloatArray) -> dict[str, FloatArray]:
+        """The parts of a vector [..., P], each in its own shape after the leading axes."""
+        lead = vector.shape[:-1]
+        return {
+            name: vector[..., place].reshape(*lead, *(shape or (1, 1)))
+            for name, (place, shape) in self.places.items()
+        }
+
+    def task(self, vector: FloatArray) -> CurveTask:
+        """The task that a vector stands for; leading axes (other vectors) stay."""
+        corpus, part = self.corpus, self.named(vector)
+        sources, strata = corpus.shape
+        lead = vector.shape[:-1]
+        cells = np.ones((*lead, sources, strata))
+        column = cells[..., :1]
+        start = np.nan_to_num(corpus.start)
+        floor = start * _logistic(part["floor"] + part["floor_source"] + part["floor_cell"])
+        present = corpus.size > 0
+        mean_fall = ((start - floor) * present).sum(-1, keepdims=True) / present.sum(
+            -1, keepdims=True
+        )
+        base = mean_fall * _logistic(part["base"] + part["base_source"])
+        unit = corpus.span * np.exp(part["unit"]) * column
+        warmth = np.exp(part["warmth"] + part["warmth_source"])
+        known = unit * np.exp(part["known"]) if corpus.pretrained else 0.0 * column
+
+        def scalar(value: FloatArray) -> FloatArray:
+            return value[..., 0, 0]
+
+        constants = {
+            **{name: np.broadcast_to(v, (*lead, *v.shape)) for name, v in simple(sources, strata).items()},
+            "targets": cells[..., 0],
+            "size": corpus.size * cells,
+            "cost": np.nan_to_num(corpus.cost, nan=1.0) * cells,
+            "floor": floor,
+            "amplitude": np.zeros_like(floor),
+            "scale": corpus.span
+            * np.exp(part["scale"] + part["scale_source"] + part["scale_cell"]),
+            "exponent": np.exp(part["exponent"] + part["exponent_source"]) * cells,
+            "base": base,
+            "base_scale": corpus.span * np.exp(part["base_scale"] + part["base_scale_source"]),
+            "base_exponent": np.exp(part["base_exponent"] + part["base_exponent_source"]),
+            "transfer": self._transfer(part),
+            "spread": _spread(part["spread"], strata),
+            "threshold": 0.0 * column,
+            "unit": unit,
+            "power": _logistic(part["power"]) * column,
+            "lasting": scalar(_logistic(part["lasting"])),
+            "forgetting": scalar(np.exp(part["forgetting"])) / corpus.span,
+            "known": known,
+            "warmth": warmth,
+            "cooling": scalar(np.exp(part["cooling"])) / corpus.span,
+            "patience": np.exp(part["patience"]) * column,
+            "overfit": np.exp(part["overfit"] + part["overfit_source"]),
+            "free_passes": np.exp(part["free_passes"]) * column,
+            "budget": corpus.span * cells[..., 0, 0],
+            "batch": corpus.batch * cells[..., 0, 0],
+            "batch_power": scalar(_logistic(part["batch_power"])),
+            "noise": 0.0 * cells,
+        }
+        task = CurveTask(**constants)
+        before = mastery(task, CurveState.start(task))
+        constants["amplitude"] = np.where(
+            present, np.maximum(start - floor - base, 1e-3) / (1.0 - before), 0.0
+        )
+        return CurveTask(**constants)
+
+    def _transfer(self, part: dict[str, FloatArray]) -> FloatArray:
+        sources, _ = self.corpus.shape
+        own = np.eye(sources)
+        between = part["transfer"] + part["transfer_pair"]
+        return own + (1.0 - own) * between
+
+    def perturbed(self, vector: FloatArray, step: float) -> FloatArray:
+        """float64[P + 1, P], the vector, and below it the vector with one number raised each."""
+        return vector + np.vstack([np.zeros((1, self.size)), step * np.eye(self.size)])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+
+def _logistic(value: FloatArray) -> FloatArray:
+    return 0.5 + 0.5 * np.tanh(0.5 * value)
+
+
+def _spread(value: FloatArray, strata: int) -> FloatArray:
+    away = np.abs(np.arange(strata)[:, None] - np.arange(strata))
+    return np.asarray(_logistic(value) ** away)
