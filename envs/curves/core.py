@@ -97,8 +97,7 @@ class CurvesCore:
     def observation_space(self) -> gym.Space[Any]:
         """Of one environment."""
         flat = self.options.observation == "flat"
-        costs, probes = self.options.costs, self._probes.names
-        return flat_space(self.shape, costs) if flat else dict_space(self.shape, probes, costs)
+        return flat_space(self.shape) if flat else dict_space(self.shape, self._probes.names)
 
     @property
     def action_space(self) -> gym.Space[Any]:
@@ -322,7 +321,7 @@ class CurvesCore:
         if self._start is None:
             start = here.by_source(made.start)
             self._start = start, last_sum(start * here.target_weights)
-        book, costs = self._probes.book, self.options.costs
+        book, noise = self._probes.book, here.task.noise[:, None]
         view = View(
             remaining=1.0 - self._used(made.decision) / self._steps,
             reward=made.reward,
@@ -351,9 +350,10 @@ class CurvesCore:
             cell_nll_train=made.cell_train,
             probes=book.values,
             probe_age=book.age if book.periods else None,
-            # here every token costs the same
-            costs=np.zeros_like(made.weight) if costs else None,
-            cell_costs=np.zeros_like(made.inner) if costs else None,
+            cost=here.cost,
+            cell_cost=here.cell_cost,
+            error=noise * now,
+            cell_error=noise[..., None] * made.now,
         )
         if self._fixed is None:
             self._fixed = fixed_parts(view, self.shape)

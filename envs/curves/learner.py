@@ -88,11 +88,28 @@ class CurveLearner:
 
         Only the reward split is measured with noise: the others are the truth.
         """
-        values = nll(self.task, self._state)
+        values, noise = nll(self.task, self._state), 0.0
         if split == "reward":
-            values = values * (1.0 + self._noise * self.task.noise)
+            noise = float(self.task.noise)
+            values = values * (1.0 + self._noise * noise)
+        return self._evaluation(values, noise)
+
+    def _evaluation(self, values: FloatArray, noise: float) -> Evaluation:
+        """Of these losses float64[K, G], with standard errors relative to them.
+
+        Every row is one token.
+        """
         count = np.where(self.task.present, _HELD_OUT_TOKENS, 0)
-        return Evaluation(values * count, count, int(count.sum()))
+        losses = values * count
+        total = np.maximum(count.sum(-1), 1)
+        return Evaluation(
+            losses,
+            count,
+            tokens=int(count.sum()),
+            rows=count,
+            error=np.where(count > 0, noise * values, np.nan),
+            source_error=np.where(count.any(-1), noise * losses.sum(-1) / total, np.nan),
+        )
 
     def begin_probes(self, names: Sequence[str]) -> int:
         """See :class:`~mixgym.envs.learners.base.Learner`; the start is known without measuring."""
@@ -110,8 +127,7 @@ class CurveLearner:
 
     def reference(self) -> Evaluation:
         """The reward split by the reference: the whole budget under the proportional mixture."""
-        count = np.where(self.task.present, _HELD_OUT_TOKENS, 0)
-        return Evaluation(reference_losses(self.task)[0] * count, count, int(count.sum()))
+        return self._evaluation(reference_losses(self.task)[0], 0.0)
 
     def snapshot(self) -> dict[str, Any]:
         """See :class:`~mixgym.envs.learners.base.Learner`."""

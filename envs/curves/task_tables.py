@@ -48,6 +48,16 @@ class Constants:
         return np.asarray(self.present.any(-1))
 
     @cached_property
+    def cost(self) -> FloatArray:
+        """float64[n, K], tokens read per supervised token: here all are supervised."""
+        return np.where(self.sources, 1.0, np.nan)
+
+    @cached_property
+    def cell_cost(self) -> FloatArray:
+        """float64[n, K, G], the same of the strata."""
+        return np.where(self.present, 1.0, np.nan)
+
+    @cached_property
     def target_weights(self) -> FloatArray:
         """float64[n, K], targets that sum to 1."""
         return np.asarray(self.task.targets / self.task.targets.sum(-1, keepdims=True))

@@ -60,6 +60,9 @@ def trained(make: Learners, plan: IntervalPlan, **options: Any) -> dict[str, Any
         "gradient_norm": np.array(report.gradient_norm),
         "reward": measured.loss_sum,
         "counts": measured.supervised,
+        "rows": measured.rows,
+        "errors": measured.error,
+        "source_errors": measured.source_error,
     }
 
 
