@@ -68,7 +68,7 @@ def trained(make: Learners, plan: IntervalPlan, **options: Any) -> dict[str, Any
 
 def check_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
-        assert np.abs(found[name] - value).max() <= 1e-12, name
+        np.testing.assert_allclose(found[name], value, rtol=0.0, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
