@@ -178,18 +178,20 @@ def row_world(
         learner: what is trained.
         processes: that steps are laid out for; those there are if None.
     """
-    from mixgym.envs.packing.costs.token_cost import token_seconds
+    from mixgym.envs.packing.costs.token_cost import token_seconds, tokens_read
 
     data = options.data
     setup = packing_setup(options, sources, learner, processes)
     make_plane = _planes(options, sources, setup)
     names = [source.name for source in sources]
-    sizes = _cell_sizes(sources, data.unit)
+    sizes, cost = _cell_sizes(sources, data.unit), tokens_read(sources)
     return World(
         names=tuple(names),
         targets=np.array([source.target for source in sources]),
         prior=_make_prior(names, sizes, options.environment),
         cell_size=sizes,
+        cost=cost[0],
+        cell_cost=cost[1],
         learner=learner,
         make_plane=make_plane,
         step_rule=_make_step_rule(options, tuple(names), sizes),
@@ -339,14 +341,14 @@ class TaskWorlds:
 
         options = self.options
         task = drawn(self.tasks[seed % len(self.tasks)])
-        learner = CurveLearner(
-            task, seed, options.environment.probe_rows, options.training.steps
-        )
+        learner = CurveLearner(task, seed, options.environment.probe_rows, options.training.steps)
         return World(
             names=task.names,
             targets=task.targets,
             prior=_make_prior(task.names, task.size, options.environment),
             cell_size=task.size,
+            cost=task.source_cost,
+            cell_cost=task.cell_cost,
             learner=learner,
             make_plane=TokenPlanes(task, options.training.steps),
             step_rule=_make_step_rule(options, task.names, task.size),

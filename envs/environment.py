@@ -119,9 +119,9 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         )
         self.action_space = self._kind.space(self.padded)
         self.observation_space = (
-            flat_space(self.padded, options.costs)
+            flat_space(self.padded)
             if options.observation == "flat"
-            else dict_space(self.padded, tuple(wanted_probes(options)), options.costs)
+            else dict_space(self.padded, tuple(wanted_probes(options)))
         )
         # of the last decision, also when a reset has followed; measured time is never in info
         self.seconds: dict[str, float] = {}

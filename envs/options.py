@@ -171,11 +171,6 @@ class EnvironmentOptions(Options):
         "logits", description="what an action stands for: see mixgym.envs.spaces.actions"
     )
     observation: Literal["flat", "dict"] = "flat"
-    costs: bool = Field(
-        False,
-        description="observe what a supervised token of each source and stratum costs, by the "
-        "cost model of data.packing.hardware",
-    )
     step_rule: Literal["plain", "bilevel"] = Field(
         "plain", description="bilevel: source weights are learnt on the way (see `bilevel`)"
     )

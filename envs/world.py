@@ -26,6 +26,8 @@ class World:
         targets: float64[K].
         prior: the mixture of a zero action.
         cell_size: float64[K, G], units of the ratios that each cell holds; 0 marks an empty cell.
+        cost, cell_cost: float64[K] and [K, G], tokens read per supervised token of the training
+            rows; NaN where there are none.
         learner: what is trained.
         make_plane: a fresh data plane for an episode's seed.
         step_rule: takes the optimiser steps.
@@ -41,6 +43,8 @@ class World:
     targets: FloatArray
     prior: Mixture
     cell_size: FloatArray
+    cost: FloatArray
+    cell_cost: FloatArray
     learner: Learner
     make_plane: Callable[[int], DataPlane]
     step_rule: StepRule

@@ -17,7 +17,7 @@ from mixgym.agents.actor import Actor, State
 from mixgym.agents.policies.export import CARD, FEATURES, ExportedPolicy, read_card
 from mixgym.envs.errors import ConfigError, MixgymError
 from mixgym.envs.levels.predictor import Predictor
-from mixgym.envs.spaces.observations import observes_costs, shape_of
+from mixgym.envs.spaces.observations import shape_of
 
 _COMPOSED = "composed"
 PARTS = ("global", "local")
@@ -152,8 +152,7 @@ def load_agent(
     if shape is None and env is None:
         raise ConfigError(f"{folder}: a composed agent needs env=... or shape=(K_max, G_max)")
     if shape is None:
-        seen = env.observation_space
-        shape = shape_of(seen.shape[0], env.action_space.shape[0], observes_costs(seen))
+        shape = shape_of(env.observation_space.shape[0], env.action_space.shape[0])
     parts: dict[str, Any] = {
         level: load_agent(folder / name, shape=shape, seed=seed)
         for level, name in _parts(folder, card).items()

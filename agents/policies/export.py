@@ -19,7 +19,7 @@ from mixgym.agents.policies.heads import ActorSpec, act
 from mixgym.agents.policies.plain import plain_spec
 from mixgym.agents.policies.rows import Rows, as_local, rows_shape, split_rows
 from mixgym.envs.errors import ConfigError
-from mixgym.envs.spaces.observations import PROGRESS, SOURCES, STRATA, observes_costs
+from mixgym.envs.spaces.observations import PROGRESS, SOURCES, STRATA
 
 WEIGHTS, CARD = "policy.safetensors", "policy.json"
 FEATURES = {"progress": list(PROGRESS), "sources": list(SOURCES), "strata": list(STRATA)}
@@ -46,7 +46,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """What :func:`export_policy` wrote beside the weights.
 
     Raises:
-        ConfigError: if there is no exported policy, or one for other features than today's.
+        ConfigError: if there is no exported policy, or one for another layout than today's.
     """
     if not (folder / CARD).is_file():
         raise ConfigError(
@@ -58,7 +58,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder / CARD}: not JSON ({error}); export the policy again") from None
     if card.get("features") != FEATURES or not {"head", "parts"} & card.keys():
         raise ConfigError(
-            f"{folder}: was trained on other features than this version observes; train it again"
+            f"{folder}: the agent was trained on another observation layout than this version's; "
+            "train it anew"
         )
     return card
 
@@ -133,11 +134,6 @@ class ExportedPolicy(Actor):
         self._shape = shape or rows_shape(env.observation_space, env.action_space, "joint")
         self.card = read_card(folder)
         self.spec = _read_spec(self.card)
-        if self.spec.costs and env is not None and not observes_costs(env.observation_space):
-            raise ConfigError(
-                f"{folder}: was trained on what sources cost, which this environment does not "
-                "observe; set environment.costs=true"
-            )
         if self.spec.head == "greedy" and self.spec.level == "local":
             raise ConfigError(
                 f"{folder}: a nudge moves one entry of the joint mixture, and cannot be decided "
@@ -158,7 +154,7 @@ class ExportedPolicy(Actor):
         """See :class:`Actor`; nudges are int64."""
         batch = torch.from_numpy(np.atleast_2d(observation))
         with torch.no_grad():
-            rows = split_rows(batch, *self._shape, costs=self.spec.costs)
+            rows = split_rows(batch, *self._shape)
             rows = as_local(rows) if self.spec.level == "local" else rows
             found, state = self._found(rows, state, episode_start)
             own = act(self._net, found, deterministic, self._generator)

@@ -32,7 +32,6 @@ class ActorSpec:
         width: of its codes; 0 for scores that are linear in the rows.
         memory: size of an LSTM on the pooled context; 0 for none.
         outputs: numbers per entry (quantiles).
-        costs: whether it reads what sources and strata cost (``environment.costs``).
     """
 
     head: Head
@@ -40,7 +39,6 @@ class ActorSpec:
     width: int = 64
     memory: int = 0
     outputs: int = 1
-    costs: bool = False
 
     def card(self) -> dict[str, Any]:
         """As plain data."""
@@ -97,14 +95,10 @@ class ActingNet(nn.Module):
         self.spec = spec
         levels = 2 if spec.level == "joint" else 1
         if spec.width == 0:
-            self.rows: Any = LinearActor(spec.level, spec.costs)
+            self.rows: Any = LinearActor(spec.level)
         else:
             self.rows = HierarchicalActor(
-                spec.width,
-                spec.level,
-                spec.outputs,
-                stay=spec.head == "greedy",
-                costs=spec.costs,
+                spec.width, spec.level, spec.outputs, stay=spec.head == "greedy"
             )
         if spec.memory:
             self.memory: Any = Memory(spec.width, spec.memory)

@@ -14,8 +14,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from mixgym.agents.policies.rows import Level, Rows, join_action, row_sizes, split_action
-from mixgym.envs.spaces.observations import PROGRESS
+from mixgym.agents.policies.rows import Level, Rows, join_action, split_action
+from mixgym.envs.spaces.observations import PROGRESS, SOURCES, STRATA
 
 Norm = Callable[[int], nn.Module]
 """A layer over [rows, features] that is made for a number of features."""
@@ -39,16 +39,6 @@ def mlp(sizes: list[int], last_gain: float) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def ignore_at_first(net: nn.Sequential, *inputs: int) -> None:
-    """Let a perceptron start without a use for some of its inputs.
-
-    Costs are all alike in the fast world. What has been trained there has learnt nothing of them,
-    and must not react to them elsewhere as its random start would.
-    """
-    with torch.no_grad():
-        net[0].weight[:, list(inputs)] = 0.0  # type: ignore[operator]
-
-
 class Encoder(nn.Module):
     """Codes of strata, sources and the whole mixture.
 
@@ -56,7 +46,6 @@ class Encoder(nn.Module):
         width: of every code.
         actions: whether each row has its own entry of an action beside it.
         norm: makes a layer that normalises codes over the rows of a batch, or None.
-        costs: whether rows end with what they cost.
     """
 
     def __init__(
@@ -65,16 +54,11 @@ class Encoder(nn.Module):
         *,
         actions: bool = False,
         norm: Norm | None = None,
-        costs: bool = False,
     ) -> None:
         super().__init__()
-        more = int(actions)
-        top, inner = row_sizes(costs)
+        more, top, inner = int(actions), len(SOURCES), len(STRATA)
         self.stratum = mlp([inner + top + more, width, width], 1.0)
         self.source = mlp([top + 2 + width + more, width, width], 1.0)
-        if costs:
-            ignore_at_first(self.stratum, inner - 1, inner + top - 1)
-            ignore_at_first(self.source, top - 1)
         self.context = mlp([len(PROGRESS) + 2 * width, width, width], 1.0)
         self.norms = nn.ModuleList([norm(width) for _ in range(2)] if norm else [])
 
@@ -123,7 +107,6 @@ class HierarchicalActor(nn.Module):
         outputs: numbers per entry.
         stay: whether there is one more entry in front, for leaving the mixture as it is; the
             others are then relative to it.
-        costs: whether rows end with what they cost.
     """
 
     def __init__(
@@ -133,17 +116,16 @@ class HierarchicalActor(nn.Module):
         outputs: int = 1,
         *,
         stay: bool = False,
-        costs: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(width, costs=costs)
+        self.encoder = Encoder(width)
         self.level = level
         if level != "local":
             self.top = mlp([2 * width, width, outputs], 0.01)
         if level != "global":
             self.inner = mlp([3 * width, width, outputs], 0.01)
         self.stay = mlp([width, width, outputs], 0.01) if stay else None
-        self.direct = LinearActor(level, costs)
+        self.direct = LinearActor(level)
 
     def forward(self, rows: Rows) -> torch.Tensor:
         """Float[n, entries, outputs], unbounded; those of masked entries mean nothing."""
@@ -176,13 +158,12 @@ class LinearActor(nn.Module):
 
     Args:
         level: whose entries are scored.
-        costs: whether rows end with what they cost.
     """
 
-    def __init__(self, level: Level = "joint", costs: bool = False) -> None:
+    def __init__(self, level: Level = "joint") -> None:
         super().__init__()
         self.level = level
-        size = 2 * sum(row_sizes(costs))
+        size = 2 * (len(SOURCES) + len(STRATA))
         if level != "local":
             self.top = nn.Linear(size, 1, bias=False)
         if level != "global":
@@ -244,12 +225,11 @@ class ValueNet(nn.Module):
 
     Args:
         width: of every code.
-        costs: whether rows end with what they cost.
     """
 
-    def __init__(self, width: int, costs: bool = False) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.encoder = Encoder(width, costs=costs)
+        self.encoder = Encoder(width)
         self.value = mlp([width, width, 1], 1.0)
 
     def forward(self, rows: Rows) -> torch.Tensor:
@@ -272,7 +252,6 @@ class CriticNet(nn.Module):
         level: whose entries the action has.
         outputs: numbers that are predicted.
         norm: see :class:`Encoder`.
-        costs: whether rows end with what they cost.
     """
 
     def __init__(
@@ -281,13 +260,12 @@ class CriticNet(nn.Module):
         level: Level = "joint",
         outputs: int = 1,
         norm: Norm | None = None,
-        costs: bool = False,
     ) -> None:
         super().__init__()
         self.level = level
-        self.encoder = Encoder(width, actions=True, norm=norm, costs=costs)
+        self.encoder = Encoder(width, actions=True, norm=norm)
         self.value = mlp([width, width, outputs], 1.0)
-        self.direct = LinearActor(level, costs)
+        self.direct = LinearActor(level)
 
     def forward(self, rows: Rows, actions: torch.Tensor) -> torch.Tensor:
         """Float[n, outputs] for actions float[n, entries]."""

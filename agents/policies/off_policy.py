@@ -23,7 +23,6 @@ from mixgym.agents.policies.heads import ActorSpec, act
 from mixgym.agents.policies.network import CriticNet, Norm
 from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, Rows, action_mask, rows_shape, split_rows
-from mixgym.envs.spaces.observations import observes_costs
 
 POLICY_OPTIONS = ("n_critics", "optimizer_class", "optimizer_kwargs", "use_sde")
 
@@ -74,7 +73,7 @@ class RowActor(BasePolicy):
         return cast(torch.Tensor, self(observation, deterministic))
 
     def _rows(self, obs: PyTorchObs) -> Rows:
-        return split_rows(cast(torch.Tensor, obs), *self.shape, self.spec.level, self.spec.costs)
+        return split_rows(cast(torch.Tensor, obs), *self.shape, self.spec.level)
 
 
 class RowCritic(BaseModel):
@@ -103,20 +102,19 @@ class RowCritic(BaseModel):
         super().__init__(observation_space, action_space)
         self.shape = rows_shape(observation_space, action_space, spec.level)
         self.level = spec.level
-        self.costs = spec.costs
         self.n_critics = n_critics
         self.nets = nn.ModuleList(
-            CriticNet(spec.width, spec.level, outputs, norm, spec.costs) for _ in range(n_critics)
+            CriticNet(spec.width, spec.level, outputs, norm) for _ in range(n_critics)
         )
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Each critic's values, float[n, outputs]."""
-        rows = split_rows(obs, *self.shape, self.level, self.costs)
+        rows = split_rows(obs, *self.shape, self.level)
         return tuple(net(rows, actions) for net in self.nets)
 
     def q1_forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """The first critic's values, float[n, 1]."""
-        rows = split_rows(obs, *self.shape, self.level, self.costs)
+        rows = split_rows(obs, *self.shape, self.level)
         value: torch.Tensor = self.nets[0](rows, actions)
         return value
 
@@ -167,8 +165,7 @@ class _Hierarchical(BasePolicy):
         own = ("width", "level", "log_std_init")
         known_only(kwargs, self.options, also=own)
         rows_shape(observation_space, action_space, level)
-        costs = observes_costs(observation_space)
-        self.spec = ActorSpec(self.head, level, width, costs=costs)  # type: ignore[arg-type]
+        self.spec = ActorSpec(self.head, level, width)  # type: ignore[arg-type]
         self._own = {"width": width, "level": level, "log_std_init": log_std_init, **kwargs}
         super().__init__(observation_space, action_space, lr_schedule, net_arch=[], **kwargs)
 

@@ -15,7 +15,6 @@ from mixgym.agents.policies.heads import ActingNet, ActorSpec
 from mixgym.agents.policies.network import ValueNet
 from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, Rows, rows_shape, split_rows
-from mixgym.envs.spaces.observations import observes_costs
 
 POLICY_OPTIONS = ("optimizer_class", "optimizer_kwargs", "use_sde")
 _OWN_OPTIONS = ("width", "head", "log_std_init", "concentration")
@@ -54,7 +53,7 @@ class HierarchicalPolicy(ActorCriticPolicy):
         known_only(kwargs, POLICY_OPTIONS, also=_OWN_OPTIONS)
         self.rows_shape = rows_shape(observation_space, action_space, level)
         _check_head(head, action_space)
-        self.spec = ActorSpec(head, level, width, costs=observes_costs(observation_space))
+        self.spec = ActorSpec(head, level, width)
         self.concentration = concentration
         kwargs = {**kwargs, "features_extractor_class": FlattenExtractor, "net_arch": []}
         super().__init__(
@@ -87,7 +86,7 @@ class HierarchicalPolicy(ActorCriticPolicy):
         self.actor_net = ActingNet(
             self.spec, log_std=self.log_std_init, concentration=self.concentration
         )
-        self.value_net = cast(nn.Linear, ValueNet(self.spec.width, self.spec.costs))
+        self.value_net = cast(nn.Linear, ValueNet(self.spec.width))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -129,9 +128,7 @@ class HierarchicalPolicy(ActorCriticPolicy):
 
     def rows(self, obs: PyTorchObs) -> Rows:
         """Flat observations as rows."""
-        return split_rows(
-            cast(torch.Tensor, obs), *self.rows_shape, self.spec.level, self.spec.costs
-        )
+        return split_rows(cast(torch.Tensor, obs), *self.rows_shape, self.spec.level)
 
 
 def _check_head(head: str, action_space: spaces.Space[Any]) -> None:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from mixgym.agents.policies.heads import ActingNet, ActorSpec
-from mixgym.agents.policies.network import ValueNet, ignore_at_first, mlp
+from mixgym.agents.policies.network import ValueNet, mlp
 from mixgym.agents.policies.on_policy import HierarchicalPolicy
-from mixgym.agents.policies.rows import Level, Rows, level_sizes, row_sizes
+from mixgym.agents.policies.rows import Level, Rows, level_sizes
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.spaces.observations import SOURCES, STRATA
 
 
 class TableActor(nn.Module):
@@ -64,17 +65,12 @@ class PerceptronActor(nn.Module):
     Args:
         width: of the hidden layer.
         level: whose entries are scored.
-        costs: whether rows end with what they cost.
     """
 
-    def __init__(self, width: int, level: Level = "joint", costs: bool = False) -> None:
+    def __init__(self, width: int, level: Level = "joint") -> None:
         super().__init__()
-        top, inner = row_sizes(costs)
-        self.top = mlp([top, width, 1], 0.01) if level != "local" else None
-        self.inner = mlp([inner, width, 1], 0.01) if level != "global" else None
-        for net in (self.top, self.inner) if costs else ():
-            if net is not None:
-                ignore_at_first(net, -1)
+        self.top = mlp([len(SOURCES), width, 1], 0.01) if level != "local" else None
+        self.inner = mlp([len(STRATA), width, 1], 0.01) if level != "global" else None
 
     def forward(self, rows: Rows) -> torch.Tensor:
         """Float[n, entries, 1]."""
@@ -102,7 +98,7 @@ class PlainSpec(ActorSpec):
         if self.kind == "table":
             net.rows = TableActor(level_sizes((self.shape[0], self.shape[1]), self.level))
             return net
-        net.rows = PerceptronActor(self.width, self.level, self.costs)
+        net.rows = PerceptronActor(self.width, self.level)
         return net
 
 
@@ -141,4 +137,4 @@ class MlpPolicy(PlainPolicy):
     kind = "mlp"
 
     def _critic(self) -> nn.Module:
-        return ValueNet(self.spec.width, self.spec.costs)
+        return ValueNet(self.spec.width)

@@ -19,7 +19,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from mixgym.agents.policies.heads import ActorSpec, act
 from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, rows_shape, split_rows
-from mixgym.envs.spaces.observations import observes_costs
 
 SEEDS = 2**31
 
@@ -30,7 +29,7 @@ class HierarchicalARSPolicy(BasePolicy):
     Args:
         observation_space: the flat observation of the level.
         action_space: the actions of that level.
-        width: of every code; 0 for scores that are linear in the rows (60 parameters).
+        width: of every code; 0 for scores that are linear in the rows (76 parameters).
         level: whose weights the actions set.
     """
 
@@ -46,15 +45,13 @@ class HierarchicalARSPolicy(BasePolicy):
     ) -> None:
         known_only(kwargs, (), also=("width",))
         super().__init__(observation_space, action_space, squash_output=True)
-        costs = observes_costs(observation_space)
-        self.spec = ActorSpec("deterministic", level, width, costs=costs)
+        self.spec = ActorSpec("deterministic", level, width)
         self.shape = rows_shape(observation_space, action_space, level)
         self.actor_net = self.spec.build()
 
     def forward(self, obs: PyTorchObs) -> torch.Tensor:
         """Actions float[n, entries]."""
-        asked = (self.spec.level, self.spec.costs)
-        rows = split_rows(cast(torch.Tensor, obs), *self.shape, *asked)
+        rows = split_rows(cast(torch.Tensor, obs), *self.shape, self.spec.level)
         return act(self.actor_net, self.actor_net(rows), True)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> torch.Tensor:

@@ -17,7 +17,6 @@ from mixgym.agents.policies.network import Encoder, mlp
 from mixgym.agents.policies.on_policy import POLICY_OPTIONS
 from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, Rows, rows_shape, split_rows
-from mixgym.envs.spaces.observations import observes_costs
 
 
 class MemoryValueNet(nn.Module):
@@ -26,12 +25,11 @@ class MemoryValueNet(nn.Module):
     Args:
         width: of every code.
         memory: size of the LSTM on the pooled context.
-        costs: whether rows end with what they cost.
     """
 
-    def __init__(self, width: int, memory: int, costs: bool = False) -> None:
+    def __init__(self, width: int, memory: int) -> None:
         super().__init__()
-        self.encoder = Encoder(width, costs=costs)
+        self.encoder = Encoder(width)
         self.memory = Memory(width, memory)
         self.value = mlp([width, width, 1], 1.0)
 
@@ -76,8 +74,7 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
         self.rows_shape = rows_shape(observation_space, action_space, level)
         if not isinstance(action_space, spaces.Box) or action_space.low.min() >= 0:
             raise ValueError(f"{action_space}: the policy needs logits or deltas")
-        costs = observes_costs(observation_space)
-        self.spec = ActorSpec("gaussian", level, width, memory, costs=costs)
+        self.spec = ActorSpec("gaussian", level, width, memory)
         kwargs = {**kwargs, "features_extractor_class": FlattenExtractor, "net_arch": []}
         super().__init__(
             observation_space,
@@ -111,7 +108,7 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self._build_mlp_extractor()
         self.actor_net = ActingNet(self.spec, log_std=self.log_std_init)
-        critic = MemoryValueNet(self.spec.width, self.spec.memory, self.spec.costs)
+        critic = MemoryValueNet(self.spec.width, self.spec.memory)
         self.value_net = cast(nn.Linear, critic)
         self.action_dist = RowDistribution()
 
@@ -173,7 +170,7 @@ class RecurrentHierarchicalPolicy(RecurrentActorCriticPolicy):
         return net(self._rows(obs), state, starts)
 
     def _rows(self, obs: torch.Tensor) -> Rows:
-        return split_rows(obs, *self.rows_shape, self.spec.level, self.spec.costs)
+        return split_rows(obs, *self.rows_shape, self.spec.level)
 
 
 def _pair(state: tuple[torch.Tensor, ...]) -> LstmState:

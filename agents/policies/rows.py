@@ -15,7 +15,6 @@ from mixgym.envs.spaces.observations import (
     SOURCES,
     STRATA,
     local_size,
-    observes_costs,
     shape_of,
 )
 
@@ -29,8 +28,8 @@ class Rows:
 
     Attributes:
         progress: float[n, P].
-        sources: float[n, K, S], or S + 1 with costs.
-        strata: float[n, K, G, D], or D + 1 with costs.
+        sources: float[n, K, S].
+        strata: float[n, K, G, D].
         source_mask: bool[n, K], sources that may get a weight.
         strata_mask: bool[n, K, G], cells that may get a weight.
     """
@@ -48,53 +47,26 @@ class Rows:
 
 
 def split_rows(
-    observation: torch.Tensor,
-    sources: int,
-    strata: int,
-    level: Level = "joint",
-    costs: bool = False,
+    observation: torch.Tensor, sources: int, strata: int, level: Level = "joint"
 ) -> Rows:
     """Cut flat observations [n, size] into rows (see :mod:`mixgym.envs.spaces.observations`).
 
     Args:
-        observation: with or without costs.
+        observation: of one or several environments.
         sources: K.
         strata: G.
         level: whose observations they are.
-        costs: whether rows end with what they cost; if not, costs that are there are left out.
-
-    Raises:
-        ValueError: if there are no costs, and they are asked for.
     """
     count = len(observation)
     cells_size = sources * strata
     sizes = [len(PROGRESS), sources * len(SOURCES), cells_size * len(STRATA)]
     masks = [cells_size] if level == "local" else [sources, cells_size]
-    end = sum(sizes) + sum(masks)
-    parts = observation[:, :end].float().split([*sizes, *masks], dim=1)
+    parts = observation.float().split([*sizes, *masks], dim=1)
     progress, source, stratum, cells = parts[0], parts[1], parts[2], parts[-1]
     mask = cells.amax(1, keepdim=True) if level == "local" else parts[3]
     top = source.view(count, sources, len(SOURCES))
     inner = stratum.view(count, sources, strata, len(STRATA))
-    if costs:
-        if observation.shape[1] != end + sources + cells_size:
-            raise ValueError(
-                "the policy was trained with environment.costs=true, and this environment does not "
-                "observe costs: set it"
-            )
-        own, below = observation[:, end:].float().split([sources, cells_size], dim=1)
-        top = torch.cat([top, own.unsqueeze(-1)], -1)
-        inner = torch.cat([inner, below.reshape(count, sources, strata, 1)], -1)
     return Rows(progress, top, inner, mask > 0.5, cells.view(count, sources, strata) > 0.5)
-
-
-def row_sizes(costs: bool) -> tuple[int, int]:
-    """Features of a source's row, and of a stratum's.
-
-    >>> row_sizes(False), row_sizes(True)
-    ((9, 6), (10, 7))
-    """
-    return len(SOURCES) + costs, len(STRATA) + costs
 
 
 def as_local(rows: Rows) -> Rows:
@@ -168,15 +140,15 @@ def rows_shape(
             f"a level of {', '.join(LEVELS)}"
         )
     size = observation_space.shape[0]
-    entries, costs = _entries(action_space), observes_costs(observation_space)
+    entries = _entries(action_space)
     if level == "joint":
-        return shape_of(size, entries, costs)
+        return shape_of(size, entries)
     if level == "local":
-        if local_size(entries, costs) == size:
+        if local_size(entries) == size:
             return 1, entries
     else:
-        top, inner = row_sizes(costs)
-        cells, left = divmod(size - len(PROGRESS) - entries * (top + 1), entries * (inner + 1))
+        top, inner = len(SOURCES) + 1, len(STRATA) + 1
+        cells, left = divmod(size - len(PROGRESS) - entries * top, entries * inner)
         if left == 0 and cells > 0:
             return entries, cells
     raise ValueError(

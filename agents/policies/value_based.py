@@ -16,7 +16,6 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from mixgym.agents.policies.heads import ActorSpec, act
 from mixgym.agents.policies.policy_options import known_only
 from mixgym.agents.policies.rows import Level, rows_shape, split_rows
-from mixgym.envs.spaces.observations import observes_costs
 
 POLICY_OPTIONS = ("optimizer_class", "optimizer_kwargs")
 
@@ -47,8 +46,7 @@ class RowValues(BasePolicy):
 
     def _values(self, obs: PyTorchObs) -> torch.Tensor:
         """Float[n, nudges, outputs]."""
-        asked = (self.spec.level, self.spec.costs)
-        rows = split_rows(cast(torch.Tensor, obs), *self.shape, *asked)
+        rows = split_rows(cast(torch.Tensor, obs), *self.shape, self.spec.level)
         return cast(torch.Tensor, self.net(rows))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> torch.Tensor:
@@ -88,7 +86,7 @@ class HierarchicalDQNPolicy(DQNPolicy):
     ) -> None:
         known_only(kwargs, POLICY_OPTIONS, also=("width",))
         self._own = {"width": width, "level": level, **kwargs}
-        self.spec = ActorSpec("greedy", level, width, costs=observes_costs(observation_space))
+        self.spec = ActorSpec("greedy", level, width)
         super().__init__(observation_space, action_space, lr_schedule, net_arch=[], **kwargs)
 
     def make_q_net(self) -> Any:
@@ -126,8 +124,7 @@ class HierarchicalQRDQNPolicy(QRDQNPolicy):
     ) -> None:
         known_only(kwargs, POLICY_OPTIONS, also=("width", "n_quantiles"))
         self._own = {"width": width, "level": level, "n_quantiles": n_quantiles, **kwargs}
-        costs = observes_costs(observation_space)
-        self.spec = ActorSpec("greedy", level, width, outputs=n_quantiles, costs=costs)
+        self.spec = ActorSpec("greedy", level, width, outputs=n_quantiles)
         super().__init__(
             observation_space,
             action_space,

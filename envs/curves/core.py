@@ -1,6 +1,5 @@
 """The core of the fast world: all environments as arrays; a single one is a batch of one."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +14,8 @@ from mixgym.envs.curves.batch_records import LazyRecord, StepArrays
 from mixgym.envs.curves.batch_tilt import BatchTilt
 from mixgym.envs.curves.dynamics import CurveState, Pace, advance, mastery, nll, passes
 from mixgym.envs.curves.episodes import Draws, Episodes, Seeds, over
+from mixgym.envs.curves.held_out import mean_error, standard_errors
 from mixgym.envs.curves.probes import Seen
-from mixgym.envs.curves.held_out import standard_errors
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, CurveTask, supervised_tokens
 from mixgym.envs.curves.task_tables import TaskTable
 from mixgym.envs.curves.tasks.sets import Tasks
@@ -100,8 +99,7 @@ class CurvesCore:
     def observation_space(self) -> gym.Space[Any]:
         """Of one environment."""
         flat = self.options.observation == "flat"
-        costs, probes = self.options.costs, self._probes.names
-        return flat_space(self.shape, costs) if flat else dict_space(self.shape, probes, costs)
+        return flat_space(self.shape) if flat else dict_space(self.shape, self._probes.names)
 
     @property
     def action_space(self) -> gym.Space[Any]:
@@ -325,7 +323,7 @@ class CurvesCore:
         if self._start is None:
             start = here.by_source(made.start)
             self._start = start, last_sum(start * here.target_weights)
-        book, costs = self._probes.book, self.options.costs
+        book, errors = self._probes.book, standard_errors(here.task.noise, made.now)
         view = View(
             remaining=1.0 - self._used(made.decision) / self._steps,
             reward=made.reward,
@@ -354,9 +352,10 @@ class CurvesCore:
             cell_nll_train=made.cell_train,
             probes=book.values,
             probe_age=book.age if book.periods else None,
-            # here every token costs the same
-            costs=np.zeros_like(made.weight) if costs else None,
-            cell_costs=np.zeros_like(made.inner) if costs else None,
+            cost=here.task.source_cost,
+            cell_cost=here.task.cell_cost,
+            error=mean_error(errors, here.present),
+            cell_error=errors,
         )
         if self._fixed is None:
             self._fixed = fixed_parts(view, self.shape)

@@ -6,7 +6,7 @@ loss stays as it is, and a smaller part moves as the model does.
 
 import numpy as np
 
-from mixgym.envs.arrays import FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.random_streams import EpisodeNoise
 
 
@@ -39,3 +39,9 @@ class HeldOutNoise:
 def standard_errors(noise: FloatArray, nll: FloatArray) -> FloatArray:
     """float64[..., K, G], nats: what is known of the errors' size."""
     return noise * nll
+
+
+def mean_error(errors: FloatArray, present: BoolArray) -> FloatArray:
+    """float64[..., K], standard errors of the mean loss over a source's strata, each on its own."""
+    count = np.maximum(present.sum(-1), 1)
+    return np.asarray(np.sqrt((np.where(present, errors, 0.0) ** 2).sum(-1)) / count)

@@ -17,7 +17,7 @@ import numpy as np
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.dynamics import CurveState, Pace, advance, mastery, nll
-from mixgym.envs.curves.held_out import HeldOutNoise
+from mixgym.envs.curves.held_out import HeldOutNoise, mean_error, standard_errors
 from mixgym.envs.curves.probes import (
     Seen,
     baseline_tokens,
@@ -103,11 +103,29 @@ class CurveLearner:
 
         Only the reward split is measured with noise: the others are the truth.
         """
-        values = nll(self.task, self._state)
+        values, noise = nll(self.task, self._state), np.zeros_like(self.task.size)
         if split == "reward":
+            noise = self.task.noise
             values = values * (1.0 + self._error())
+        return self._evaluation(values, noise)
+
+    def _evaluation(self, values: FloatArray, noise: FloatArray) -> Evaluation:
+        """Of these losses float64[K, G], with standard errors relative to them.
+
+        Every row is one token.
+        """
         count = np.where(self.task.present, _HELD_OUT_TOKENS, 0)
-        return Evaluation(values * count, count, int(count.sum()))
+        losses = values * count
+        return Evaluation(
+            losses,
+            count,
+            tokens=int(count.sum()),
+            rows=count,
+            error=np.where(count > 0, standard_errors(noise, values), np.nan),
+            source_error=np.where(
+                count.any(-1), mean_error(standard_errors(noise, values), self.task.present), np.nan
+            ),
+        )
 
     def begin_probes(self, names: Sequence[str]) -> int:
         """See :class:`~mixgym.envs.learners.base.Learner`; the start is known without measuring."""
@@ -125,8 +143,7 @@ class CurveLearner:
 
     def reference(self) -> Evaluation:
         """The reward split by the reference: the whole budget under the proportional mixture."""
-        count = np.where(self.task.present, _HELD_OUT_TOKENS, 0)
-        return Evaluation(reference_losses(self.task)[0] * count, count, int(count.sum()))
+        return self._evaluation(reference_losses(self.task)[0], np.zeros_like(self.task.size))
 
     def snapshot(self) -> dict[str, Any]:
         """See :class:`~mixgym.envs.learners.base.Learner`."""

@@ -102,6 +102,18 @@ class CurveTask:
         return np.asarray(self.size > 0)
 
     @cached_property
+    def cell_cost(self) -> FloatArray:
+        """float64[..., K, G], tokens read per supervised token; NaN in absent cells."""
+        return np.where(self.present, self.cost, np.nan)
+
+    @cached_property
+    def source_cost(self) -> FloatArray:
+        """float64[..., K], the same of whole sources; NaN for absent ones."""
+        size = self.size.sum(-1)
+        read = (self.size * self.cost).sum(-1)
+        return np.divide(read, size, out=np.full(size.shape, np.nan), where=size > 0)
+
+    @cached_property
     def forgets(self) -> bool:
         """Whether anything is forgotten, or was known before, in any of the tasks."""
         return bool(np.any(self.lasting < 1.0))

@@ -5,7 +5,6 @@ only once. An environment is reset in the very step that ends its episode; the l
 in ``info``.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np

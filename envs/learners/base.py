@@ -66,11 +66,17 @@ class Evaluation:
         loss_sum: float64[K, G], summed NLL of the supervised tokens.
         supervised: int64[K, G], supervised tokens; 0 marks an empty cell.
         tokens: tokens read, prompts included (the cost of the measurement).
+        rows: int64[K, G], held-out rows.
+        error: float64[K, G], standard error of :attr:`nll` in nats; NaN where unknown.
+        source_error: float64[K], the same of :attr:`source_nll`.
     """
 
     loss_sum: FloatArray
     supervised: IntArray
     tokens: int
+    rows: IntArray
+    error: FloatArray
+    source_error: FloatArray
 
     @property
     def nll(self) -> FloatArray:

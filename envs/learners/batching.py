@@ -27,6 +27,7 @@ class Batch:
         labels: int64[n], the supervised tokens.
         weights: float32[n], their weights in the loss.
         cells: int64[n], flat (source, stratum) of each supervised token.
+        documents: int64[n], which document of the row each supervised token belongs to.
         sequence: this rank's part, where several share the row; None: all of it.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     labels: "torch.Tensor"
     weights: "torch.Tensor"
     cells: IntArray
+    documents: IntArray
     sequence: Shard | None = None
 
     @property
@@ -73,14 +75,14 @@ def make_batch(
     """
     import torch
 
-    tokens, labels, weights, cells, lengths = [], [], [], [], []
+    tokens, labels, weights, cells, lengths, counts = [], [], [], [], [], []
     for pack in packs:
         for place, (source, stratum, row) in enumerate(pack.rows.tolist()):
             row_tokens, row_labels = splits[source].row(row)
             tokens.append(row_tokens)
             labels.append(row_labels)
             lengths.append(len(row_tokens))
-            count = int(row_labels.sum())
+            counts.append(count := int(row_labels.sum()))
             own = 1.0 if pack.document_weights is None else pack.document_weights[place]
             weights.append(np.full(count, pack.weight * own, np.float32))
             cells.append(np.full(count, source * groups + stratum, np.int64))
@@ -99,6 +101,7 @@ def make_batch(
         tensor(ids[supervised]),
         tensor(np.concatenate(weights)),
         np.concatenate(cells),
+        np.repeat(np.arange(len(counts)), counts),
     )
 
 
@@ -129,6 +132,7 @@ def shard_batch(batch: Batch, shard: Shard) -> Batch:
         labels=batch.labels[mine],
         weights=batch.weights[mine],
         cells=batch.cells[mine.cpu().numpy()],
+        documents=batch.documents[mine.cpu().numpy()],
         sequence=shard,
     )
 

@@ -7,9 +7,10 @@ import numpy as np
 from mixgym.envs.errors import DivergenceError
 from mixgym.envs.interval_plan import Pack
 from mixgym.envs.learners.base import Evaluation
-from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch, sum_by_cell
+from mixgym.envs.learners.batching import Batch, evaluation_packs, make_batch
 from mixgym.envs.learners.models.language_model import LanguageModel
 from mixgym.envs.learners.parallel.data_parallel import DataParallel
+from mixgym.envs.learners.standard_errors import MOMENTS, row_moments, standard_error
 from mixgym.envs.ranks import summed
 from mixgym.envs.sources.source import EncodedRows, Source
 
@@ -38,17 +39,23 @@ class HeldOut:
         """
         batches = self.batches(split, language)
         mine = batches[ranks.rank :: ranks.world]
-        loss_sum, supervised = np.zeros(self.shape), np.zeros(self.shape)
+        moments = np.zeros((MOMENTS, *self.shape))
         for batch, losses in zip(mine, language.measured(mine), strict=True):
-            loss_sum += sum_by_cell(losses, batch, self.shape)
-            supervised += sum_by_cell(np.ones(len(batch.cells)), batch, self.shape)
-        loss_sum, supervised = summed(loss_sum), summed(supervised)
+            moments += row_moments(losses, batch.documents, batch.cells, self.shape)
+        moments = summed(moments)  # a row is whole in its batch, so ranks add up
+        rows, loss_sum, supervised = moments[:3]
         bad = np.flatnonzero(~np.isfinite(loss_sum).all(-1))
         if bad.size:
             name = self.sources[bad[0]].name
             raise DivergenceError(f"the {split} loss of source {name!r} is not finite")
-        tokens = sum(batch.tokens for batch in batches)
-        return Evaluation(loss_sum, supervised.astype(np.int64), tokens)
+        return Evaluation(
+            loss_sum,
+            supervised.astype(np.int64),
+            tokens=sum(batch.tokens for batch in batches),
+            rows=rows.astype(np.int64),
+            error=standard_error(moments),
+            source_error=standard_error(moments.sum(-1)),
+        )
 
     def batches(self, split: str, language: LanguageModel) -> list[Batch]:
         """The forward passes over a split."""

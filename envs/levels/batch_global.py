@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from mixgym.envs.curves.vector import OneObjectVecEnv
 from mixgym.envs.errors import MixgymError
 from mixgym.envs.levels.predictor import Predictor
-from mixgym.envs.spaces.observations import observes_costs, shape_of
+from mixgym.envs.spaces.observations import shape_of
 
 
 class GlobalLevel(OneObjectVecEnv):
@@ -115,7 +115,7 @@ def level_shape(joint: VecEnv) -> tuple[int, int]:
     observation, action = joint.observation_space, joint.action_space
     if not isinstance(observation, spaces.Box) or not isinstance(action, spaces.Box):
         raise ValueError("a level needs an environment with the flat observation and logits")
-    return shape_of(observation.shape[0], action.shape[0], observes_costs(observation))
+    return shape_of(observation.shape[0], action.shape[0])
 
 
 def level_actions(joint: VecEnv, entries: int) -> spaces.Box:

@@ -9,12 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from mixgym.envs.curves.vector import OneObjectVecEnv
 from mixgym.envs.levels.batch_global import level_actions, level_shape
 from mixgym.envs.levels.predictor import Predictor
-from mixgym.envs.spaces.observations import (
-    local_observation,
-    local_size,
-    local_space,
-    observes_costs,
-)
+from mixgym.envs.spaces.observations import local_observation, local_space
 
 
 class LocalRows(OneObjectVecEnv):
@@ -38,7 +33,7 @@ class LocalRows(OneObjectVecEnv):
         sources, strata = self.shape
         super().__init__(
             joint.num_envs * sources,
-            local_space(strata, observes_costs(joint.observation_space)),
+            local_space(strata),
             level_actions(joint, strata),
         )
         self._flat: NDArray[np.float32] = np.zeros((0,), np.float32)
@@ -102,8 +97,7 @@ def rows_of(flat: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.flo
 
 def present_rows(rows: NDArray[np.float32], strata: int) -> NDArray[np.bool_]:
     """Which rows [n, local size] may set a stratum at all: bool[n], from their masks."""
-    end = local_size(strata)  # costs may follow
-    return np.asarray(rows[..., end - strata : end].max(-1) > 0.5)
+    return np.asarray(rows[..., -strata:].max(-1) > 0.5)
 
 
 def row_rewards(

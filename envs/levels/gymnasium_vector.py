@@ -124,7 +124,7 @@ class LocalVectorEnv(_LevelVectorEnv):
     def _spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         strata = self.core.shape[1]
         action = gym.spaces.Box(-1.0, 1.0, (strata,), np.float32)
-        return local_space(strata, self.core.options.costs), action
+        return local_space(strata), action
 
     def _look(self) -> Any:
         rows = local_observation(self.core.observe(), self.core.shape)

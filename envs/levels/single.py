@@ -212,7 +212,7 @@ class LocalEnv(_Level):
     ) -> None:
         super().__init__(joint, other)
         self.source, self._index = find_source(source, joint.world.common_names)
-        space: Any = local_space(joint.padded[1], joint.options.costs)
+        space: Any = local_space(joint.padded[1])
         self.observation_space = space
         self.action_space = gym.spaces.Box(-1.0, 1.0, (joint.padded[1],), np.float32)
 

@@ -16,7 +16,6 @@ from mixgym.envs.learners.base import TrainReport
 from mixgym.envs.measuring.measurements import Measurements
 from mixgym.envs.measuring.payment import Spent
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
-from mixgym.envs.probes import TOKEN_SECONDS, TOKEN_SECONDS_STRATA
 from mixgym.envs.rewards import arm_draws, target_mean
 from mixgym.envs.spaces.actions import Frames
 from mixgym.envs.spaces.mixture import Mixture, MixtureFrame
@@ -30,7 +29,7 @@ class Episode:
 
     Args:
         world: sources, learner and data plane; another one in every episode if it draws them.
-        options: which probes, whether costs are observed.
+        options: which probes, and how actions are read.
         training: budget and interval.
         seed: of the episode.
         measured: what earlier episodes on the same model have measured; not used where every
@@ -133,7 +132,7 @@ class Episode:
         unknown = np.full(world.cell_size.shape, np.nan)
         trained = unknown[:, 0] if done.train_nll is None else np.array(done.train_nll)
         cells = unknown if done.cell_train_nll is None else np.array(done.cell_train_nll)
-        available, costs = self.plane.available(), self._options.costs
+        available = self.plane.available()
         view = View(
             remaining=self.remaining,
             reward=done.reward,
@@ -151,8 +150,8 @@ class Episode:
             cell_nll_train=np.asarray(cells, np.float64),
             available=available,
             fixed=self._fixed[1] if self._fixed and self._fixed[0] == available.tobytes() else None,
-            costs=world.constants[TOKEN_SECONDS] if costs else None,
-            cell_costs=world.constants[TOKEN_SECONDS_STRATA] if costs else None,
+            cost=world.cost,
+            cell_cost=world.cell_cost,
             **seen,
         )
         if view.fixed is not None:

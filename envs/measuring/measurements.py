@@ -91,6 +91,8 @@ class Measurements:
             "cell_nll": now[1],
             "cell_nll_before": before[1],
             "cell_nll_start": start[1],
+            "error": self.now.source_error,
+            "cell_error": self.now.error,
             "nll_reference": None if known is None else known.source_nll,
             "cell_nll_reference": None if known is None else known.nll,
             "probes": self.probes.values,
@@ -127,9 +129,13 @@ class Measurements:
         self.known = True
 
 
-def _plain(evaluation: Evaluation) -> list[Any]:
-    return [evaluation.loss_sum.tolist(), evaluation.supervised.tolist(), evaluation.tokens]
+def _plain(evaluation: Evaluation) -> dict[str, Any]:
+    whole = vars(evaluation)
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in whole.items()}
 
 
-def _evaluation(state: list[Any]) -> Evaluation:
-    return Evaluation(np.array(state[0], np.float64), np.array(state[1], np.int64), int(state[2]))
+def _evaluation(state: dict[str, Any]) -> Evaluation:
+    counts = {name: np.array(state[name], np.int64) for name in ("supervised", "rows")}
+    losses = ("loss_sum", "error", "source_error")
+    sums = {name: np.array(state[name], np.float64) for name in losses}
+    return Evaluation(**counts, **sums, tokens=int(state["tokens"]))

@@ -2,16 +2,13 @@
 
 The default observation is one flat float32 vector, the concatenation of ``progress`` (P,),
 ``sources`` (K_max, S), ``strata`` (K_max, G_max, D) and ``masks`` (K_max + K_max * G_max,), clipped
-to [-10, 10]. With ``environment.costs`` a part ``costs`` (K_max + K_max * G_max,) follows: what a
-supervised token of each source and stratum costs (see :mod:`mixgym.envs.packing.costs.token_cost`),
-the log of predicted seconds over the mean of the sources, clipped to [-5, 5], its bounds in the
-space. The Dict observation has the same parts, and the raw numbers of
+to [-10, 10]. What a supervised token costs and how far a held-out loss can be trusted are always
+among the features. The Dict observation has the same parts, and the raw numbers of
 :mod:`mixgym.envs.spaces.signals`. Every part of the Dict is flattened, as Stable-Baselines3 wants
 it; :func:`parts_of` gives the shapes back. Absent sources and strata are all zero.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -31,7 +28,7 @@ from mixgym.envs.spaces.signals import (
 from mixgym.envs.spaces.view import Fixed, View
 
 BOUND = 10.0
-COST_BOUND = 5.0
+LEAST_ERROR = 1e-4  # of a held-out loss, relative; what is smaller looks like this
 
 PROGRESS = (
     "remaining",  # share of the budget that is left
@@ -48,6 +45,8 @@ SOURCES = (
     "loss",  # log of held-out NLL over its start
     "change",  # last fall of held-out NLL over its start, times 10
     "train_loss",  # log of training NLL over the held-out NLL at the start
+    "cost",  # log of tokens read per supervised token over the mean over the sources
+    "error",  # log10 of the standard error of held-out NLL over it, -4 to 0; unknown 0, the worst
 )
 STRATA = (
     "difficulty",  # rank, 0 the easiest and 1 the hardest
@@ -56,16 +55,16 @@ STRATA = (
     "epochs",  # log(1 + epochs)
     "loss",  # log of held-out NLL over its start
     "change",  # last fall of held-out NLL over its start, times 10
+    "cost",  # log of tokens read per supervised token over the mean over the sources
+    "error",  # log10 of the standard error of held-out NLL over it, -4 to 0; unknown 0, the worst
 )
 
 
-def layout(shape: tuple[int, int], costs: bool = False) -> dict[str, tuple[slice, tuple[int, ...]]]:
+def layout(shape: tuple[int, int]) -> dict[str, tuple[slice, tuple[int, ...]]]:
     """Name -> (slice of the flat observation, shape of that part).
 
-    Costs come last, so that the other parts are the same without them.
-
     >>> layout((2, 1))["sources"]
-    (slice(3, 21, None), (2, 9))
+    (slice(3, 25, None), (2, 11))
     """
     sources, strata = shape
     shapes: dict[str, tuple[int, ...]] = {
@@ -74,8 +73,6 @@ def layout(shape: tuple[int, int], costs: bool = False) -> dict[str, tuple[slice
         "strata": (sources, strata, len(STRATA)),
         "masks": (sources + sources * strata,),
     }
-    if costs:
-        shapes["costs"] = shapes["masks"]
     parts, start = {}, 0
     for name, part in shapes.items():
         size = int(np.prod(part))
@@ -84,41 +81,24 @@ def layout(shape: tuple[int, int], costs: bool = False) -> dict[str, tuple[slice
     return parts
 
 
-def flat_space(shape: tuple[int, int], costs: bool = False) -> gym.spaces.Box:
+def flat_space(shape: tuple[int, int]) -> gym.spaces.Box:
     """The space of the flat observation."""
-    size = max(part.stop for part, _ in layout(shape, costs).values())
-    return _bounded(size, shape[0] * (1 + shape[1]) if costs else 0)
+    return _box(max(part.stop for part, _ in layout(shape).values()))
 
 
-def local_space(strata: int, costs: bool = False) -> gym.spaces.Box:
+def local_space(strata: int) -> gym.spaces.Box:
     """The space of a row of :func:`local_observation`."""
-    return _bounded(local_size(strata, costs), 1 + strata if costs else 0)
+    return _box(local_size(strata))
 
 
-def _bounded(size: int, costs: int) -> gym.spaces.Box:
-    """Features, the last ``costs`` of which have bounds of their own."""
-    bounds = np.full(size, BOUND, np.float32)
-    bounds[size - costs :] = COST_BOUND
-    return gym.spaces.Box(-bounds, bounds, dtype=np.float32)
+def _box(size: int) -> gym.spaces.Box:
+    return gym.spaces.Box(-BOUND, BOUND, (size,), np.float32)
 
 
-def observes_costs(space: gym.Space[Any]) -> bool:
-    """Whether a flat space, of the joint environment or of a level, ends with costs."""
-    return isinstance(space, gym.spaces.Box) and bool(space.high.ravel()[-1] == COST_BOUND)
-
-
-def dict_space(
-    shape: tuple[int, int], probes: Sequence[str] = (), costs: bool = False
-) -> gym.spaces.Dict:
+def dict_space(shape: tuple[int, int], probes: Sequence[str] = ()) -> gym.spaces.Dict:
     """The space of the Dict observation, with a part for each of the ``probes``."""
     parts: dict[str, gym.Space[NDArray[np.float32]]] = {
-        name: gym.spaces.Box(
-            -(bound := COST_BOUND if name == "costs" else BOUND),
-            bound,
-            (part.stop - part.start,),
-            np.float32,
-        )
-        for name, (part, _) in layout(shape, costs).items()
+        name: _box(part.stop - part.start) for name, (part, _) in layout(shape).items()
     }
     return gym.spaces.Dict({**parts, **signal_spaces(shape, probes)})
 
@@ -131,6 +111,7 @@ def flat_observation(view: View, shape: tuple[int, int]) -> tuple[NDArray[np.flo
 
 def fixed_parts(view: View, shape: tuple[int, int]) -> Fixed:
     """The fixed features of a view."""
+    cost, cell_cost = _log_costs(view)
     count = last_sum(view.sources)[..., None]
     present = view.cell_size > 0
     size = last_sum(view.cell_size)
@@ -150,6 +131,8 @@ def fixed_parts(view: View, shape: tuple[int, int]) -> Fixed:
         count,
         np.stack(sources, -1),
         np.stack(strata, -1),
+        cost,
+        cell_cost,
         view.sources.astype(np.float64),
         present.astype(np.float64),
         _masks(view, shape),
@@ -163,8 +146,6 @@ def features(view: View, shape: tuple[int, int]) -> FloatArray:
     strata = padded(_stratum_rows(view, fixed), shape)
     lead = view.targets.shape[:-1]
     parts = [_progress(view), sources, strata, fixed.masks]
-    if view.costs is not None and view.cell_costs is not None:
-        parts += [_costs(view.costs, shape[:1]), _costs(view.cell_costs, shape)]
     return np.concatenate([part.reshape(*lead, -1) for part in parts], axis=-1)
 
 
@@ -185,13 +166,11 @@ def dict_parts(
     flat: NDArray[np.float32], view: View, shape: tuple[int, int]
 ) -> dict[str, NDArray[np.float32]]:
     """The Dict observation, of a flat one that was made of the same view."""
-    parts = {
-        name: flat[..., part] for name, (part, _) in layout(shape, view.costs is not None).items()
-    }
+    parts = {name: flat[..., part] for name, (part, _) in layout(shape).items()}
     return {**parts, **signal_parts(view, shape)}
 
 
-def shape_of(observation_size: int, actions: int, costs: bool = False) -> tuple[int, int]:
+def shape_of(observation_size: int, actions: int) -> tuple[int, int]:
     """(K_max, G_max) from the sizes of the flat observation and of the joint action.
 
     Raises:
@@ -199,7 +178,7 @@ def shape_of(observation_size: int, actions: int, costs: bool = False) -> tuple[
     """
     for sources in range(1, actions):
         strata = actions // sources - 1
-        top, inner = len(SOURCES) + 1 + costs, len(STRATA) + 1 + costs
+        top, inner = len(SOURCES) + 1, len(STRATA) + 1
         size = len(PROGRESS) + sources * top + sources * strata * inner
         if sources * (strata + 1) == actions and size == observation_size:
             return sources, strata
@@ -209,34 +188,26 @@ def shape_of(observation_size: int, actions: int, costs: bool = False) -> tuple[
     )
 
 
-def local_size(strata: int, costs: bool = False) -> int:
+def local_size(strata: int) -> int:
     """Entries of a source's own rows: see :func:`local_observation`."""
-    plain = len(PROGRESS) + len(SOURCES) + strata * len(STRATA) + strata
-    return plain + (1 + strata if costs else 0)
+    return len(PROGRESS) + len(SOURCES) + strata * len(STRATA) + strata
 
 
 def local_observation(flat: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
     """What each source sees of flat observations: [..., size] -> [..., K_max, local size].
 
     A row is ``progress`` (P,), the source's row of ``sources`` (S,), its rows of ``strata``
-    (G_max * D,), the mask of its strata (G_max,), and where costs are observed, its own and those
-    of its strata (1 + G_max,).
+    (G_max * D,) and the mask of its strata (G_max,).
     """
     sources, strata = shape
     lead = flat.shape[:-1]
-    costs = flat.shape[-1] > max(part.stop for part, _ in layout(shape).values())
     parts = {
-        name: flat[..., part].reshape(*lead, *size)
-        for name, (part, size) in layout(shape, costs).items()
+        name: flat[..., part].reshape(*lead, *size) for name, (part, size) in layout(shape).items()
     }
     progress = np.broadcast_to(parts["progress"][..., None, :], (*lead, sources, len(PROGRESS)))
     cells = parts["masks"][..., sources:].reshape(*lead, sources, strata)
     inner = parts["strata"].reshape(*lead, sources, strata * len(STRATA))
-    rows = [progress, parts["sources"], inner, cells]
-    if costs:
-        own, below = np.split(parts["costs"], [sources], axis=-1)
-        rows += [own[..., None], below.reshape(*lead, sources, strata)]
-    return np.concatenate(rows, axis=-1)
+    return np.concatenate([progress, parts["sources"], inner, cells], axis=-1)
 
 
 def parts_of(
@@ -283,6 +254,8 @@ def _source_rows(view: View, fixed: Fixed) -> FloatArray:
     rows[..., 6] = _log_ratio(view.nll, view.nll_start)
     rows[..., 7] = _fall(view.nll_before, view.nll, view.nll_start)
     rows[..., 8] = _log_ratio(view.nll_train, view.nll_start)
+    rows[..., 9] = fixed.cost
+    rows[..., 10] = _relative_error(view.error, view.nll)
     rows *= fixed.source_mask[..., None]
     return rows
 
@@ -295,6 +268,8 @@ def _stratum_rows(view: View, fixed: Fixed) -> FloatArray:
     rows[..., 3] = np.log1p(view.cell_epochs)
     rows[..., 4] = _log_ratio(view.cell_nll, view.cell_nll_start)
     rows[..., 5] = _fall(view.cell_nll_before, view.cell_nll, view.cell_nll_start)
+    rows[..., 6] = fixed.cell_cost
+    rows[..., 7] = _relative_error(view.cell_error, view.cell_nll)
     rows *= fixed.cell_mask[..., None]
     return rows
 
@@ -307,11 +282,26 @@ def _masks(view: View, shape: tuple[int, int]) -> FloatArray:
     return np.concatenate([top, inner], -1)
 
 
-def _costs(values: FloatArray, shape: tuple[int, ...]) -> FloatArray:
-    """float64[..., entries]; 0 where there are no rows."""
-    known = np.clip(np.nan_to_num(values, nan=0.0), -COST_BOUND, COST_BOUND)
-    lead = known.shape[: known.ndim - len(shape)]
-    return padded(known[..., None], shape).reshape(*lead, -1)
+def _log_costs(view: View) -> tuple[FloatArray, FloatArray]:
+    """float64[..., K] and [..., K, G], logs of costs over the mean of the sources; 0 if unknown.
+
+    Strata are measured by the same mean, so that they compare across sources.
+    """
+    known = np.isfinite(view.cost)
+    total = last_sum(np.where(known, view.cost, 0.0))
+    mean = np.where(known.any(-1), total, 1.0) / np.maximum(known.sum(-1), 1)
+    return (
+        np.nan_to_num(np.log(view.cost / mean[..., None]), nan=0.0),
+        np.nan_to_num(np.log(view.cell_cost / mean[..., None, None]), nan=0.0),
+    )
+
+
+def _relative_error(error: FloatArray, value: FloatArray) -> FloatArray:
+    """log10(error / value) from -4 to 0; 0 where either is unknown (NaN)."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # an absent row is 0 / 0
+        relative = error / value
+    # fmin, of a number and NaN, is the number
+    return np.log10(np.maximum(np.fmin(relative, 1.0), LEAST_ERROR))
 
 
 def _log_ratio(value: FloatArray, reference: FloatArray) -> FloatArray:

@@ -1,10 +1,10 @@
 """The raw numbers of the Dict observation: signals, and what probes found.
 
 ``signals`` (K_max, ...) and ``cell_signals`` (K_max, G_max, ...) are what rules read; an unknown
-NLL is 0. Every probe that is asked for is a part ``probe/<name>``, (K_max,) or (K_max, G_max); its
-0 means unknown, and a value of exactly 0 stands as :data:`ZERO`. ``probe_age`` has an entry per
-probe, in the order of their sorted names: decisions since it was measured, 0 for just now, -1 for
-never.
+NLL is 0. Every probe that is asked for is a part ``probe/<name>``, (K_max,) or (K_max, G_max). The
+0 of a probe or of a standard error means unknown, and a value of exactly 0 stands as :data:`ZERO`.
+``probe_age`` has an entry per probe, in the order of their sorted names: decisions since it was
+measured, 0 for just now, -1 for never.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from mixgym.envs.probes import find_probe
 from mixgym.envs.spaces.view import View
 
 LARGEST = 1e12  # of raw signals: tokens in a source
-ZERO = 1e-30  # a probe that found exactly 0
+ZERO = 1e-30  # a probe or a standard error that is known to be exactly 0
 PREFIX = "probe/"
 AGE = "probe_age"
 
@@ -35,6 +35,8 @@ SIGNALS = (
     "nll_start",
     "nll_train",
     "nll_reference",
+    "cost",  # tokens read per supervised token
+    "error",  # standard error of nll, in nats
 )
 CELL_SIGNALS = (
     "available",
@@ -46,6 +48,8 @@ CELL_SIGNALS = (
     "nll_start",
     "nll_train",
     "nll_reference",
+    "cost",
+    "error",
 )
 
 
@@ -84,8 +88,7 @@ def signal_parts(view: View, shape: tuple[int, int]) -> dict[str, NDArray[np.flo
         "cell_signals": padded(np.stack(_cell_columns(view), -1), shape),
     }
     for name, values in (view.probes or {}).items():
-        known = np.where(values == 0, ZERO, values)[..., None]
-        parts[PREFIX + name] = padded(known, probe_shape(name, shape))
+        parts[PREFIX + name] = padded(_known(values)[..., None], probe_shape(name, shape))
     raw = {
         name: np.nan_to_num(part.reshape(*lead, -1), nan=0.0).astype(np.float32)
         for name, part in parts.items()
@@ -108,6 +111,8 @@ def _columns(view: View) -> list[FloatArray]:
         view.nll_start,
         view.nll_train,
         unknown if view.nll_reference is None else view.nll_reference,
+        view.cost,
+        _known(view.error),
     ]
 
 
@@ -124,7 +129,14 @@ def _cell_columns(view: View) -> list[FloatArray]:
         view.cell_nll_start,
         unknown if view.cell_nll_train is None else view.cell_nll_train,
         unknown if view.cell_nll_reference is None else view.cell_nll_reference,
+        view.cell_cost,
+        _known(view.cell_error),
     ]
+
+
+def _known(values: FloatArray) -> FloatArray:
+    """Values whose 0 is not taken for an unknown one."""
+    return np.where(values == 0, ZERO, values)
 
 
 def padded(part: NDArray[np.generic], shape: tuple[int, ...]) -> FloatArray:

@@ -22,6 +22,7 @@ class Fixed:
         count: float64[..., 1], sources that exist.
         sources: float64[..., K, 3], the columns target, size and prior.
         strata: float64[..., K, G, 2], the columns difficulty and size.
+        cost, cell_cost: float64[..., K] and [..., K, G], the columns of that name.
         source_mask, cell_mask: float64[..., K] and [..., K, G], 1 for rows that are not all zero.
         masks: float64[..., K_max + K_max * G_max].
     """
@@ -29,6 +30,8 @@ class Fixed:
     count: FloatArray
     sources: FloatArray
     strata: FloatArray
+    cost: FloatArray
+    cell_cost: FloatArray
     source_mask: FloatArray
     cell_mask: FloatArray
     masks: FloatArray
@@ -49,13 +52,16 @@ class View:
         cell_size: float64[K, G], units of the ratios in each cell.
         cell_prior, cell_weight, cell_epochs, cell_nll, cell_nll_before, cell_nll_start:
             float64[K, G].
+        cost, cell_cost: float64[K] and [K, G], tokens read per supervised token of the training
+            rows; NaN where there are none.
+        error, cell_error: float64[K] and [K, G], standard errors of ``nll`` and ``cell_nll`` in
+            nats; NaN where unknown.
         available: bool[K, G].
         present: bool[K], sources that exist, or None for all of them.
         nll_reference, cell_nll_reference: float64[K], [K, G], of the reference model, if any.
         cell_nll_train: float64[K, G], NLL of each cell when it was last trained on.
         probes: by name float64[K] or [K, G], NaN where unknown; None without probes.
         probe_age: float64[probes], by sorted name: decisions since measured, -1 for never.
-        costs, cell_costs: float64[K] and [K, G], NaN where there are no rows; None if not observed.
         fixed: what :func:`fixed_parts` gives, if somebody keeps it from decision to decision.
     """
 
@@ -78,6 +84,10 @@ class View:
     cell_nll: FloatArray
     cell_nll_before: FloatArray
     cell_nll_start: FloatArray
+    cost: FloatArray
+    cell_cost: FloatArray
+    error: FloatArray
+    cell_error: FloatArray
     available: BoolArray
     present: BoolArray | None = None
     fixed: Fixed | None = None
@@ -86,8 +96,6 @@ class View:
     cell_nll_train: FloatArray | None = None
     probes: dict[str, FloatArray] | None = None
     probe_age: FloatArray | None = None
-    costs: FloatArray | None = None
-    cell_costs: FloatArray | None = None
 
     @property
     def sources(self) -> BoolArray:

@@ -82,6 +82,10 @@ def view(
         "cell_weight": np.full((count, strata), 1.0 / strata),
         "cell_epochs": np.full((count, strata), rng.uniform(0, 0.5)) + step,
         "cell_nll_reference": 10.0 ** rng.uniform(-3, 3, (count, strata)),
+        "cost": 10.0 ** rng.uniform(0, 2, count),
+        "cell_cost": 10.0 ** rng.uniform(0, 2, (count, strata)),
+        "error": rows["nll"] * 10.0 ** rng.uniform(-4, 0, count),
+        "cell_error": np.full((count, strata), np.nan),
         "available": size > 0,
     }
     whole = {name: values[order] for name, values in whole.items()}

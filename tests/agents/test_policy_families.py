@@ -315,7 +315,7 @@ def test_a_memory_changes_what_is_done_and_is_cleared() -> None:
 
 
 def test_linear_scores_have_few_parameters() -> None:
-    assert sum(p.numel() for p in LinearActor().parameters()) == 60
+    assert sum(p.numel() for p in LinearActor().parameters()) == 76
     assert ActorSpec("deterministic", width=0).build().rows.level == "joint"
 
 

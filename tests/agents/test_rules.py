@@ -46,6 +46,10 @@ def view(used: float = 0.0, **changes: Any) -> View:
         "cell_nll": cells,
         "cell_nll_before": cells,
         "cell_nll_start": cells,
+        "cost": np.ones(3),
+        "cell_cost": cells,
+        "error": np.full(3, np.nan),
+        "cell_error": np.full((3, 2), np.nan),
         "available": size > 0,
     }
     return View(**{**values, **changes})

@@ -26,6 +26,7 @@ from mixgym.envs.interval_plan import IntervalPlan
 from mixgym.envs.learners.base import Evaluation, PlainStep, StepRule, TrainReport
 from mixgym.envs.measuring import episode
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
+from mixgym.envs.packing.costs.token_cost import tokens_read
 from mixgym.envs.packing.plane import PackedPlane
 from mixgym.envs.registration import ENVIRONMENTS, make_mixture_env
 from mixgym.envs.sources.source import Source
@@ -59,11 +60,14 @@ def packed_env(
         ]
     ).astype(float)
     prior = Mixture(np.full(len(sources), 1 / len(sources)), size / size.sum(-1, keepdims=True))
+    cost, cell_cost = tokens_read(sources)
     world = World(
         names=tuple(s.name for s in sources),
         targets=np.ones(len(sources)),
         prior=prior,
         cell_size=size,
+        cost=cost,
+        cell_cost=cell_cost,
         learner=learner or CurveLearner(task),
         make_plane=lambda seed: PackedPlane(
             sources, unit="supervised_tokens", capacity=32, packs=2, seed=seed

@@ -25,7 +25,7 @@ SHORT = {"steps": 6, "interval": 2}
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"environment": {"tasks": "train"}},
-    {"environment": {"tasks": "validation", "step_rule": "bilevel", "costs": True}},
+    {"environment": {"tasks": "validation", "step_rule": "bilevel"}},
     {"environment": {"tasks": "train", "reward": "log_utility", "reference": "here"}},
 ]
 WAYS = {

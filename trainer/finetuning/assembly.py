@@ -72,7 +72,7 @@ def find_agent(options: AgentOptions) -> AgentKind:
 
 
 def _exported(folder: Path, options: AgentOptions) -> AgentKind:
-    from mixgym.agents.policies.composed import load_agent, policy_folders
+    from mixgym.agents.policies.composed import load_agent
     from mixgym.agents.policies.export import CARD, read_card
 
     inner = folder / "agent"
@@ -84,8 +84,6 @@ def _exported(folder: Path, options: AgentOptions) -> AgentKind:
             f"got {', '.join(options.options)}"
         )
     kept: dict[str, Any] = {name: card[name] for name in ("floor", "reach", "step") if name in card}
-    if any(read_card(part).get("costs") for part in policy_folders(where).values()):
-        kept["costs"] = True
     needs = replace(TRAINED, action=card.get("action", TRAINED.action), settings=kept)
     return AgentKind(needs, lambda env, names: load_agent(where, env))
 

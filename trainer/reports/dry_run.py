@@ -125,7 +125,11 @@ class _IdleLearner:
 
     def evaluate(self, split: str) -> Evaluation:
         """One nat per token everywhere."""
-        return Evaluation(np.ones(self._shape), np.ones(self._shape, np.int64), 0)
+        one = np.ones(self._shape, np.int64)
+        unknown = np.full(self._shape, np.nan)
+        return Evaluation(
+            np.ones(self._shape), one, tokens=0, rows=one, error=unknown, source_error=unknown[:, 0]
+        )
 
     def begin_probes(self, names: Sequence[str]) -> int:
         """The cost of what they will be compared with."""

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
+from mixgym.envs.curves.core import DECISIONS
+from mixgym.envs.curves.task import CurveTask
 from mixgym.envs.curves.tasks.controls import (
     NOISE,
     TWINS,
@@ -20,8 +22,6 @@ from mixgym.envs.curves.tasks.controls import (
     identical_tasks,
     noise_tasks,
 )
-from mixgym.envs.curves.core import DECISIONS
-from mixgym.envs.curves.task import CurveTask
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.trainer.reports.schedulers import Scheduler
 

@@ -1,6 +1,5 @@
 """Fits a world to recorded runs: least squares over the fast world's own dynamics."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +57,7 @@ def predict(task: CurveTask, runs: Trajectories) -> FloatArray:
 
 def _spread_over_runs(task: CurveTask) -> CurveTask:
     """The task with an axis for runs before those of sources and strata."""
+
     def widened(name: str) -> FloatArray:
         value: FloatArray = getattr(task, name)
         axes = value.ndim - task.budget.ndim
@@ -92,7 +92,9 @@ def fit(runs: Trajectories, parameters: Parameters, *, iterations: int = 60) -> 
         return ((values[1:] - values[0]) / _STEP).T
 
     start = np.zeros(parameters.size)
-    found = least_squares(residuals, start, jac=jacobian, method="trf", max_nfev=iterations, x_scale=1.0)
+    found = least_squares(
+        residuals, start, jac=jacobian, method="trf", max_nfev=iterations, x_scale=1.0
+    )
     inverse = np.linalg.inv(found.jac.T @ found.jac)
     spread = deviation * np.sqrt(np.maximum(np.diag(inverse), 0.0))
     return Fit(parameters, mean + deviation * found.x, spread, int(found.nfev))

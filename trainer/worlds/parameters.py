@@ -152,7 +152,10 @@ class Parameters:
             return value[..., 0, 0]
 
         constants = {
-            **{name: np.broadcast_to(v, (*lead, *v.shape)) for name, v in simple(sources, strata).items()},
+            **{
+                name: np.broadcast_to(v, (*lead, *v.shape))
+                for name, v in simple(sources, strata).items()
+            },
             "targets": cells[..., 0],
             "size": corpus.size * cells,
             "cost": np.nan_to_num(corpus.cost, nan=1.0) * cells,

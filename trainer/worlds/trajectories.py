@@ -1,8 +1,9 @@
 """Recorded runs as arrays."""
+
 from dataclasses import dataclass
-import numpy as np
-from numpy.typing import NDArray
+
 from mixgym.envs.arrays import FloatArray
+
 
 @dataclass(frozen=True)
 class Trajectories:
@@ -13,6 +14,7 @@ class Trajectories:
         supervised: float64[R, T, K, G], tokens trained on.
         nll, error: float64[R, T, K, G], held-out, after each decision; NaN unknown.
     """
+
     steps: FloatArray
     rate: FloatArray
     supervised: FloatArray

@@ -71,7 +71,9 @@ def _around(rng: np.random.Generator, world: FittedWorld) -> CurveTask:
     budget = world.budget * 10.0 ** rng.uniform(-0.4, 0.4)
     dearer = np.exp(rng.normal(0.0, 0.3, (chosen, 1)))
     cost = np.maximum(task.cost * dearer, 1.0)
-    task = replace(task, size=size, cost=cost, budget=np.array(budget), targets=_targets(rng, chosen))
+    task = replace(
+        task, size=size, cost=cost, budget=np.array(budget), targets=_targets(rng, chosen)
+    )
     return _circumstances(rng, task, row_error)
 
 
@@ -104,9 +106,7 @@ def _targets(rng: np.random.Generator, count: int) -> FloatArray:
     return drawn if drawn.any() else np.ones(count)
 
 
-def _circumstances(
-    rng: np.random.Generator, task: CurveTask, row_error: FloatArray
-) -> CurveTask:
+def _circumstances(rng: np.random.Generator, task: CurveTask, row_error: FloatArray) -> CurveTask:
     """The task with a learning rate, a schedule and held-out sets drawn."""
     tokens = np.exp(rng.uniform(np.log(_LEAST_TOKENS), np.log(_MOST_TOKENS), (len(task.size), 1)))
     tokens = np.maximum(tokens / task.size.shape[1], 1.0)

@@ -105,7 +105,9 @@ def read_world(path: str | Path) -> FittedWorld:
     try:
         return _world(json.loads(path.read_text()), str(path))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); mixgym fit writes worlds") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); mixgym fit writes worlds"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); mixgym fit writes worlds") from None
 

@@ -225,6 +225,7 @@ def alone(batch: Batch) -> Iterator[Batch]:
             batch.labels[inside],
             batch.weights[inside],
             batch.cells[inside],
+            np.zeros(len(here), np.int64),
         )
 
 

@@ -1,8 +1,9 @@
-"""What a supervised token of each source costs, in seconds that the cost model predicts.
+"""What a supervised token of each source costs: tokens read, and seconds that are predicted.
 
 Long rows pay for attention, and rows with long prompts pay for tokens that teach nothing; an agent
-that knows both can weigh what it learns against what it spends. Values are logarithms relative to
-the mean over the sources, so they do not depend on the machine's speed or the model's size.
+that knows both can weigh what it learns against what it spends. Tokens are counted from the rows.
+Seconds are those of the cost model, logarithms relative to the mean over the sources, so that they
+do not depend on the machine's speed or the model's size.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,24 @@ def row_seconds(lengths: IntArray, setup: PackingSetup) -> FloatArray:
     share = found.fixed * lengths / capacity[which]
     seconds: FloatArray = (found.total - found.fixed + share) * degree[which]
     return seconds
+
+
+def tokens_read(sources: Sequence[Source]) -> tuple[FloatArray, FloatArray]:
+    """Tokens read per supervised token, prompts included, over all training rows.
+
+    Args:
+        sources: K of them; their rows are as they are trained, truncated.
+
+    Returns:
+        float64[K] and float64[K, G], at least 1; NaN for sources and strata without training rows.
+    """
+    shape = len(sources), sources[0].n_strata
+    tokens, supervised = np.zeros(shape), np.zeros(shape)
+    for k, source in enumerate(sources):
+        rows, stratum = source.splits["train"], source.strata["train"]
+        np.add.at(tokens[k], stratum, rows.lengths)
+        np.add.at(supervised[k], stratum, rows.supervised)
+    return _ratio(tokens.sum(-1), supervised.sum(-1)), _ratio(tokens, supervised)
 
 
 def token_seconds(sources: Sequence[Source], setup: PackingSetup) -> dict[str, FloatArray]:

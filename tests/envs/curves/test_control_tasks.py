@@ -1,6 +1,8 @@
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
+from mixgym.envs.curves.dynamics import CurveState, advance, nll
+from mixgym.envs.curves.task import CurveTask
 from mixgym.envs.curves.tasks.controls import (
     FIRST_SEED,
     NOISE,
@@ -9,8 +11,6 @@ from mixgym.envs.curves.tasks.controls import (
     identical_tasks,
     noise_tasks,
 )
-from mixgym.envs.curves.dynamics import CurveState, advance, nll
-from mixgym.envs.curves.task import CurveTask
 from mixgym.envs.curves.tasks.sets import TASK_SETS
 
 

@@ -43,7 +43,7 @@ PROBED: list[dict[str, Any]] = [
     },
     {"environment": {"tasks": "train", "reward": "arm", "reward_sources": "gradient_alignment"}},
     {"environment": {"reward": "linear", "reward_strata": "nll_difference"}},
-    {"environment": {"tasks": "train", "reward": "worst", "costs": True}},
+    {"environment": {"tasks": "train", "reward": "worst"}},
     {"environment": {"tasks": "train", "reward": "progress_normalised"}},
     {"environment": {"tasks": "train", "step_rule": "bilevel"}},
     {

@@ -13,7 +13,7 @@ from mixgym.envs.levels.batch_local import local_rows, present_rows, row_infos, 
 from mixgym.envs.levels.single import make_global_env, make_local_env
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.registration import make_mixture_env
-from mixgym.envs.spaces.observations import local_size
+from mixgym.envs.spaces.observations import flat_space, local_size
 
 COUNT = 3
 OPTIONS = EnvironmentOptions(learner="curves")
@@ -133,7 +133,7 @@ def test_the_pay_of_rows_by_hand() -> None:
 
 
 def test_last_observations_of_rows_and_cuts_are_handed_on() -> None:
-    last = np.arange(3 + 2 * 10 + 2 * 7, dtype=np.float32)
+    last = np.arange(flat_space((2, 1)).shape[0], dtype=np.float32)
     (first, second) = row_infos(
         [{"terminal_observation": last, "TimeLimit.truncated": True}], (2, 1)
     )

@@ -42,6 +42,10 @@ def view(rng: np.random.Generator, count: int, sources: int = 3, strata: int = 2
         cell_nll=cell_nll[0],
         cell_nll_before=cell_nll[1],
         cell_nll_start=cell_nll[2],
+        cost=np.ones(rows),
+        cell_cost=np.ones(cells),
+        error=rng.uniform(0.01, 0.1, rows),
+        cell_error=rng.uniform(0.01, 0.1, cells),
         available=np.ones(cells, np.bool_),
         probes={
             "bilevel_gain": rng.normal(size=rows),

@@ -25,7 +25,7 @@ from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.probes import PROBES
 from mixgym.envs.registration import make_mixture_env
 from mixgym.envs.spaces.observations import parts_of
-from mixgym.envs.spaces.signals import AGE, PREFIX, ZERO
+from mixgym.envs.spaces.signals import AGE, PREFIX, SIGNALS, ZERO
 
 from ..synthetic import hand_task
 
@@ -333,4 +333,4 @@ def test_there_is_no_reference_unless_it_is_asked_for() -> None:
     assert not signals_of(observation).sources["nll_reference"].any()
     core = CurvesCore(2, [0, 1], EnvironmentOptions(learner="curves", observation="dict"))
     core.reset()
-    assert core.observe()["signals"].shape == (2, 12 * 11)
+    assert core.observe()["signals"].shape == (2, 12 * len(SIGNALS))

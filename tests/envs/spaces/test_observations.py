@@ -19,14 +19,15 @@ from mixgym.envs.spaces.observations import (
     layout,
     parts_of,
 )
-from mixgym.envs.spaces.signals import CELL_SIGNALS, SIGNALS
+from mixgym.envs.spaces.signals import CELL_SIGNALS, SIGNALS, ZERO
 from mixgym.envs.spaces.view import View
 
 SEEDS = st.integers(0, 2**31)
 NLLS = ("nll", "nll_before", "nll_start", "nll_train")
 CELL_NLLS = ("cell_nll", "cell_nll_before", "cell_nll_start")
-BY_SOURCE = ("targets", "prior", "weight", "share", *NLLS)
-BY_CELL = ("cell_size", "cell_prior", "cell_weight", "cell_epochs", *CELL_NLLS, "available")
+BY_SOURCE = ("targets", "prior", "weight", "share", *NLLS, "cost", "error")
+CELLS = ("cell_size", "cell_prior", "cell_weight", "cell_epochs", "cell_cost", "cell_error")
+BY_CELL = (*CELLS, *CELL_NLLS, "available")
 
 
 def random_view(rng: np.random.Generator, sources: int, strata: int) -> View:
@@ -47,6 +48,10 @@ def random_view(rng: np.random.Generator, sources: int, strata: int) -> View:
         cell_weight=rng.dirichlet(np.ones(strata), sources),
         cell_epochs=rng.uniform(0, 3, cells),
         **{name: rng.uniform(0.5, 3.0, cells) for name in CELL_NLLS},  # type: ignore[arg-type]
+        cost=rng.uniform(1.0, 50.0, sources),
+        cell_cost=np.where(size > 0, rng.uniform(1.0, 50.0, cells), np.nan),
+        error=rng.uniform(0.01, 0.5, sources),
+        cell_error=rng.uniform(0.01, 0.5, cells),
         available=(size > 0) & (rng.random(cells) < 0.8),
     )
 
@@ -94,6 +99,10 @@ def hand_view(**changes: Any) -> View:
         cell_nll=np.array([[1.0, 2.0], [np.nan, 2.0]]),
         cell_nll_before=np.array([[1.5, 2.0], [np.nan, 2.0]]),
         cell_nll_start=np.array([[2.0, 2.0], [np.nan, 2.0]]),
+        cost=np.array([2.0, 6.0]),
+        cell_cost=np.array([[1.0, 5.0], [np.nan, 6.0]]),
+        error=np.array([0.1, np.nan]),
+        cell_error=np.array([[0.0, 4.0], [np.nan, 0.02]]),
         available=np.array([[True, False], [False, True]]),
     )
     return dataclasses.replace(view, **changes)
@@ -114,11 +123,15 @@ def test_features_by_hand() -> None:
             "loss": math.log(0.5),
             "change": 10 * 0.2 / 2,
             "train_loss": math.log(2),
+            "cost": math.log(2 / 4),
+            "error": -1.0,
         },
         abs=1e-6,
     )
     second = dict(zip(SOURCES, seen["sources"][1].tolist(), strict=True))
     assert second["train_loss"] == 0.0, "unmeasured"
+    assert second["cost"] == pytest.approx(math.log(6 / 4))
+    assert second["error"] == 0.0, "unknown looks like an error of the loss's own size"
     cell = dict(zip(STRATA, seen["strata"][0, 0].tolist(), strict=True))
     assert cell == pytest.approx(
         {
@@ -128,9 +141,14 @@ def test_features_by_hand() -> None:
             "epochs": math.log(2),
             "loss": math.log(0.5),
             "change": 10 * 0.5 / 2,
+            "cost": math.log(1 / 4),
+            "error": -4.0,
         },
         abs=1e-6,
     )
+    columns = [STRATA.index(name) for name in ("cost", "error")]
+    other = seen["strata"][..., columns].reshape(4, 2)[[1, 3]]
+    assert other == pytest.approx(np.array([[math.log(5 / 4), 0.0], [math.log(6 / 4), -2.0]]))
     assert (seen["strata"][1, 0] == 0).all(), "an empty cell"
     assert seen["masks"].tolist() == [1, 1, 1, 0, 0, 1]
 
@@ -175,6 +193,7 @@ def test_features_do_not_depend_on_the_scale_of_losses_or_sizes(
         name: getattr(view, name) * factor
         for name in (*NLLS, *CELL_NLLS, "mean_nll", "mean_nll_start", "reward")
     }
+    scaled |= {name: getattr(view, name) * factor for name in ("error", "cell_error")}
     sized = {"cell_size": view.cell_size * factor, "targets": view.targets * factor}
     other = dataclasses.replace(view, **scaled, **sized)
     shape = (sources, strata)
@@ -242,10 +261,14 @@ def test_signals_are_the_raw_numbers() -> None:
     assert table["weight"] == [0.25, 0.75, 0]
     assert table["epochs"] == [1.5, 0.5, 0]
     assert table["nll_train"] == [4, 0, 0]
+    assert table["cost"] == [2, 6, 0]
+    assert table["error"] == pytest.approx([0.1, 0, 0])
     cells = {name: whole["cell_signals"][..., i].tolist() for i, name in enumerate(CELL_SIGNALS)}
     assert cells["available"] == [[1, 0], [0, 1], [0, 0]]
     assert cells["size"] == [[30, 10], [0, 120], [0, 0]]
     assert cells["nll"] == [[1, 2], [0, 2], [0, 0]]
+    assert cells["cost"] == [[1, 5], [0, 6], [0, 0]]
+    assert np.ravel(cells["error"]) == pytest.approx([ZERO, 4, 0, 0.02, 0, 0]), "a known 0 is not 0"
 
 
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3)])

@@ -60,12 +60,15 @@ def trained(make: Learners, plan: IntervalPlan, **options: Any) -> dict[str, Any
         "gradient_norm": np.array(report.gradient_norm),
         "reward": measured.loss_sum,
         "counts": measured.supervised,
+        "rows": measured.rows,
+        "errors": measured.error,
+        "source_errors": measured.source_error,
     }
 
 
 def check_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
-        assert np.abs(found[name] - value).max() <= 1e-12, name
+        np.testing.assert_allclose(found[name], value, rtol=0.0, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])

@@ -74,6 +74,7 @@ def batches(count: int) -> list[Batch]:
                 ids[torch.from_numpy(supervised)],
                 torch.ones(len(supervised)),
                 np.zeros(len(supervised), np.int64),
+                np.searchsorted(starts, supervised, side="right") - 1,
             )
         )
     return made

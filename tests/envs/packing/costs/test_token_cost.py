@@ -15,7 +15,7 @@ from mixgym.envs.build import build_environment
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.options import WorldOptions
 from mixgym.envs.packing.costs.cost_model import CostModel, Hardware, ModelShape
-from mixgym.envs.packing.costs.token_cost import LARGEST, row_seconds, token_seconds
+from mixgym.envs.packing.costs.token_cost import LARGEST, row_seconds, token_seconds, tokens_read
 from mixgym.envs.packing.grouping.groups import Cluster, Group
 from mixgym.envs.packing.planner import PlanConfig
 from mixgym.envs.packing.setup import PackingSetup
@@ -62,6 +62,29 @@ def test_seconds_per_token_by_hand() -> None:
     assert strata[0] == pytest.approx(np.log([18 / 29, 18 / 29]))
     assert strata[1, 0] == pytest.approx(np.log(40 / 29))
     assert np.isnan(strata[1, 1])  # no rows
+
+
+def test_tokens_read_per_supervised_token_by_hand() -> None:
+    """4 tokens for 2 supervised ones, and 8 for 3; the second source has rows in one stratum."""
+    cost, cells = tokens_read(two())
+    assert cost == pytest.approx([2, 8 / 3])
+    assert cells[0] == pytest.approx([2, 2])
+    assert cells[1, 0] == pytest.approx(8 / 3)
+    assert np.isnan(cells[1, 1])
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6))
+def test_a_source_costs_what_its_strata_cost_by_their_supervised_tokens(seed: int) -> None:
+    sources = random_sources(np.random.default_rng(seed))
+    cost, cells = tokens_read(sources)
+    assert (cost >= 1).all()
+    for k, source in enumerate(sources):
+        rows, stratum = source.splits["train"], source.strata["train"]
+        supervised = np.bincount(stratum, rows.supervised, minlength=source.n_strata)
+        known = supervised > 0
+        assert (np.isnan(cells[k]) == ~known).all()
+        assert cost[k] == pytest.approx(np.average(cells[k][known], weights=supervised[known]))
 
 
 def test_a_row_pays_for_its_share_of_a_pack_and_for_every_device() -> None:
