@@ -225,7 +225,7 @@ def supervised_tokens(task: CurveTask, weights: FloatArray, read: FloatArray) ->
 
 
 def rate_until(task: CurveTask, done: FloatArray) -> FloatArray:
-    """float64[...], integral of the relative learning rate over the budget up to ``done`` in [0, 1].
+    """float64[...], integral of the relative learning rate up to a share ``done`` of the budget.
 
     Linear warm-up, then constant, linear to 0, or half a cosine to 0.
     """

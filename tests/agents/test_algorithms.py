@@ -20,6 +20,7 @@ from mixgym.agents.policies.export import (
 )
 from mixgym.agents.registry import ALGORITHMS, load_object
 from mixgym.envs.curves.tasks import sets
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.levels.batch_global import GlobalLevel
@@ -189,7 +190,7 @@ def test_training_moves_the_actor_and_its_export_drives_another_number_of_source
 @pytest.mark.parametrize("level", ["global", "local"])
 def test_a_part_leaves_the_other_level_at_the_prior(algo: str, level: Any, tmp_path: Path) -> None:
     options = EnvironmentOptions(learner="curves", max_sources=5, max_strata=3)
-    tasks = [task.sample_task(seed, sources=3 + seed % 2, strata=2) for seed in range(4)]
+    tasks = [sample_task(seed, sources=3 + seed % 2, strata=2) for seed in range(4)]
     joint = CurvesVecEnv(2, tasks, options, seed=1)
     sources, strata = 5, 3
     env: Any = local_rows(joint) if level == "local" else GlobalLevel(joint)
@@ -229,7 +230,7 @@ def test_a_dirichlet_head_acts_by_weights_and_is_moved(tmp_path: Path) -> None:
     export_policy(algorithm.policy, tmp_path, {})
     agent = ExportedPolicy(tmp_path, shape=(3, 2))
     options = EnvironmentOptions(learner="curves", action="weights", max_sources=3, max_strata=2)
-    tasks = [task.sample_task(0, sources=3, strata=2)]
+    tasks = [sample_task(0, sources=3, strata=2)]
     env = CurvesVecEnv(1, tasks, options)
     for deterministic in (True, False):
         action, _ = agent.predict(np.asarray(env.reset()), deterministic=deterministic)

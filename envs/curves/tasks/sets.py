@@ -28,7 +28,7 @@ Tasks = Sequence[int | CurveTask]
 
 @dataclass(frozen=True)
 class DrawnTasks(Sequence[int | CurveTask]):
-    """Tasks around fitted worlds, by seed; compared, pickled and cached as what they are drawn from.
+    """Tasks around fitted worlds, by seed; compared and pickled as what they are drawn from.
 
     Attributes:
         source: what draws.

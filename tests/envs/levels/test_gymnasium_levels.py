@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import mixgym  # noqa: F401 - registers the environments
 from mixgym.envs.curves.task import LEAST_SOURCES
 from mixgym.envs.curves.tasks.prior import sample_task
-from mixgym.envs.curves.tasks.sets import TASK_SETS, least_sources
+from mixgym.envs.curves.tasks.sets import TASK_SETS, drawn, least_sources
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.levels.gymnasium_vector import GlobalVectorEnv, LocalVectorEnv
 from mixgym.envs.levels.single import LocalEnv, make_global_env, make_local_env
@@ -101,7 +101,7 @@ def test_a_source_is_paid_its_own_part() -> None:
 
 @pytest.mark.parametrize("tasks", TASK_SETS)
 def test_the_sources_of_all_tasks_are_known_without_drawing_them(tasks: str) -> None:
-    few = [sample_task(seed).size.shape[0] for seed in TASK_SETS[tasks][:200]]
+    few = [drawn(task).size.shape[0] for task in TASK_SETS[tasks][:200]]
     assert min(few) >= least_sources(TASK_SETS[tasks]) == LEAST_SOURCES
     given = [sample_task(0, sources=n) for n in (5, 4)]
     assert least_sources(given) == 4
