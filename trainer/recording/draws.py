@@ -6,7 +6,7 @@ mixtures, each for half of the budget, in either order, so that the worth of ord
 """
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -56,8 +56,9 @@ class RunDraw:
     @property
     def options(self) -> dict[str, Any]:
         """Options of the rule."""
-        names = ("draw", "centre", "concentration", "at", "reverse")
-        return {name: asdict(self)[name] for name in names}
+        names = ("draw", "centre", "concentration", "reverse")
+        own = {name: getattr(self, name) for name in names}
+        return {**own, "at": list(self.at)}  # as YAML reads it back
 
 
 def draw_run(seed: int, number: int, vary: Collection[str] = ()) -> RunDraw:

@@ -125,5 +125,14 @@ def record_table(report: dict[str, Any]) -> Any:
         ]
         for row in report["runs"]
     ]
-    columns = ["run", "kind", "centre", "concentration", "changes", "rate x", "steps", "tokens read"]
+    columns = [
+        "run",
+        "kind",
+        "centre",
+        "concentration",
+        "changes",
+        "rate x",
+        "steps",
+        "tokens read",
+    ]
     return table("recorded runs", [*columns, "fall of the held-out mean (nats)", "status"], rows)

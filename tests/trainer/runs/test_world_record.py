@@ -80,7 +80,8 @@ def test_rates_sum_the_schedule(make_config: Make) -> None:
     one = make_config("one", training={"steps": 6, "interval": 1, "schedule": "linear"})
     finetune(one)
     rates = [
-        record["optimizer"]["learning_rate"] for record in RunFolder.open(one.run.dir).read_decisions()
+        record["optimizer"]["learning_rate"]
+        for record in RunFolder.open(one.run.dir).read_decisions()
     ]
     for record, part in zip(records, (rates[:3], rates[3:]), strict=True):
         assert record["optimizer"]["rates"] == pytest.approx(math.fsum(part))
