@@ -11,6 +11,8 @@ Plain data; every name is API:
         no rows
     cells.loss {source: [nats per token, ...]}   of the reward split after the interval; null where
         nothing is held out
+    error {source: nats}, cells.error {source: [nats, ...]}   standard errors of these losses; left
+        out or null where unknown
     loss.train, loss.reward {source: nats per token}; loss.train_mean, loss.reward_mean
     reward.global, reward.local {source: nats}, reward.components {name: value}
     epochs {source: passes so far}
@@ -99,6 +101,7 @@ def decision_record(made: Decision) -> dict[str, Any]:
             "train_mean": float(report.loss_sum.sum() / total),
             "reward_mean": float(made.view.mean_nll),
         },
+        "error": _named(names, made.view.error),
         "reward": {
             "global": float(made.reward.value),
             "local": _named(names, made.reward.local),
@@ -150,6 +153,7 @@ def _cells(made: Decision) -> dict[str, dict[str, list[float | None]]]:
         "tokens": by_stratum(made.names, np.where(empty, np.nan, made.plan.tokens)),
         "supervised": by_stratum(made.names, np.where(empty, np.nan, made.plan.supervised)),
         "loss": by_stratum(made.names, made.view.cell_nll),
+        "error": by_stratum(made.names, made.view.cell_error),
     }
 
 

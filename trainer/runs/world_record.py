@@ -8,13 +8,14 @@ easiest stratum first, null where there is nothing::
     targets, prior {source: weight}          prior: the mixture of a zero action
     step_tokens                              tokens that a step has room for
     start.loss {source: nats}                on the reward split, before training
-    start.cells.loss {source: [nats, ...]}
+    start.error {source: nats}               its standard error, null where unknown
+    start.cells.loss, start.cells.error {source: [nats, ...]}
     start.mean                               target-weighted
     train.rows, train.supervised, train.tokens {source: [count, ...]}
     cost {source}, cells.cost {source: [...]}   tokens read per supervised token, over train rows
     held_out.SPLIT.rows, .supervised, .tokens {source: [count, ...]}   reward, select and test
 
-A learner without rows (``curves``) has no ``train.rows``, ``train.tokens``, costs, and only the
+A learner without rows (``curves``) has no ``train.rows`` and ``train.tokens``, and only the
 supervised tokens of the reward split.
 """
 
@@ -61,6 +62,8 @@ def world_record(env: MixtureEnv, config: RunConfig) -> dict[str, Any]:
         "prior": _by_source(names, world.prior.sources),
         "step_tokens": config.training.packs * config.data.max_length,
         "start": _start(names, start, world.targets),
+        "cost": _by_source(names, world.cost),
+        "cells": {"cost": by_stratum(names, world.cell_cost)},
         **(_of_rows(names, sources) if sources else _without_rows(names, world.cell_size, start)),
     }
 
@@ -68,18 +71,18 @@ def world_record(env: MixtureEnv, config: RunConfig) -> dict[str, Any]:
 def _start(names: Sequence[str], start: Evaluation, targets: FloatArray) -> dict[str, Any]:
     return {
         "loss": _by_source(names, start.source_nll),
+        "error": _by_source(names, start.source_error),
         "mean": float(target_mean(start.source_nll, targets)),
-        "cells": {"loss": by_stratum(names, start.nll)},
+        "cells": {
+            "loss": by_stratum(names, start.nll),
+            "error": by_stratum(names, start.error),
+        },
     }
 
 
 def _of_rows(names: Sequence[str], sources: Sequence[Source]) -> dict[str, Any]:
-    train = _counts(sources, "train")
-    tokens, supervised = train["tokens"], train["supervised"]
     return {
-        "train": _tables(names, train),
-        "cost": _by_source(names, _ratio(tokens.sum(-1), supervised.sum(-1))),
-        "cells": {"cost": by_stratum(names, _ratio(tokens, supervised))},
+        "train": _tables(names, _counts(sources, "train")),
         "held_out": {split: _tables(names, _counts(sources, split)) for split in SPLITS[1:]},
     }
 
@@ -114,8 +117,3 @@ def _tables(names: Sequence[str], counts: dict[str, FloatArray]) -> dict[str, An
 
 def _by_source(names: Sequence[str], values: FloatArray) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names, values, strict=True)}
-
-
-def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """``part / whole``, NaN where there is nothing."""
-    return np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), np.nan)

@@ -55,6 +55,9 @@ def check_start(world: dict[str, Any], summary: dict[str, Any]) -> None:
         pairs = [(loss, count) for loss, count in zip(losses, held, strict=True) if count]
         mean = np.average([loss for loss, _ in pairs], weights=[count for _, count in pairs])
         assert world["start"]["loss"][name] == pytest.approx(mean)
+        assert 0 < world["start"]["error"][name] < world["start"]["loss"][name]
+        errors = world["start"]["cells"]["error"][name]
+        assert all(loss is not None for loss, e in zip(losses, errors, strict=True) if e)
     assert world["start"]["mean"] == world["start"]["loss"]["addition"]
     fall = world["start"]["mean"] - summary["sources"]["addition"]["reward_after"]
     assert summary["return"] == pytest.approx(fall)
@@ -71,6 +74,8 @@ def check_cells(records: list[dict[str, Any]]) -> None:
             assert share == pytest.approx(mine / supervised)
         losses = [loss for loss in record["cells"]["loss"]["addition"] if loss is not None]
         assert min(losses) <= record["loss"]["reward"]["addition"] <= max(losses)
+        assert set(record["error"]) == set(record["cells"]["error"]) == set(record["tokens"])
+        assert min(record["error"].values()) > 0
 
 
 def test_rates_sum_the_schedule(make_config: Make) -> None:
