@@ -115,6 +115,11 @@ ALGORITHMS = {
     "temperature": _rule("Temperature", "size ** (1 / tau): between proportional and uniform"),
     "fixed": _rule("Fixed", "weights that you give"),
     "scripted": _rule("Scripted", "weights along the budget, linear between the points you give"),
+    "random_pieces": Algorithm(
+        "random mixtures that change now and then, as `mixgym record` wants them",
+        "mixgym.agents.random_pieces:RandomPieces",
+        RULE,
+    ),
     "easy_to_hard": _mixer(
         "curricula:EasyToHard",
         "a curriculum: strata from the easiest to the hardest along the budget",

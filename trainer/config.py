@@ -51,7 +51,12 @@ class RunOptions(Options):
 
     dir: str = Field(default="runs/finetune", min_length=1, description="the run folder")
     save_every: int = Field(default=10, ge=1, description="decisions between two checkpoints")
-    keep_last: int = Field(default=2, ge=1, description="checkpoints that are kept")
+    keep_last: int = Field(
+        default=2, ge=0, description="checkpoints that are kept; 0: none, a resumed run starts anew"
+    )
+    keep_model: bool = Field(
+        default=True, description="leave the fine-tuned model and the picture; false: records only"
+    )
     tensorboard: bool = Field(default=True, description="write TensorBoard records")
     exact_match: int = Field(
         default=0, ge=0, description="test rows per checkable source to decode greedily at the end"

@@ -24,6 +24,7 @@ class TrainReport:
         step_loss: loss of every optimiser step (nats per supervised token).
         gradient_norm: of every optimiser step, before clipping.
         learning_rate: of the last step.
+        rates: sum of the learning rates of all steps.
     """
 
     loss_sum: FloatArray
@@ -33,6 +34,7 @@ class TrainReport:
     step_loss: tuple[float, ...] = ()
     gradient_norm: tuple[float, ...] = ()
     learning_rate: float = 0.0
+    rates: float = 0.0
 
     @property
     def source_nll(self) -> FloatArray:

@@ -12,6 +12,7 @@ of a learner are put together:
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class CausalLM:
     def train(self, plan: IntervalPlan, step_rule: StepRule, progress: float) -> TrainReport:
         """See :class:`~mixgym.envs.learners.base.Learner`."""
         loss_sum = np.zeros(self.shape)
-        losses, norms = [], []
+        losses, norms, rates = [], [], []
         share = self._interval_share(plan)
         self._ranks.check_plan(plan)
         self.model.train()
@@ -139,6 +140,7 @@ class CausalLM:
             loss_sum += result.loss_sum
             losses.append(result.loss)
             norms.append(result.gradient_norm)
+            rates.append(self.optimisation.optimizer.param_groups[0]["lr"])
         return TrainReport(
             loss_sum,
             plan.supervised,
@@ -146,7 +148,8 @@ class CausalLM:
             plan.rows,
             tuple(losses),
             tuple(norms),
-            self.optimisation.optimizer.param_groups[0]["lr"],
+            rates[-1] if rates else self.optimisation.optimizer.param_groups[0]["lr"],
+            math.fsum(rates),
         )
 
     def _interval_share(self, plan: IntervalPlan) -> float:

@@ -6,6 +6,13 @@ Plain data; every name is API:
     mixture {source: weight}             what was asked for
     strata {source: [weight, ...]}       inside each source
     share {source: share}                realised, in supervised tokens, in this interval
+    tokens {source: tokens}              read in this interval, prompts included
+    cells.tokens, cells.supervised {source: [tokens, ...]}   likewise per stratum; null where it has
+        no rows
+    cells.loss {source: [nats per token, ...]}   of the reward split after the interval; null where
+        nothing is held out
+    error {source: nats}, cells.error {source: [nats, ...]}   standard errors of these losses; left
+        out or null where unknown
     loss.train, loss.reward {source: nats per token}; loss.train_mean, loss.reward_mean
     reward.global, reward.local {source: nats}, reward.components {name: value}
     epochs {source: passes so far}
@@ -18,6 +25,7 @@ Plain data; every name is API:
     cost.train_tokens, cost.measure_tokens   tokens so far, prompts included
     cost.probe_tokens    tokens of a pass forward so far, see :mod:`mixgym.envs.probes`
     optimizer.learning_rate              of the interval's last step
+    optimizer.rates                      sum of the learning rates of the interval's steps
     optimizer.gradient_norm              before clipping, mean over the interval's steps
     action [..], observation [..]        what the agent did, and the flat observation that it had
     cost.observation_clipped             share of the next observation's entries that were clipped
@@ -85,12 +93,15 @@ def decision_record(made: Decision) -> dict[str, Any]:
         "mixture": _named(names, made.mixture.sources),
         "strata": dict(zip(names, made.mixture.strata.tolist(), strict=True)),
         "share": _named(names, supervised / total),
+        "tokens": dict(zip(names, made.plan.tokens.sum(-1).tolist(), strict=True)),
+        "cells": _cells(made),
         "loss": {
             "train": _named(names, report.source_nll),
             "reward": _named(names, made.view.nll),
             "train_mean": float(report.loss_sum.sum() / total),
             "reward_mean": float(made.view.mean_nll),
         },
+        "error": _named(names, made.view.error),
         "reward": {
             "global": float(made.reward.value),
             "local": _named(names, made.reward.local),
@@ -108,6 +119,7 @@ def decision_record(made: Decision) -> dict[str, Any]:
         },
         "optimizer": {
             "learning_rate": report.learning_rate,
+            "rates": report.rates,
             "gradient_norm": float(np.mean(report.gradient_norm)) if report.gradient_norm else None,
         },
         "action": np.asarray(made.action, np.float64).ravel().tolist(),
@@ -132,6 +144,26 @@ def probe_section(names: Sequence[str], fresh: Mapping[str, FloatArray]) -> dict
         for probe, values in fresh.items()
     }
     return {"probes": found} if found else {}
+
+
+def _cells(made: Decision) -> dict[str, dict[str, list[float | None]]]:
+    """The interval by source and stratum."""
+    empty = made.view.cell_size <= 0
+    return {
+        "tokens": by_stratum(made.names, np.where(empty, np.nan, made.plan.tokens)),
+        "supervised": by_stratum(made.names, np.where(empty, np.nan, made.plan.supervised)),
+        "loss": by_stratum(made.names, made.view.cell_nll),
+        "error": by_stratum(made.names, made.view.cell_error),
+    }
+
+
+def by_stratum(names: Sequence[str], values: FloatArray) -> dict[str, list[float | None]]:
+    """Name -> one value per stratum, from ``values`` [K, G]; None where there is none (NaN).
+
+    >>> by_stratum(("a",), np.array([[1.5, np.nan]]))
+    {'a': [1.5, None]}
+    """
+    return {name: _plain(row) for name, row in zip(names, values, strict=True)}
 
 
 def _plain(row: Any) -> Any:

@@ -34,6 +34,7 @@ def test_no_file_gives_the_defaults() -> None:
         "dir": "runs/finetune",
         "save_every": 10,
         "keep_last": 2,
+        "keep_model": True,
         "tensorboard": True,
         "exact_match": 0,
     }
@@ -129,7 +130,7 @@ def test_yaml_words_mean_what_they_say(tmp_path: Path) -> None:
         (
             "run: {zzzz: {a: 1}}\n",
             'c.yaml:1: run.zzzz: unknown key (value {"a": 1}); '
-            "known here: dir, exact_match, keep_last, save_every, tensorboard",
+            "known here: dir, exact_match, keep_last, keep_model, save_every, tensorboard",
         ),
         (
             "training:\n  steps: 0\n",

@@ -39,6 +39,7 @@ Arguments = Annotated[
         show_default=False,
     ),
 ]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")]
 
 
@@ -81,6 +82,11 @@ def read_config(
         others = [override for override in overrides if not override.startswith("agent.name=")]
         config = load_config(path, [chosen, *others])
     return config
+
+
+def words(text: str) -> list[str]:
+    """The parts of a list that is written with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _split(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -38,6 +38,7 @@ from mixgym.trainer.runs.recorder import (
 )
 from mixgym.trainer.runs.tables import finetune_table, show
 from mixgym.trainer.runs.tensorboard import RunWriter
+from mixgym.trainer.runs.world_record import leave_world
 
 MODEL, PICTURE = "model", "mixture.png"
 _ENDLESS = sys.maxsize // 2  # decisions: the episode ends the run
@@ -49,6 +50,7 @@ class _Outcome:
 
     test_before: Evaluation | None = None
     test_after: Evaluation | None = None
+    select_after: Evaluation | None = None
     history: list[list[float]] = field(default_factory=list)
     exact: dict[str, float] = field(default_factory=dict)
 
@@ -101,6 +103,7 @@ def finetune(config: RunConfig, *, resume: bool = False, progress: bool = False)
     for line in warnings if progress else ():
         sys.stderr.write(f"warning: {line}\n")
     _restore(assembly, run)
+    leave_world(run.path, assembly.env, run.config)
     known = run.read_decisions() if resume else None
     writer = RunWriter(run.tensorboard, known) if run.config.run.tensorboard else None
     recorder = Recorder(run, assembly.env, writer)
@@ -210,8 +213,9 @@ def _finish(env: MixtureEnv, outcome: _Outcome, run: RunFolder | None = None) ->
     learner = env.world.learner
     outcome.history = list(env.progress.history or [])
     outcome.test_after = learner.evaluate("test")
+    outcome.select_after = learner.evaluate("select")
     save_model = getattr(learner, "save_model", None)
-    if run and save_model is not None:
+    if run and run.config.run.keep_model and save_model is not None:
         with storage.atomic_folder(run.path / MODEL) as temporary:
             save_model(temporary)
     if run and run.config.run.exact_match and isinstance(learner, CausalLM):
@@ -223,9 +227,10 @@ def _finish(env: MixtureEnv, outcome: _Outcome, run: RunFolder | None = None) ->
 def _summary(run: RunFolder, assembly: Assembly, outcome: _Outcome) -> dict[str, Any]:
     world = assembly.env.world
     records = run.read_decisions()
-    before, after = outcome.test_before, outcome.test_after
+    before, after, select = outcome.test_before, outcome.test_after, outcome.select_after
     assert before is not None
     assert after is not None
+    assert select is not None
     last = records[-1]
     supervised = (
         np.array([[r["share"].get(name, 0.0) for name in world.names] for r in records])
@@ -250,6 +255,7 @@ def _summary(run: RunFolder, assembly: Assembly, outcome: _Outcome) -> dict[str,
             "mean_after": target_mean(after.source_nll, world.targets),
             "worst_after": worst(after.source_nll, world.targets),
         },
+        "select": _judged(select.source_nll, world.targets),
         "sources": {
             name: {
                 "target": float(world.targets[k]),
@@ -257,6 +263,7 @@ def _summary(run: RunFolder, assembly: Assembly, outcome: _Outcome) -> dict[str,
                 "epochs": last["epochs"].get(name, 0.0),
                 "test_before": _number(before.source_nll[k]),
                 "test_after": _number(after.source_nll[k]),
+                "select_after": _number(select.source_nll[k]),
                 "reward_after": last["loss"]["reward"].get(name),
             }
             for k, name in enumerate(world.names)
@@ -273,6 +280,13 @@ def _summary(run: RunFolder, assembly: Assembly, outcome: _Outcome) -> dict[str,
     }
 
 
+def _judged(nll: NDArray[np.float64], targets: NDArray[np.float64]) -> dict[str, float | None]:
+    """Mean and worst of the targets; None where no target has rows in the split."""
+    if not (np.isfinite(nll) & (targets > 0)).any():
+        return {"mean_after": None, "worst_after": None}
+    return {"mean_after": target_mean(nll, targets), "worst_after": worst(nll, targets)}
+
+
 def worst(nll: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
     """The largest NLL among the sources that are targets."""
     used = (targets > 0) & np.isfinite(nll)
@@ -287,10 +301,9 @@ def _leave(
     summary: dict[str, Any],
 ) -> None:
     """Leave picture and hyper-parameters, and the summary last: it marks the run as finished."""
-    history = np.array(outcome.history)
-    names = assembly.env.world.names
-    picture = render_rgb(names, history)
-    storage.write_bytes(run.path / PICTURE, png(picture))
+    picture = render_rgb(assembly.env.world.names, np.array(outcome.history))
+    if run.config.run.keep_model:
+        storage.write_bytes(run.path / PICTURE, png(picture))
     if writer is not None:
         writer.image("mixture", picture, summary["decisions"])
         writer.hparams(

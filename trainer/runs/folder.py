@@ -3,6 +3,7 @@
 ::
 
     config.yaml          the complete configuration, with versions
+    world.json           what was there before the first (mixgym.trainer.runs.world_record)
     decisions.jsonl      one line per decision, appended as it is taken
     checkpoints/step-N/  all that is needed to go on after N decisions
     tensorboard/         curves (see mixgym.trainer.runs.tensorboard)

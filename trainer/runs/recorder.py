@@ -49,7 +49,8 @@ class Recorder(BaseCallback):
             self._writer.write(record["decision"], record["supervised_tokens"], scalars_of(record))
         if self.locals["dones"][0]:
             return False
-        if record["decision"] % self._run.config.run.save_every == 0:
+        options = self._run.config.run
+        if options.keep_last and record["decision"] % options.save_every == 0:
             self._run.save_checkpoint(record["decision"], self._save)
         self._clock = (time.perf_counter(), time.process_time())
         return True

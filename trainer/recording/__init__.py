@@ -1,0 +1,1 @@
+"""A library of short real runs under random mixtures, for worlds to be fitted to."""
