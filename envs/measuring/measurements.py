@@ -135,7 +135,11 @@ def _plain(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _evaluation(state: dict[str, Any]) -> Evaluation:
-    counts = {name: np.array(state[name], np.int64) for name in ("supervised", "rows")}
-    losses = ("loss_sum", "error", "source_error")
-    sums = {name: np.array(state[name], np.float64) for name in losses}
-    return Evaluation(**counts, **sums, tokens=int(state["tokens"]))
+    return Evaluation(
+        loss_sum=np.array(state["loss_sum"], np.float64),
+        supervised=np.array(state["supervised"], np.int64),
+        tokens=int(state["tokens"]),
+        rows=np.array(state["rows"], np.int64),
+        error=np.array(state["error"], np.float64),
+        source_error=np.array(state["source_error"], np.float64),
+    )

@@ -83,15 +83,17 @@ def layout(shape: tuple[int, int]) -> dict[str, tuple[slice, tuple[int, ...]]]:
 
 def flat_space(shape: tuple[int, int]) -> gym.spaces.Box:
     """The space of the flat observation."""
-    return _box(max(part.stop for part, _ in layout(shape).values()))
+    space: gym.spaces.Box = _box(max(part.stop for part, _ in layout(shape).values()))
+    return space
 
 
 def local_space(strata: int) -> gym.spaces.Box:
     """The space of a row of :func:`local_observation`."""
-    return _box(local_size(strata))
+    space: gym.spaces.Box = _box(local_size(strata))
+    return space
 
 
-def _box(size: int) -> gym.spaces.Box:
+def _box(size: int) -> Any:
     return gym.spaces.Box(-BOUND, BOUND, (size,), np.float32)
 
 
