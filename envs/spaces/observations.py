@@ -9,6 +9,7 @@ it; :func:`parts_of` gives the shapes back. Absent sources and strata are all ze
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
