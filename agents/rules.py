@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixgym.agents.actor import State
-from mixgym.agents.mixers.checks import number, share
+from mixgym.agents.mixers import checks
 from mixgym.agents.mixers.simplex import TINY, softmax
 from mixgym.agents.mixers.trust import relative_cost
 from mixgym.agents.rule import Rule, Signals
@@ -98,7 +98,7 @@ class CostPower(Rule):
         super().__init__(env, names)
         self.size_exponent = _exponent("size_exponent", size_exponent)
         self.cost_exponent = _exponent("cost_exponent", cost_exponent)
-        self.pool = share("pool", pool)
+        self.pool = checks.share("pool", pool)
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
         """See :class:`Rule`."""
@@ -220,7 +220,7 @@ class Scripted(Rule):
 
 
 def _exponent(name: str, value: float) -> float:
-    return number(name, value, lambda _: True, "must be a finite number")
+    return checks.number(name, value, lambda _: True, "must be a finite number")
 
 
 def _interpolate(at: float, shares: list[float], rows: FloatArray) -> FloatArray:

@@ -45,9 +45,9 @@ class Aioli(Mixer):
     first round waits for ``warmup`` decisions, since no power describes the very start.
 
     With ``noise_aware`` a held-out set has its say in the regression as far as its falls under the
-    round's mixtures differ by more than they err, and else its mean fall; what a unit is worth sinks
-    with the passes (see :mod:`.trust`). Trials read equally many tokens, so that cost is in the
-    falls already.
+    round's mixtures differ by more than they err, and else its mean fall; what a unit is worth
+    sinks with the passes (see :mod:`.trust`). Trials read equally many tokens, so that cost is in
+    the falls already.
 
     Known complaints: a third to a half of the run is spent on mixtures of its own; with noisy
     held-out losses the solved columns are noisier than the losses by 1 / (one_hot - rest); a run of

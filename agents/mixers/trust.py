@@ -58,9 +58,7 @@ def believed(gains: FloatArray, errors: FloatArray) -> FloatArray:
     return gains / (1.0 + ratio**2)
 
 
-def falls_since(
-    signals: Signals, before: FloatArray, aware: bool
-) -> tuple[FloatArray, FloatArray]:
+def falls_since(signals: Signals, before: FloatArray, aware: bool) -> tuple[FloatArray, FloatArray]:
     """Nats that the held-out losses fell: as counted, and as measured, float64[K] each.
 
     Args:

@@ -73,9 +73,7 @@ def test_a_rising_loss_a_point_and_no_point_give_flat_laws() -> None:
 
 def test_ado_by_hand() -> None:
     laws = ((1.0, 50.0, 0.5), (2.0, 30.0, 0.3))
-    rule = Ado(
-        losses="held_out", inertia=0.5, credit=0.5, least=1e-9, points=4, noise_aware=False
-    )
+    rule = Ado(losses="held_out", inertia=0.5, credit=0.5, least=1e-9, points=4, noise_aware=False)
     drive = Driver(rule)
     prior = np.array([0.25, 0.75])
     played = [drive(prior=prior)]
