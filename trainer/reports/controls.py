@@ -7,13 +7,11 @@ whose order is worth something ends lower than both; one that ends where they do
 mixture, and could say so at the start.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.batch_records import StepArrays
-from mixgym.envs.curves.task import TASK_SETS, CurveTask
+from mixgym.envs.curves.tasks.sets import TASK_SETS, Tasks
 from mixgym.envs.learners.kinds import CURVES
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.trainer.training.validation import (
@@ -29,7 +27,7 @@ from mixgym.trainer.training.validation import (
 def controlled_score(
     predict: Predict,
     options: EnvironmentOptions,
-    tasks: str | Sequence[int | CurveTask] = "validation",
+    tasks: str | Tasks = "validation",
 ) -> tuple[TaskScores, Controls]:
     """The score of a scheduler, and those of its two controls minus its own.
 
@@ -67,9 +65,7 @@ def _action(top: FloatArray, inner: FloatArray) -> FloatArray:
     return np.concatenate([top, rows.reshape(len(top), -1)], -1)
 
 
-def _replayed(
-    actions: FloatArray, options: EnvironmentOptions, tasks: Sequence[int | CurveTask]
-) -> FloatArray:
+def _replayed(actions: FloatArray, options: EnvironmentOptions, tasks: Tasks) -> FloatArray:
     """float64[n], target-weighted mean NLL after ``actions`` [decisions, n, K + K G]."""
     plain = EnvironmentOptions(
         learner=CURVES,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mixgym.agents.rules import Proportional, Scripted, Uniform
-from mixgym.envs.curves.task import CurveTask, sample_task
+from mixgym.envs.curves.task import CurveTask
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.trainer.reports.controls import controlled_score, own_mean
 from mixgym.trainer.training.validation import (
