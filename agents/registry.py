@@ -113,6 +113,9 @@ ALGORITHMS = {
     "uniform": _rule("Uniform", "every trainable source alike"),
     "proportional": _rule("Proportional", "sources by their size"),
     "temperature": _rule("Temperature", "size ** (1 / tau): between proportional and uniform"),
+    "cost_power": _rule(
+        "CostPower", "size ** a * cost ** -b: sources whose supervised tokens are cheap to read"
+    ),
     "fixed": _rule("Fixed", "weights that you give"),
     "scripted": _rule("Scripted", "weights along the budget, linear between the points you give"),
     "random_pieces": Algorithm(

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixgym.agents.actor import State
+from mixgym.agents.mixers import checks
+from mixgym.agents.mixers.simplex import TINY, softmax
+from mixgym.agents.mixers.trust import relative_cost
 from mixgym.agents.rule import Rule, Signals
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
@@ -58,6 +61,61 @@ class Temperature(Rule):
     def options(self) -> dict[str, Any]:
         """See :class:`Rule`."""
         return {"tau": self.tau}
+
+
+class CostPower(Rule):
+    """p ~ size ** size_exponent * cost ** -cost_exponent: cheap sources get more, in one line.
+
+    The cost is what has to be read for a supervised token. If the loss of a source falls like
+    tokens ** -a, tokens read are best spread with p ~ cost ** (-1 / (1 + a)) at equal amplitudes:
+    an exponent of a half for a = 1, and towards 1, which is equal compute for all, for slow falls.
+
+    No rule that looks at sizes and costs alone can tell a helpful source that does not count from
+    noise, so sources with target 0 get ``pool`` of their weight: none, unless you know better.
+
+    Args:
+        env: see :class:`Rule`.
+        names: see :class:`Rule`.
+        size_exponent: 0 leaves sizes alone, 1 is proportional.
+        cost_exponent: 0 leaves costs alone, 1 reads equally many tokens of all.
+        pool: share of its weight that a source with target 0 keeps, 0 to 1; 1 where none counts.
+
+    Raises:
+        ConfigError: for exponents that are no numbers, or a pool outside 0 to 1.
+    """
+
+    target_aware = True
+
+    def __init__(
+        self,
+        env: "VecEnv | None" = None,
+        names: tuple[str, ...] = (),
+        *,
+        size_exponent: float = 0.0,
+        cost_exponent: float = 0.5,
+        pool: float = 0.0,
+    ) -> None:
+        super().__init__(env, names)
+        self.size_exponent = _exponent("size_exponent", size_exponent)
+        self.cost_exponent = _exponent("cost_exponent", cost_exponent)
+        self.pool = checks.share("pool", pool)
+
+    def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
+        """See :class:`Rule`."""
+        mask, counted = signals.trainable, signals.sources["target"] > 0
+        kept = mask & (counted | (self.pool > 0) | ~(mask & counted).any())
+        logs = self.size_exponent * np.log(np.where(mask, signals.sources["size"], 1.0))
+        logs -= self.cost_exponent * np.log(relative_cost(signals))
+        least = np.where(counted | ~(mask & counted).any(), 1.0, self.pool)
+        return softmax(logs + np.log(np.maximum(least, TINY)), kept), None
+
+    def options(self) -> dict[str, Any]:
+        """See :class:`Rule`."""
+        return {
+            "size_exponent": self.size_exponent,
+            "cost_exponent": self.cost_exponent,
+            "pool": self.pool,
+        }
 
 
 class Fixed(Rule):
@@ -159,6 +217,10 @@ class Scripted(Rule):
             "points": {str(share): dict(point) for share, point in self._points.items()},
             "strata": {str(share): list(row) for share, row in self._strata.items()},
         }
+
+
+def _exponent(name: str, value: float) -> float:
+    return checks.number(name, value, lambda _: True, "must be a finite number")
 
 
 def _interpolate(at: float, shares: list[float], rows: FloatArray) -> FloatArray:

@@ -20,11 +20,12 @@ from support.common import parse
 from mixgym.agents.algorithm_presets import PRESETS
 from mixgym.envs import storage
 from mixgym.trainer.config import RunConfig
+from mixgym.trainer.reports.controls import controlled_score
 from mixgym.trainer.reports.schedulers import schedulers
 from mixgym.trainer.runs.folder import RunFolder
 from mixgym.trainer.runs.tables import number, show, table
 from mixgym.trainer.training.train import train
-from mixgym.trainer.training.validation import comparison, score
+from mixgym.trainer.training.validation import comparison
 
 SECONDS = "cpu_seconds.json"
 
@@ -60,11 +61,11 @@ def trained(algo: str, arguments: argparse.Namespace) -> tuple[Path, dict[str, A
 
 def row_of(folder: Path, algo: str, tasks: str) -> dict[str, Any]:
     """Scores of an agent and of its frozen twin, against uniform."""
-    found = {}
+    found, controls = {}, {}
     for name, one in schedulers([folder, folder / "twin"], ["uniform"]).items():
         label = {str(folder): "agent", str(folder / "twin"): "twin"}.get(name, name)
-        found[label] = score(one.predict, one.options, tasks)
-    rows = {row["agent"]: row for row in comparison(found)}
+        found[label], controls[label] = controlled_score(one.predict, one.options, tasks)
+    rows = {row["agent"]: row for row in comparison(found, controls=controls)}
     summary = RunFolder.open(folder).read_summary() or {}
     return {
         "algorithm": algo,
@@ -72,8 +73,7 @@ def row_of(folder: Path, algo: str, tasks: str) -> dict[str, Any]:
         "uniform": rows["uniform"]["mean"],
         "twin": rows["twin"]["mean"],
         "best_at_decision": summary.get("best_at_decision"),
-        **{k: rows["agent"][k] for k in ("mean", "worst", "difference", "standard_error")},
-        "better_on": rows["agent"]["better_on"],
+        **{k: v for k, v in rows["agent"].items() if k not in ("agent", "tasks")},
     }
 
 
@@ -89,6 +89,8 @@ def results(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> Any:
             "minus uniform",
             "s.e.",
             "better on",
+            "own mean held",
+            "backwards",
             "frozen twin",
             "CPU s",
         ],
@@ -100,6 +102,7 @@ def results(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> Any:
                 number(row["difference"], 4),
                 number(row["standard_error"], 4),
                 f"{100 * row['better_on']:.0f}%",
+                *(f"{row[name]:+.4f}" for name in ("own_mean_held", "backwards")),
                 number(row["twin"], 4),
                 number(row["seconds"], 0) + ("" if row["whole"] else " (resumed)"),
             ]

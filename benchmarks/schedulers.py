@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from support.common import parse
 
+from mixgym.trainer.reports.controls import controlled_score
 from mixgym.trainer.reports.schedulers import Scheduler, schedulers
 from mixgym.trainer.runs.folder import RunFolder
 from mixgym.trainer.runs.tables import show
-from mixgym.trainer.training.validation import TaskScores, comparison, score, task_table
+from mixgym.trainer.training.validation import TaskScores, comparison, task_table
 
 
 def needs(one: Scheduler) -> str:
@@ -66,12 +67,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parse(parser, tasks="validation", only=["uniform", "exp3"])
     torch.set_num_threads(1)
-    found, seconds, extras = {}, {}, {}
+    found, seconds, extras, controls = {}, {}, {}, {}
     for name, one in schedulers(with_twins(arguments.runs), arguments.only).items():
         start = time.process_time()
-        found[name] = score(one.predict, one.options, arguments.tasks)
+        found[name], controls[name] = controlled_score(one.predict, one.options, arguments.tasks)
         seconds[name], extras[name] = time.process_time() - start, needs(one)
-    rows = comparison(found)
+    rows = comparison(found, controls=controls)
     for row in rows:
         row |= {"needs": extras[row["agent"]], "cpu_seconds": seconds[row["agent"]]}
     gaps = [

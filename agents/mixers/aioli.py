@@ -9,13 +9,14 @@ from mixgym.agents.actor import State
 from mixgym.agents.mixers.checks import flag, number, positive, share, whole
 from mixgym.agents.mixers.mixer import Mixer
 from mixgym.agents.mixers.simplex import even, stepped
+from mixgym.agents.mixers.trust import moving_error, steadied, worth
 from mixgym.agents.rule import Signals
 from mixgym.envs.arrays import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-DECISIONS, POSITION, ROUND, BEFORE = range(4)
+DECISIONS, POSITION, ROUND = range(3)
 """Entries of the clock."""
 _TRIALS = 6
 """Fewest trials of a round that a trend can be told from."""
@@ -43,6 +44,11 @@ class Aioli(Mixer):
     them most alike (:func:`detrended`), few sources are swept until there are six trials, and the
     first round waits for ``warmup`` decisions, since no power describes the very start.
 
+    With ``noise_aware`` a held-out set has its say in the regression as far as its falls under the
+    round's mixtures differ by more than they err, and else its mean fall; what a unit is worth
+    sinks with the passes (see :mod:`.trust`). Trials read equally many tokens, so that cost is in
+    the falls already.
+
     Known complaints: a third to a half of the run is spent on mixtures of its own; with noisy
     held-out losses the solved columns are noisier than the losses by 1 / (one_hot - rest); a run of
     few decisions and many sources has room for one round.
@@ -60,6 +66,7 @@ class Aioli(Mixer):
         keep: what is kept of the last round's column sums (a moving average).
         detrend: whether falls are corrected for the time at which they were measured.
         warmup: uniform decisions before the first round.
+        noise_aware: count errors and passes; false: falls as measured.
 
     Raises:
         ConfigError: for options outside their range.
@@ -79,6 +86,7 @@ class Aioli(Mixer):
         keep: float = 0.0,
         detrend: bool = True,
         warmup: int = 3,
+        noise_aware: bool = True,
     ) -> None:
         super().__init__(
             env,
@@ -90,6 +98,7 @@ class Aioli(Mixer):
             keep=keep,
             detrend=detrend,
             warmup=warmup,
+            noise_aware=noise_aware,
         )
         self.rate = positive("rate", rate)
         self.one_hot = number(
@@ -100,30 +109,33 @@ class Aioli(Mixer):
         self.keep = share("keep", keep, one=False)
         self.detrend = flag("detrend", detrend)
         self.warmup = whole("warmup", warmup, 0)
+        self.noise_aware = flag("noise_aware", noise_aware)
 
     def shapes(self, sources: int, strata: int) -> tuple[tuple[int, ...], ...]:
-        """Weights (all 0: none yet); column sums; falls of a round's trials; the clock (above)."""
-        return (sources,), (sources,), (self.sweeps * sources + 2 * _TRIALS,), (4,)
+        """Weights (all 0: none yet); column sums; a round's losses; the clock (above).
+
+        The losses are those of the held-out sources before the first trial, and after each.
+        """
+        return (sources,), (sources,), (self.sweeps * sources + 2 * _TRIALS + 1, sources), (3,)
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
         """See :class:`Rule`."""
         mask = signals.trainable
-        now, worth = (array[: len(mask)] for array in memory[:2])
-        falls, clock = memory[2:]
+        now, sums = (array[: len(mask)] for array in memory[:2])
+        losses, clock = memory[2][:, : len(mask)], memory[3]
         order = _order(signals)
-        loss = _target_mean(signals)
         if clock[DECISIONS]:
-            last = int(clock[POSITION]) - 1
-            if 0 <= last < self._length(len(order)):
-                falls[last] = clock[BEFORE] - loss
-            self._move_on(signals, (now, worth, falls), clock)
+            if 0 <= clock[POSITION] <= self._length(len(order)):
+                losses[int(clock[POSITION])] = signals.sources["nll"]
+            self._move_on(signals, (now, sums, losses), clock)
         else:
             now[:] = even(mask)
             clock[POSITION] = -self.warmup
+        if clock[POSITION] == 0:
+            losses[0] = signals.sources["nll"]
         tried = self._tried(int(clock[POSITION]), int(clock[ROUND]), order)
         clock[DECISIONS] += 1
         clock[POSITION] += 1
-        clock[BEFORE] = loss
         return (now.copy() if tried is None else self._perturbed(mask, tried)), None
 
     def _length(self, count: int) -> int:
@@ -165,18 +177,37 @@ class Aioli(Mixer):
         clock: FloatArray,
     ) -> None:
         """Solve a round's trials, and move p."""
-        now, worth, falls = arrays
+        now, sums, losses = arrays
         mask, order = signals.trainable, _order(signals)
-        found = falls[: self._length(len(order))]
+        found = self._falls(signals, losses[: self._length(len(order)) + 1])
         if self.detrend:
             found = detrended(found, clock[DECISIONS] - len(found))
         by_source = np.zeros(len(mask))
         for position, fall in enumerate(found):
             tried = self._tried(position, int(clock[ROUND]), order)
             by_source[tried] += fall * len(order) / len(found)
-        sums = column_sums(by_source, mask, self.one_hot)
-        worth[:] = sums if clock[ROUND] == 0 else self.keep * worth + (1.0 - self.keep) * sums
-        now[:] = stepped(now, self.rate * worth, mask)
+        new = column_sums(by_source, mask, self.one_hot)
+        if self.noise_aware:
+            new *= worth(signals)
+            new /= max(float(new.sum()), 1e-300)
+        sums[:] = new if clock[ROUND] == 0 else self.keep * sums + (1.0 - self.keep) * new
+        now[:] = stepped(now, self.rate * sums, mask)
+
+    def _falls(self, signals: Signals, losses: FloatArray) -> FloatArray:
+        """float64[trials], falls of the target-weighted loss under each mixture.
+
+        Args:
+            signals: for targets and errors.
+            losses: float64[trials + 1, K].
+        """
+        weights = _target_weights(signals)
+        total = max(float(weights.sum()), 1e-300)
+        if not self.noise_aware:
+            mean = (weights * losses).sum(-1) / total
+            return mean[:-1] - mean[1:]
+        falls = (losses[:-1] - losses[1:]).T  # by held-out source
+        every = np.ones(falls.shape, np.bool_)
+        return weights @ steadied(falls, moving_error(signals.sources)[:, None], every) / total
 
     def _perturbed(self, mask: BoolArray, tried: int) -> FloatArray:
         """The mixture in which one source is tried."""
@@ -242,10 +273,9 @@ def _order(signals: Signals) -> NDArray[np.intp]:
     return order[signals.trainable[order]]
 
 
-def _target_mean(signals: Signals) -> float:
-    """Target-weighted mean held-out NLL; the plain mean where nothing is a target."""
+def _target_weights(signals: Signals) -> FloatArray:
+    """float64[K], what held-out sources count in the loss; alike where nothing is a target."""
     rows = signals.sources
     known = rows["nll"] > 0
     weights = np.where(known, rows["target"], 0.0)
-    weights = weights if weights.any() else known.astype(np.float64)
-    return float((weights * rows["nll"]).sum() / max(weights.sum(), 1e-300))
+    return weights if weights.any() else known.astype(np.float64)

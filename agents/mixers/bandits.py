@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mixgym.agents.actor import State
-from mixgym.agents.mixers.checks import choice, positive, share, whole
+from mixgym.agents.mixers.checks import choice, flag, positive, share, whole
 from mixgym.agents.mixers.mixer import Mixer
 from mixgym.agents.mixers.simplex import even, smoothed, softmax
+from mixgym.agents.mixers.trust import believed, charged, falls_since, moving_error
 from mixgym.agents.rule import Signals
 from mixgym.envs.arrays import BoolArray, FloatArray
 
@@ -41,7 +42,10 @@ class Exp3(Mixer):
 
     Known complaints: whoever is paid by loss loves noise, which has the highest loss for ever and
     no target to tell it by; exp(loss) is dominated by a single source. Paid by progress, an arm is
-    also paid for what other sources taught it, divided by its own small weight.
+    also paid for what other sources taught it, divided by its own small weight; and a held-out set
+    of a hundred tokens, or a source that is read at fifty times the tokens, is paid like any other.
+    Against the last ``progress`` is ``noise_aware``: of a fall it pays what is believed and carries
+    the rest over, per token read, worth less with every pass (see :mod:`.trust`).
 
     ``rate`` and ``explore`` were tuned on the validation tasks of the fast world; the rest is as
     published.
@@ -54,6 +58,7 @@ class Exp3(Mixer):
         explore: share of uniform in the weights (``progress``).
         pulls: what a decision counts for (``paper``, ``released``).
         smoothing: s, what is kept of the last estimate (``released``).
+        noise_aware: count errors, costs and passes (``progress``); false: falls as measured.
 
     Raises:
         ConfigError: for options outside their range.
@@ -69,6 +74,7 @@ class Exp3(Mixer):
         explore: float = 0.05,
         pulls: int = 10,
         smoothing: float = 0.5,
+        noise_aware: bool = True,
     ) -> None:
         super().__init__(
             env,
@@ -78,6 +84,7 @@ class Exp3(Mixer):
             explore=explore,
             pulls=pulls,
             smoothing=smoothing,
+            noise_aware=noise_aware,
         )
         self.variant = choice("variant", variant, tuple(_VARIANTS))
         self.target_aware = variant == "progress"
@@ -85,9 +92,10 @@ class Exp3(Mixer):
         self.explore = share("explore", explore, zero=False)
         self.pulls = whole("pulls", pulls)
         self.smoothing = share("smoothing", smoothing, one=False)
+        self.noise_aware = flag("noise_aware", noise_aware)
 
     def shapes(self, sources: int, strata: int) -> tuple[tuple[int, ...], ...]:
-        """Scores; NLL at the last decision (0: none yet); decisions, and largest |x| so far."""
+        """Scores; NLL that was paid for (0: none yet); decisions, and largest |x| so far."""
         return (sources,), (sources,), (2,)
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
@@ -97,12 +105,19 @@ class Exp3(Mixer):
     def _paid_by_progress(self, signals: Signals, memory: State) -> FloatArray:
         mask = signals.trainable
         scores, before, clock = memory[0][: len(mask)], memory[1][: len(mask)], memory[2]
-        if before.any():
-            paid = _progress_paid(signals, before)
-            clock[1] = max(clock[1], float(np.abs(paid).max()), 1e-12)
-            scores += self.rate * paid / clock[1]
-        before[:] = signals.sources["nll"]
+        counted, found = (
+            self._per_pull(signals, fall) for fall in falls_since(signals, before, self.noise_aware)
+        )
+        if found.any():
+            # over what was measured: what is not believed must not look large again
+            clock[1] = max(clock[1], float(np.abs(found).max()), 1e-12)
+            scores += self.rate * counted / clock[1]
         return smoothed(softmax(scores, mask), mask, self.explore)
+
+    def _per_pull(self, signals: Signals, fall: FloatArray) -> FloatArray:
+        """float64[K], what a fall pays per unit of weight, or of tokens read."""
+        pay = _progress_of(signals, fall) / np.maximum(signals.sources["weight"], LEAST_WEIGHT)
+        return charged(signals, pay) if self.noise_aware else pay
 
     def _paid_by_loss(self, signals: Signals, memory: State) -> FloatArray:
         mask = signals.trainable
@@ -151,7 +166,11 @@ class Ucb(Mixer):
     2025) softens it. x_k is the target times the fall of the held-out NLL over its start.
 
     Known complaints: a payment for loss instead of progress would love noise (see :class:`Exp3`);
-    what a source learnt from others is paid to it.
+    what a source learnt from others is paid to it. Errors of measuring are no reason to explore:
+    no pull makes a held-out set larger. So ``noise_aware`` leaves the bonus to pulls, and takes the
+    error from the mean: X_k / N_k counts as far as it is believed, per token read, worth less with
+    every pass (see :mod:`.trust`). The falls in X_k telescope, so that X_k errs by no more than one
+    of them, however many there are.
 
     The defaults were tuned on the validation tasks of the fast world.
 
@@ -161,6 +180,7 @@ class Ucb(Mixer):
         bonus: weight of what is uncertain.
         temperature: of the softmax over indices.
         discount: what a decision leaves of the pulls before it.
+        noise_aware: count errors, costs and passes; false: falls as measured.
 
     Raises:
         ConfigError: for options outside their range.
@@ -176,11 +196,20 @@ class Ucb(Mixer):
         bonus: float = 0.1,
         temperature: float = 0.2,
         discount: float = 0.8,
+        noise_aware: bool = True,
     ) -> None:
-        super().__init__(env, names, bonus=bonus, temperature=temperature, discount=discount)
+        super().__init__(
+            env,
+            names,
+            bonus=bonus,
+            temperature=temperature,
+            discount=discount,
+            noise_aware=noise_aware,
+        )
         self.bonus = positive("bonus", bonus)
         self.temperature = positive("temperature", temperature)
         self.discount = share("discount", discount, zero=False)
+        self.noise_aware = flag("noise_aware", noise_aware)
 
     def shapes(self, sources: int, strata: int) -> tuple[tuple[int, ...], ...]:
         """Discounted pulls and pay; NLL at the last decision (0: none yet)."""
@@ -191,31 +220,37 @@ class Ucb(Mixer):
         mask = signals.trainable
         pulls, pay, before = (array[: len(mask)] for array in memory)
         weight = signals.sources["weight"]
-        if before.any():
+        started = before.any()
+        _, fall = falls_since(signals, before, aware=False)  # the sum is believed, not its parts
+        if started:
             pulls[:] = self.discount * pulls + mask.sum() * weight
-            pay[:] = self.discount * pay + _progress_of(signals, before)
-        before[:] = signals.sources["nll"]
-        mean = np.where(mask, pay / np.maximum(pulls, LEAST_WEIGHT), 0.0)
+            pay[:] = self.discount * pay + _progress_of(signals, fall)
+        mean, largest = self._means(signals, pay, np.maximum(pulls, LEAST_WEIGHT))
         unsure = np.sqrt(np.log1p(pulls.sum()) / (1.0 + pulls))
-        index = mean / max(float(np.abs(mean).max()), 1e-12) + self.bonus * unsure
+        index = mean / max(largest, 1e-12) + self.bonus * unsure
         return softmax(index / self.temperature, mask), None
 
+    def _means(
+        self, signals: Signals, pay: FloatArray, pulls: FloatArray
+    ) -> tuple[FloatArray, float]:
+        """float64[K], X_k / N_k as far as it counts; and the largest as it was measured."""
+        mean = np.where(signals.trainable, pay / pulls, 0.0)
+        if not self.noise_aware:
+            return mean, float(np.abs(mean).max())
+        rows = signals.sources
+        error = rows["target"] * moving_error(rows) / np.maximum(rows["nll_start"], 1e-9) / pulls
+        largest = float(np.abs(charged(signals, mean)).max())
+        return charged(signals, believed(mean, error)), largest
 
-def _progress_of(signals: Signals, before: FloatArray) -> FloatArray:
+
+def _progress_of(signals: Signals, fall: FloatArray) -> FloatArray:
     """float64[K], target times the fall of the held-out NLL, over its NLL at the start.
 
     A source that was not trained on has earned nothing by itself: 0.
     """
     rows = signals.sources
-    measured = (rows["nll_start"] > 0) & (rows["nll"] > 0) & (before > 0)
-    earned = measured & signals.trainable & (rows["weight"] > 0)
-    fall = (before - rows["nll"]) / np.maximum(rows["nll_start"], 1e-9)
-    return np.where(earned, rows["target"] * fall, 0.0)
-
-
-def _progress_paid(signals: Signals, before: FloatArray) -> FloatArray:
-    """float64[K], :func:`_progress_of` per unit of weight."""
-    return _progress_of(signals, before) / np.maximum(signals.sources["weight"], LEAST_WEIGHT)
+    earned = (rows["nll_start"] > 0) & signals.trainable & (rows["weight"] > 0)
+    return np.where(earned, rows["target"] * (fall / np.maximum(rows["nll_start"], 1e-9)), 0.0)
 
 
 def _pulled(signals: Signals, clock: FloatArray) -> BoolArray:

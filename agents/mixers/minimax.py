@@ -9,6 +9,7 @@ from mixgym.agents.mixers.checks import choice, flag, positive, share, whole
 from mixgym.agents.mixers.mixer import Mixer, by_source, excess_over_reference, measured
 from mixgym.agents.mixers.needs import DOREMI_CLIPS, DOREMI_PROBE, PERIOD
 from mixgym.agents.mixers.simplex import TINY, even, smoothed, softmax, stepped
+from mixgym.agents.mixers.trust import believed, charged, moving_error, steadied, value
 from mixgym.agents.rule import Signals
 from mixgym.envs.arrays import BoolArray, FloatArray
 
@@ -31,6 +32,8 @@ class LossProportional(Mixer):
             that was not trained on yet counts with its held-out loss.
         power: 1 is proportional; larger is sharper.
         targets: multiply the loss by the target.
+        noise_aware: per token read, worth less with every pass, and a held-out loss is drawn to
+            the mean as far as it errs (see :mod:`.trust`); false: the losses as measured.
 
     Raises:
         ConfigError: for options outside their range.
@@ -44,23 +47,37 @@ class LossProportional(Mixer):
         loss: str = "train",
         power: float = 1.0,
         targets: bool = False,
+        noise_aware: bool = True,
     ) -> None:
-        super().__init__(env, names, loss=loss, power=power, targets=targets)
+        super().__init__(
+            env, names, loss=loss, power=power, targets=targets, noise_aware=noise_aware
+        )
         self.loss = choice("loss", loss, ("train", "held_out"))
         self.power = positive("power", power)
         self.targets = self.target_aware = flag("targets", targets)
+        self.noise_aware = flag("noise_aware", noise_aware)
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
         """See :class:`Rule`."""
         rows, mask = signals.sources, signals.trainable
         seen = rows["nll_train"] if self.loss == "train" else rows["nll"]
         loss = np.where(seen > 0, seen, rows["nll"])
-        logs = self.power * np.log(np.maximum(loss, TINY))
+        logs = self.power * self._logs(signals, loss)
         if self.targets:
             mask = _counted(signals)
             logs = logs + np.log(np.maximum(rows["target"], TINY))
         known = mask & (loss > 0)
+        if self.noise_aware:
+            logs = logs + np.log(value(signals))
         return softmax(logs, known if known.any() else mask), None
+
+    def _logs(self, signals: Signals, loss: FloatArray) -> FloatArray:
+        """float64[K], log losses; their whole error counts, since sources have different rows."""
+        logs = np.log(np.maximum(loss, TINY))
+        if not self.noise_aware or self.loss == "train":
+            return logs
+        error = signals.sources["error"] / np.maximum(loss, TINY)
+        return steadied(logs, error, signals.trainable & (loss > 0))
 
 
 class RhoLoss(Mixer):
@@ -71,6 +88,9 @@ class RhoLoss(Mixer):
     p = softmax((nll - reference) / temperature), the excess being unclipped and in nats, and with
     ``strata`` the strata inside each source likewise, on top of their natural shares. Both losses
     are of the same held-out rows, so that their difference is paired.
+
+    With ``noise_aware`` an excess counts as far as it exceeds the error of that difference, and a
+    weight per token read (see :mod:`.trust`).
 
     Noise is left alone, since the reference cannot learn it either. Known complaints: as good as
     its reference, which costs a fine-tuning run of its own; sources that the reference never saw
@@ -84,6 +104,7 @@ class RhoLoss(Mixer):
         temperature: in nats.
         strata: weigh strata too.
         targets: leave out sources whose target is 0.
+        noise_aware: count errors, costs and passes; false: the excess as measured.
 
     Raises:
         ConfigError: for options outside their range, or without a reference model.
@@ -97,22 +118,36 @@ class RhoLoss(Mixer):
         temperature: float = 2.0,
         strata: bool = False,
         targets: bool = True,
+        noise_aware: bool = True,
     ) -> None:
-        super().__init__(env, names, temperature=temperature, strata=strata, targets=targets)
+        super().__init__(
+            env,
+            names,
+            temperature=temperature,
+            strata=strata,
+            targets=targets,
+            noise_aware=noise_aware,
+        )
         self.temperature = positive("temperature", temperature)
         self.strata = flag("strata", strata)
         self.targets = self.target_aware = flag("targets", targets)
+        self.noise_aware = flag("noise_aware", noise_aware)
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, FloatArray | None]:
         """See :class:`Rule`."""
-        excess = excess_over_reference(signals.sources, "rho_loss")
+        scores = self._excess(signals.sources) / self.temperature
         mask = _counted(signals) if self.targets else signals.trainable
-        top = softmax(excess / self.temperature, mask)
+        top = softmax(scores + np.log(value(signals)) if self.noise_aware else scores, mask)
         if not self.strata:
             return top, None
         size = signals.cells["size"]
-        lacking = excess_over_reference(signals.cells, "rho_loss") / self.temperature
+        lacking = self._excess(signals.cells) / self.temperature
         return top, size * softmax(lacking, size > 0)
+
+    def _excess(self, table: dict[str, FloatArray]) -> FloatArray:
+        """What the learner lacks, nats, as far as it counts; of sources or of cells."""
+        excess = excess_over_reference(table, "rho_loss")
+        return believed(excess, moving_error(table)) if self.noise_aware else excess
 
 
 class DoReMi(Mixer):
@@ -125,6 +160,9 @@ class DoReMi(Mixer):
     true`` plays the mean of the weights so far. The paper clips token by token, on training rows:
     ``clip: tokens`` does so through the probe ``excess_loss``; ``clip: source`` clips the
     difference of a source's held-out NLLs, which costs nothing more.
+
+    With ``noise_aware`` the excess counts as far as it exceeds its error (``clip: source``), and
+    per token read (see :mod:`.trust`).
 
     Known complaints: weights that end near one-hot, no convergence over rounds, and a released loss
     that differs from the paper's. The worst source is looked after, targets are not: a noise source
@@ -142,6 +180,7 @@ class DoReMi(Mixer):
         average: play the mean of all weights so far.
         targets: leave out sources whose target is 0.
         period: decisions between two measurements of ``excess_loss``.
+        noise_aware: count errors, costs and passes; false: the excess as measured.
 
     Raises:
         ConfigError: for options outside their range, or without a reference model.
@@ -158,6 +197,7 @@ class DoReMi(Mixer):
         average: bool = True,
         targets: bool = False,
         period: int = PERIOD,
+        noise_aware: bool = True,
     ) -> None:
         super().__init__(
             env,
@@ -168,6 +208,7 @@ class DoReMi(Mixer):
             average=average,
             targets=targets,
             period=period,
+            noise_aware=noise_aware,
         )
         self.clip = choice("clip", clip, DOREMI_CLIPS)
         self.rate = positive("rate", rate)
@@ -175,6 +216,7 @@ class DoReMi(Mixer):
         self.average = flag("average", average)
         self.targets = self.target_aware = flag("targets", targets)
         self.period = whole("period", period)
+        self.noise_aware = flag("noise_aware", noise_aware)
 
     def shapes(self, sources: int, strata: int) -> tuple[tuple[int, ...], ...]:
         """Weights (all 0: none yet), and their sum so far."""
@@ -194,10 +236,17 @@ class DoReMi(Mixer):
 
     def _excess(self, signals: Signals) -> FloatArray | None:
         """float64[K], in nats and not negative; None if there is no new measurement."""
-        if self.clip == "source":
-            return np.maximum(excess_over_reference(signals.sources, "doremi"), 0.0)
-        values = measured(signals, DOREMI_PROBE, "doremi")
-        return by_source(signals, values, 0.0) if signals.fresh[DOREMI_PROBE] else None
+        if self.clip == "tokens":
+            values = measured(signals, DOREMI_PROBE, "doremi")
+            excess = by_source(signals, values, 0.0)
+            return self._charged(signals, excess) if signals.fresh[DOREMI_PROBE] else None
+        excess = np.maximum(excess_over_reference(signals.sources, "doremi"), 0.0)
+        if self.noise_aware:
+            excess = believed(excess, moving_error(signals.sources))
+        return self._charged(signals, excess)
+
+    def _charged(self, signals: Signals, excess: FloatArray) -> FloatArray:
+        return charged(signals, excess) if self.noise_aware else excess
 
 
 def _counted(signals: Signals) -> BoolArray:

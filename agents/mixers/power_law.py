@@ -34,12 +34,22 @@ class PowerLaw:
         """The loss after ``tokens`` (> 0)."""
         return self.floor + np.exp(self.log_scale - self.exponent * np.log(tokens))
 
+    def each(self, tokens: FloatArray) -> FloatArray:
+        """The losses [..., H] after ``tokens`` [..., H] (> 0)."""
+        logs = self.log_scale[..., None] - self.exponent[..., None] * np.log(tokens)
+        return self.floor[..., None] + np.exp(logs)
+
     def slope(self, tokens: FloatArray) -> FloatArray:
         """-d loss / d tokens after ``tokens`` (> 0)."""
         return self.exponent * (self.at(tokens) - self.floor) / tokens
 
 
-def fit_power_law(tokens: FloatArray, losses: FloatArray, known: BoolArray) -> PowerLaw:
+def fit_power_law(
+    tokens: FloatArray,
+    losses: FloatArray,
+    known: BoolArray,
+    precision: FloatArray | None = None,
+) -> PowerLaw:
     """The robust fit over the last axis; exponents are kept within 0 and :data:`_STEEPEST`.
 
     Where fewer than two points are known the law is flat.
@@ -48,18 +58,20 @@ def fit_power_law(tokens: FloatArray, losses: FloatArray, known: BoolArray) -> P
         tokens: float64[..., H], positive where known.
         losses: float64[..., H], positive where known.
         known: bool[..., H].
+        precision: float64[..., H], one over the variance of each loss, in any unit; None: alike.
     """
+    counts = None if precision is None else _over_largest(precision, known)
     logs = np.log(np.where(known, tokens, 1.0))
     found = np.where(known, losses, 1.0)
     low, high = np.zeros(known.shape[:-1]), _middle(losses, known)
     most, steps, best = high, np.linspace(0.0, 1.0, _CANDIDATES), low
     for _ in range(_ZOOMS):
         floors = low[..., None] + (high - low)[..., None] * steps
-        misfit = _line(logs, found, known, floors)[2]
+        misfit = _line(logs, found, known, floors, counts)[2]
         best = np.take_along_axis(floors, misfit.argmin(-1)[..., None], -1)[..., 0]
         reach = (high - low) / (_CANDIDATES - 1)
         low, high = np.maximum(best - reach, 0.0), np.minimum(best + reach, most)
-    log_scale, exponent, _ = _line(logs, found, known, best[..., None])
+    log_scale, exponent, _ = _line(logs, found, known, best[..., None], counts)
     return PowerLaw(best, log_scale[..., 0], exponent[..., 0])
 
 
@@ -71,14 +83,29 @@ def _middle(losses: FloatArray, known: BoolArray) -> FloatArray:
     return np.where(np.isfinite(middle), middle, 1.0)
 
 
+def _over_largest(precision: FloatArray, known: BoolArray) -> FloatArray:
+    """float64[..., H] in [0, 1]."""
+    kept = np.where(known, precision, 0.0)
+    return kept / np.maximum(kept.max(-1, keepdims=True), 1e-300)
+
+
 def _line(
-    logs: FloatArray, losses: FloatArray, known: BoolArray, floors: FloatArray
+    logs: FloatArray,
+    losses: FloatArray,
+    known: BoolArray,
+    floors: FloatArray,
+    counts: FloatArray | None,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Log scale, exponent and misfit, float64[..., E], for every floor [..., E]."""
+    """Log scale, exponent and misfit, float64[..., E], for every floor [..., E].
+
+    ``counts`` [..., H]: what a point counts beside the others.
+    """
     x, loss = logs[..., None, :], losses[..., None, :]
     above = np.maximum(loss - floors[..., None], 1e-12)
     y = np.log(above)
     trust = np.where(known[..., None, :], (above / loss) ** 2, 0.0)  # of y, for equal noise of loss
+    if counts is not None:
+        trust = trust * counts[..., None, :]
     weights = trust
     for _ in range(_REWEIGHTINGS):
         log_scale, exponent = _weighted_line(x, y, weights)
@@ -87,6 +114,8 @@ def _line(
         size = np.abs(error)
         weights = trust * np.minimum(1.0, _OUTLIER / np.maximum(size, _OUTLIER))
     huber = np.where(size <= _OUTLIER, 0.5 * size**2, _OUTLIER * (size - 0.5 * _OUTLIER))
+    if counts is not None:
+        huber = huber * counts[..., None, :]
     return log_scale, exponent, huber.sum(-1)
 
 

@@ -32,6 +32,8 @@ def signals(
         "nll_start": np.full(count, 2.0),
         "nll_train": np.zeros(count),
         "nll_reference": np.zeros(count),
+        "cost": np.ones(count),
+        "error": np.zeros(count),
     }
     sources |= {name: np.array(values, np.float64) for name, values in columns.items()}
     inner = {name: np.repeat(values[:, None], strata, 1) for name, values in sources.items()}

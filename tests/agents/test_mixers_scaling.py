@@ -73,7 +73,7 @@ def test_a_rising_loss_a_point_and_no_point_give_flat_laws() -> None:
 
 def test_ado_by_hand() -> None:
     laws = ((1.0, 50.0, 0.5), (2.0, 30.0, 0.3))
-    rule = Ado(losses="held_out", inertia=0.5, credit=0.5, least=1e-9, points=4)
+    rule = Ado(losses="held_out", inertia=0.5, credit=0.5, least=1e-9, points=4, noise_aware=False)
     drive = Driver(rule)
     prior = np.array([0.25, 0.75])
     played = [drive(prior=prior)]
@@ -93,7 +93,7 @@ def test_ado_by_hand() -> None:
 
 
 def test_ado_places_a_training_loss_at_the_middle_of_its_interval() -> None:
-    drive = Driver(Ado())
+    drive = Driver(Ado(noise_aware=False))
     drive()
     drive(epochs=[1.0, 0.0], nll_train=[3.0, 0.0])
     drive(epochs=[3.0, 1.0], nll_train=[2.0, 5.0])
@@ -105,7 +105,7 @@ def test_ado_places_a_training_loss_at_the_middle_of_its_interval() -> None:
 
 
 def test_ado_on_the_axis_of_all_tokens() -> None:
-    drive = Driver(Ado(axis="total"))
+    drive = Driver(Ado(axis="total", noise_aware=False))
     drive()
     drive(epochs=[1.0, 3.0], nll_train=[3.0, 5.0])
     assert drive.memory[0][:, 0].tolist() == [200.0, 200.0]

@@ -22,6 +22,7 @@ from mixgym.envs.levels.batch_local import present_rows, rows_of
 from mixgym.envs.spaces.observations import flat_space
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.reports import action_statistics
+from mixgym.trainer.reports.controls import controlled_score
 from mixgym.trainer.reports.findings import (
     UNKNOWN,
     Finding,
@@ -30,6 +31,7 @@ from mixgym.trainer.reports.findings import (
     judge_gain,
     judge_harm,
     judge_movement,
+    judge_order,
     judge_pay,
     judge_updates,
     judge_values,
@@ -119,7 +121,7 @@ def examine_training(run: RunFolder) -> list[Finding]:
     kind, reach = config.environment.action, config.environment.reach
     # the best agent may be the twin itself, however far the training went
     learnt = run.path / (LAST if (run.path / LAST).is_dir() else AGENT)
-    mine = score_agent(run.path / AGENT, config)
+    mine, controls = controlled_score(agent.predict, trained_in(config, CURVES).environment)
     gap = mine.mean - score_agent(run.path / TWIN, config).mean
     to_uniform = mine.mean - score_rule(Uniform(), config).mean
     summary = run.read_summary() or {}
@@ -135,6 +137,7 @@ def examine_training(run: RunFolder) -> list[Finding]:
         attention(agent, seen, SHAPE, kind, reach),
         judge_gain("beats its twin", gap.tolist(), "its frozen twin"),
         judge_harm("beats uniform", to_uniform.tolist(), "the uniform mixture"),
+        judge_order(controls.held.tolist(), controls.backwards.tolist()),
         judge_pay(action_statistics.spread(episode.local.reshape(-1, SHAPE[0]))),
         bounds(episode.actions.reshape(len(seen), -1), seen, SHAPE, kind),
         judge_values(_explained_values(run, place, episode)),

@@ -2,8 +2,9 @@
 
 A training is asked whether its agent learnt anything: whether the distribution moved away from the
 frozen twin's, whether actions depend on observations, whether it schedules better than the twin,
-whether sources are paid differently, whether logits are at their bounds, and whether the value
-function is better than a constant. A fine-tuning run is asked what its records can answer.
+whether its order is worth anything beside its own mean mixture, whether sources are paid
+differently, whether logits are at their bounds, and whether the value function is better than a
+constant. A fine-tuning run is asked what its records can answer.
 """
 
 from dataclasses import asdict

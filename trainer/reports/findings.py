@@ -10,6 +10,7 @@ SOUND, FAILED, UNKNOWN = "sound", "failed", "unknown"
 _LEAST = 0.001  # share of weight; what moves less does not move
 _MOST_AT_BOUND = 0.5  # share of logits
 ERRORS = 2.0  # standard errors
+_LEAST_NATS = 1e-6  # of the order's worth; less is rounding
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,43 @@ def judge_harm(name: str, gap: Sequence[float], other: str) -> Finding:
     return Finding(name, SOUND, f"{place} below {other}", numbers)
 
 
+def judge_order(held: Sequence[float], backwards: Sequence[float]) -> Finding:
+    """Does the agent schedule, or does it pick a mixture?
+
+    Args:
+        held: NLL under its own mean mixture held fixed, minus its own, task by task.
+        backwards: the same under its decisions played backwards.
+    """
+    (worth, error), (turned, turned_error) = (_mean_and_error(gap) for gap in (held, backwards))
+    numbers = {
+        "own_mean_held": worth,
+        "own_mean_held_standard_error": error,
+        "backwards": turned,
+        "backwards_standard_error": turned_error,
+    }
+    controls = (
+        f"its own mean mixture held fixed ends {worth:+.4f} +- {error:.4f} nats from it, "
+        f"its decisions backwards {turned:+.4f} +- {turned_error:.4f}"
+    )
+    if abs(worth) <= ERRORS * error or abs(worth) < _LEAST_NATS:
+        return Finding("order", SOUND, f"picks a mixture: {controls}", numbers)
+    if worth < 0:
+        words = f"its order does harm: {controls}; hold the mean mixture instead"
+        return Finding("order", FAILED, words, numbers)
+    words = f"schedules: order is worth {worth:.4f} +- {error:.4f} nats ({controls})"
+    return Finding("order", SOUND, words, numbers)
+
+
+def _mean_and_error(gap: Sequence[float]) -> tuple[float, float]:
+    values = np.asarray(gap, np.float64)
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
 def _placed(gap: Sequence[float]) -> tuple[float, float, str, dict[str, float]]:
     """Mean, standard error, both in words, and as the numbers of a finding."""
-    values = np.asarray(gap, np.float64)
-    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-    numbers = {"difference": mean, "standard_error": error, "tasks": float(len(values))}
-    words = f"on {len(values)} validation tasks it ends {abs(mean):.4f} nats (s.e. {error:.4f})"
+    mean, error = _mean_and_error(gap)
+    numbers = {"difference": mean, "standard_error": error, "tasks": float(len(gap))}
+    words = f"on {len(gap)} validation tasks it ends {abs(mean):.4f} nats (s.e. {error:.4f})"
     return mean, error, words, numbers
 
 

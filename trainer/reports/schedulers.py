@@ -25,6 +25,10 @@ agents do through their reward."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "exp3, paper": ("exp3", {"variant": "paper"}),
     "exp3, released": ("exp3", {"variant": "released"}),
+    "exp3, as measured": ("exp3", {"noise_aware": False}),
+    "ucb, as measured": ("ucb", {"noise_aware": False}),
+    "ado, as measured": ("ado", {"noise_aware": False}),
+    "aioli, as measured": ("aioli", {"noise_aware": False}),
     "loss_proportional, targets": ("loss_proportional", {"targets": True}),
     "doremi, targets": ("doremi", {"targets": True}),
     "doremi, tokens": ("doremi", {"clip": "tokens"}),
@@ -92,6 +96,6 @@ def _scheduler(name: str, given: dict[str, Any]) -> Scheduler:
     kind = find_agent(AgentOptions(name=name, options=given))
     needs = kind.requires
     options = environment_for(needs, RunConfig(), learner=CURVES).environment
-    agent = kind.make(CurvesVecEnv(1, options=options), ())
+    agent = kind.make(CurvesVecEnv(1, range(1), options), ())
     aware = bool(getattr(agent, "target_aware", name in _AWARE or Path(name).is_dir()))
     return Scheduler(agent.predict, options, aware, needs.probes, needs.reference)

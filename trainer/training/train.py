@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
-from mixgym.agents.policies.composed import policy_folders
+from mixgym.agents.policies.composed import load_agent, policy_folders
 from mixgym.agents.policies.export import acting_weights, read_card
 from mixgym.agents.rules import Proportional, Uniform
 from mixgym.envs import storage
+from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.learners.kinds import CURVES
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.environment_needs import environment_for
+from mixgym.trainer.reports.controls import controlled_score
 from mixgym.trainer.runs.folder import FINISHED, RunFolder
 from mixgym.trainer.runs.tables import show
 from mixgym.trainer.training.algorithms import (
@@ -47,9 +49,9 @@ from mixgym.trainer.training.supervisor import (
     score_agent,
     score_rule,
 )
-from mixgym.trainer.training.training_envs import make_training_env
+from mixgym.trainer.training.training_envs import make_training_env, trained_in
 from mixgym.trainer.training.training_log import TensorBoardScalars, level_loggers, set_pending
-from mixgym.trainer.training.validation import TaskScores, comparison, task_table
+from mixgym.trainer.training.validation import Controls, TaskScores, comparison, task_table
 
 OTHER, START = "other", "start"
 
@@ -280,6 +282,12 @@ def _task_scores(run: RunFolder, tasks: str) -> dict[str, TaskScores]:
     return scores
 
 
+def _controls(run: RunFolder) -> dict[str, Controls]:
+    """The agent's own decisions on the validation tasks, in other orders."""
+    agent = load_agent(run.path / AGENT, shape=(MAX_SOURCES, MAX_STRATA))
+    return {"agent": controlled_score(agent.predict, trained_in(run.config, CURVES).environment)[1]}
+
+
 def _summary(run: RunFolder, outcomes: list[StageOutcome]) -> dict[str, Any]:
     scores = _task_scores(run, "validation")
     card = read_card(run.path / AGENT)
@@ -293,7 +301,7 @@ def _summary(run: RunFolder, outcomes: list[StageOutcome]) -> dict[str, Any]:
         "best_in_stage": card["stage"],
         "parameters_changed": parameters_changed(run.path / TWIN, run.path / LAST),
         "stages": [outcome.plain() for outcome in outcomes],
-        "validation": comparison(scores),
+        "validation": comparison(scores, controls=_controls(run)),
         "notes": notes(run.config, outcomes, scores),
     }
     judge = make_judge(run.config, train.stages[-1])

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from mixgym.agents.policies.composed import load_agent
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.build import build_environment
-from mixgym.envs.curves.core import DECISIONS
-from mixgym.envs.curves.tasks.sets import TASK_SETS
-from mixgym.envs.curves.vector import CurvesVecEnv
+from mixgym.envs.curves.core import CurvesCore
+from mixgym.envs.curves.tasks.sets import TASK_SETS, Tasks
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.rewards import target_mean
@@ -44,6 +43,19 @@ class TaskScores:
     start: FloatArray
 
 
+@dataclass(frozen=True)
+class Controls:
+    """What the order of a scheduler's decisions is worth: other orders minus its own.
+
+    Attributes:
+        held: float64[tasks], nats more under its own mean mixture, held fixed.
+        backwards: float64[tasks], nats more under its decisions played backwards.
+    """
+
+    held: FloatArray
+    backwards: FloatArray
+
+
 def score(predict: Predict, options: EnvironmentOptions, tasks: str = "validation") -> TaskScores:
     """Let a scheduler drive one episode of every task of a set.
 
@@ -52,16 +64,42 @@ def score(predict: Predict, options: EnvironmentOptions, tasks: str = "validatio
         options: action kind and observation that it wants.
         tasks: ``validation`` or ``test``.
     """
-    seeds = TASK_SETS[tasks]
-    env = CurvesVecEnv(len(seeds), seeds, options, seed=VALIDATION_SEED, in_order=True)
-    core = env.core
-    observation = env.reset()
-    state, start = None, np.ones(len(seeds), np.bool_)
-    for _ in range(DECISIONS):
+    core = fast_world(options, TASK_SETS[tasks])
+    drive(predict, core)
+    return ending(core)
+
+
+def fast_world(
+    options: EnvironmentOptions, tasks: Tasks, seed: int = VALIDATION_SEED
+) -> CurvesCore:
+    """One episode of each task is about to begin, with the noise that ``seed`` says."""
+    core = CurvesCore(len(tasks), tasks, options, seed=seed, in_order=True)
+    core.reset()
+    return core
+
+
+def drive(
+    predict: Predict, core: CurvesCore, watch: Callable[[CurvesCore], object] | None = None
+) -> None:
+    """Let a scheduler drive all environments to the end.
+
+    Args:
+        predict: see :func:`score`.
+        core: reset.
+        watch: called after every decision.
+    """
+    observation, state = core.observe(), None
+    start = np.ones(core.count, np.bool_)
+    for _ in range(core.decisions):
         action, state = predict(observation, state, start, True)
         core.step(action)
-        observation = core.observe()
-        start = np.zeros(len(seeds), np.bool_)
+        if watch is not None:
+            watch(core)
+        observation, start = core.observe(), np.zeros(core.count, np.bool_)
+
+
+def ending(core: CurvesCore) -> TaskScores:
+    """The scores of episodes that have ended."""
     targets = core.task.targets
     weights = targets / targets.sum(-1, keepdims=True)
     end, first = core.final_nll(), core.start_nll()
@@ -132,38 +170,52 @@ class LanguageJudge:
 
 def task_table(rows: Sequence[Mapping[str, Any]], tasks: str) -> Any:
     """The rows of :func:`comparison` for the terminal."""
-    return table(
-        f"{tasks} tasks of the fast world: NLL at the end (nats per token)",
-        ["schedule", "tasks", "target mean", "worst excess", "minus uniform", "s.e.", "better on"],
-        [
-            [
-                row["agent"],
-                str(row["tasks"]),
-                number(row["mean"], 4),
-                number(row["worst"], 4),
-                number(row["difference"], 4),
-                number(row["standard_error"], 4),
-                f"{100 * row['better_on']:.0f}%",
-            ]
-            for row in rows
-        ],
-    )
+    title = f"{tasks} tasks of the fast world: NLL at the end (nats per token)"
+    heads = ["schedule", "tasks", "target mean", "worst excess", "minus uniform", "s.e."]
+    heads.append("better on")
+    controlled = any("own_mean_held" in row for row in rows)
+    if controlled:
+        title += "; by how much its own mean, and its decisions backwards, end higher (s.e.)"
+        heads += ["own mean held", "backwards"]
+    return table(title, heads, [_cells(row, controlled) for row in rows])
+
+
+def _cells(row: Mapping[str, Any], controlled: bool) -> list[str]:
+    numbers = [row[name] for name in ("mean", "worst", "difference", "standard_error")]
+    cells = [row["agent"], str(row["tasks"]), *(number(value, 4) for value in numbers)]
+    cells.append(f"{100 * row['better_on']:.0f}%")
+    if controlled:
+        cells += [_with_error(row, name) for name in ("own_mean_held", "backwards")]
+    return cells
+
+
+def _with_error(row: Mapping[str, Any], name: str) -> str:
+    if name not in row:
+        return ""
+    return f"{row[name]:+.4f} ({row[f'{name}_standard_error']:.4f})"
 
 
 def paired(one: TaskScores, other: TaskScores) -> tuple[float, float]:
     """Mean paired difference of NLL (negative: ``one`` is better), and its standard error."""
-    gap = one.mean - other.mean
+    return mean_and_error(one.mean - other.mean)
+
+
+def mean_and_error(gap: FloatArray) -> tuple[float, float]:
+    """Of paired differences, float64[tasks]."""
     return float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap)))
 
 
 def comparison(
-    scores: Mapping[str, TaskScores], reference: str = "uniform"
+    scores: Mapping[str, TaskScores],
+    reference: str = "uniform",
+    controls: Mapping[str, Controls] | None = None,
 ) -> list[dict[str, Any]]:
     """One row per scheduler: mean, and the paired difference to the reference.
 
     Args:
         scores: by name, all on the same tasks.
         reference: whose mean is subtracted, task by task (negative: better).
+        controls: of those that were played again in other orders.
     """
     base = scores[reference].mean
     rows = []
@@ -178,6 +230,17 @@ def comparison(
                 "difference": difference,
                 "standard_error": error,
                 "better_on": float((found.mean < base).mean()),
+                **_of_controls((controls or {}).get(name)),
             }
         )
     return rows
+
+
+def _of_controls(found: Controls | None) -> dict[str, float]:
+    """Means and standard errors of both controls."""
+    if found is None:
+        return {}
+    row = {}
+    for name, gap in (("own_mean_held", found.held), ("backwards", found.backwards)):
+        row[name], row[f"{name}_standard_error"] = mean_and_error(gap)
+    return row

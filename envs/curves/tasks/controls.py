@@ -17,6 +17,10 @@ NOISE = 0
 """The place of the noise source in :func:`noise_tasks`."""
 TWINS = (0, 1)
 """The places of a source and its copy in :func:`duplicate_tasks`."""
+FEW_TOKENS_ERROR = 0.12
+"""Relative standard error of a source's loss on some fifty held-out tokens."""
+FEW_TOKENS_STAYS = 0.9
+"""Share of that error's variance which stays in a run: the rows are the same."""
 
 
 def identical_tasks(count: int, sources: int = SOURCES) -> list[CurveTask]:
@@ -45,6 +49,13 @@ def duplicate_tasks(count: int, sources: int = SOURCES) -> list[CurveTask]:
     """
     drawn = [sample_task(FIRST_SEED + i, sources=sources, noise_sources=0) for i in range(count)]
     return [_doubled(replace(task, targets=np.ones(sources))) for task in drawn]
+
+
+def with_few_tokens(task: CurveTask) -> CurveTask:
+    """The task, but every source is measured on some fifty tokens, spread over its strata."""
+    groups = task.present.sum(-1, keepdims=True)
+    noise = np.where(task.present, FEW_TOKENS_ERROR * np.sqrt(groups), 0.0)
+    return replace(task, noise=noise, stays=np.array(FEW_TOKENS_STAYS))
 
 
 def _identical(seed: int, sources: int) -> CurveTask:

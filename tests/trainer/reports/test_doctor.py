@@ -26,6 +26,7 @@ from mixgym.trainer.reports.findings import (
     judge_bounds,
     judge_gain,
     judge_movement,
+    judge_order,
     judge_pay,
     judge_values,
 )
@@ -36,7 +37,7 @@ from ..conftest import Make
 SHAPE = (3, 2)
 OF_RUNS = ["moves", "observes", "beats its twin", "rewards", "bounds", "values"]
 CHECKS = [
-    *("learns", "moves", "observes", "beats its twin", "beats uniform"),
+    *("learns", "moves", "observes", "beats its twin", "beats uniform", "order"),
     *("rewards", "bounds", "values"),
 ]
 
@@ -341,3 +342,20 @@ def test_bounds_spread_and_returns_by_hand() -> None:
     assert action_statistics.explained(np.zeros(3), found) == 0
     assert action_statistics.explained(found / 2, found) == pytest.approx(0.75)
     assert np.isnan(action_statistics.explained(found, np.ones(3)))
+
+
+def test_an_order_that_is_worth_something_is_told_from_a_mixture() -> None:
+    apart = [0.03, 0.05, 0.04, 0.04]
+    found = judge_order(apart, [2 * x for x in apart])
+    assert found.status == "sound"
+    assert found.sentence.startswith("schedules: order is worth 0.0400 +- 0.0041 nats")
+    found = judge_order([0.03, -0.03, 0.01, -0.012], apart)
+    assert found.status == "sound"
+    assert found.sentence.startswith(
+        "picks a mixture: its own mean mixture held fixed ends -0.0005"
+    )
+    assert judge_order([0.0] * 4, [0.0] * 4).sentence.startswith("picks a mixture")
+    harmful = judge_order([-x for x in apart], apart)
+    assert harmful.status == "failed"
+    assert "hold the mean mixture instead" in harmful.sentence
+    assert harmful.numbers["own_mean_held"] == pytest.approx(-0.04)

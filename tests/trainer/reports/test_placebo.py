@@ -3,7 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mixgym.envs.curves.tasks.controls import NOISE
+from mixgym.envs.curves.tasks.controls import (
+    FEW_TOKENS_ERROR,
+    FEW_TOKENS_STAYS,
+    NOISE,
+    noise_tasks,
+    with_few_tokens,
+)
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.reports.placebo import (
     Course,
@@ -39,6 +45,21 @@ def test_whoever_minds_targets_drops_the_noise(rows: dict[str, dict[str, object]
     assert rows["uniform"]["noise_late"] == pytest.approx(1.0)
     loves_noise = rows["loss_proportional"]
     assert loves_noise["noise_late"] > 1.3  # type: ignore[operator]
+
+
+def test_fifty_held_out_tokens_do_no_harm(rows: dict[str, dict[str, object]]) -> None:
+    assert [name for name, row in rows.items() if not row["identical_few_passed"]] == []
+    found = {name: row["noise_few_late"] for name, row in rows.items() if row["target_aware"]}
+    # the trials of aioli are of every source, and its falls are noise here
+    assert [name for name, late in found.items() if late > 0.5] in (["aioli"], [])  # type: ignore[operator]
+    assert found["aioli"] < 0.9  # type: ignore[operator]
+
+
+def test_few_tokens_are_a_large_error_that_mostly_stays() -> None:
+    task = with_few_tokens(noise_tasks(1)[0])
+    cells, groups = task.noise[0], int(task.present[0].sum())
+    assert np.sqrt((cells**2).sum()) / groups == pytest.approx(FEW_TOKENS_ERROR)
+    assert float(task.stays) == FEW_TOKENS_STAYS
 
 
 def test_twins_are_treated_alike(rows: dict[str, dict[str, object]]) -> None:
