@@ -1,6 +1,6 @@
 """Every trained algorithm on equal terms: the same number of decisions, held-out tasks, CPU time.
 
-    python benchmarks/algorithms.py [--decisions 61440] [--only ppo,sac] [--tasks validation]
+    python benchmarks/algorithms.py [--decisions 61440] [--only ppo,sac] [--tasks world-validation]
 
 Each algorithm is trained by `mixgym train` with its preset, in a run folder under --out; its best
 agent by validation is scored, beside its frozen twin. Finished runs are kept, and killed ones go
@@ -19,6 +19,7 @@ from support.common import parse
 
 from mixgym.agents.algorithm_presets import PRESETS
 from mixgym.envs import storage
+from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.reports.controls import controlled_score
 from mixgym.trainer.reports.schedulers import schedulers
@@ -64,7 +65,8 @@ def row_of(folder: Path, algo: str, tasks: str) -> dict[str, Any]:
     found, controls = {}, {}
     for name, one in schedulers([folder, folder / "twin"], ["uniform"]).items():
         label = {str(folder): "agent", str(folder / "twin"): "twin"}.get(name, name)
-        found[label], controls[label] = controlled_score(one.predict, one.options, tasks)
+        drawn = TASK_SETS[tasks]
+        found[label], controls[label] = controlled_score(one.predict, one.options, drawn)
     rows = {row["agent"]: row for row in comparison(found, controls=controls)}
     summary = RunFolder.open(folder).read_summary() or {}
     return {
@@ -116,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--decisions", type=int, default=61_440)
     parser.add_argument("--only", help="names, A,B,...", type=lambda text: text.split(","))
-    parser.add_argument("--tasks", choices=["validation", "test"], default="validation")
+    parser.add_argument("--tasks", choices=list(TASK_SETS), default="world-validation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/algorithms"))
     parser.add_argument("--json", action="store_true")

@@ -62,7 +62,8 @@ def write(path: Path, rows: Iterable[dict[str, str]]) -> str:
 def learn(options: dict[str, Any], seed: int) -> list[dict[str, float]]:
     """Train under the prior as the agent's choice; the health record of every decision."""
     from mixgym.envs.build import build_environment
-    from mixgym.envs.options import WorldOptions
+    from mixgym.envs.curves.tasks.sets import TASK_SETS
+from mixgym.envs.options import WorldOptions
 
     env = build_environment(WorldOptions.model_validate({**options, "seed": seed}))
     assert env.action_space.shape is not None
@@ -257,7 +258,7 @@ def curves(arguments: argparse.Namespace) -> None:
         agent = load_agent(Path(arguments.agent) / "agent", shape=shape).predict
         wanted["the agent alone"] = (agent, plain)
         wanted["the agent on top of scalebio"] = (agent, rule)
-    found = {name: score(*case, tasks="test") for name, case in wanted.items()}
+    found = {name: score(*case, tasks=TASK_SETS["test"]) for name, case in wanted.items()}
     print(f"{'':<30}{'mean NLL':>9}{'worst':>8}   minus prior        minus scalebio")
     for name, own in found.items():
         gaps = [own.mean - found[other].mean for other in ("the prior (uniform)", "scalebio")]

@@ -1,6 +1,6 @@
 """Every registered rule, and trained agents, on the frozen tasks of the fast world.
 
-    python benchmarks/schedulers.py [RUN ...] [--tasks test] [--only exp3,doge] [--csv F] [--json]
+    python benchmarks/schedulers.py [RUN ...] [--tasks world-test] [--only exp3,doge] [--csv F] [--json]
 
 RUN is the folder of a ``mixgym train`` run. Every schedule meets the same tasks with the same
 measurement noise; differences to uniform are paired by task. Select on ``validation``; report
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from support.common import parse
 
+from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.trainer.reports.controls import controlled_score
 from mixgym.trainer.reports.schedulers import Scheduler, schedulers
 from mixgym.trainer.runs.folder import RunFolder
@@ -61,7 +62,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN")
-    parser.add_argument("--tasks", choices=["validation", "test"], default="test")
+    parser.add_argument("--tasks", choices=list(TASK_SETS), default="world-test")
     parser.add_argument("--only", help="names, A,B,...", type=lambda text: text.split(","))
     parser.add_argument("--csv", type=Path, help="a row per schedule and task")
     parser.add_argument("--json", action="store_true")
@@ -70,7 +71,8 @@ def main() -> None:
     found, seconds, extras, controls = {}, {}, {}, {}
     for name, one in schedulers(with_twins(arguments.runs), arguments.only).items():
         start = time.process_time()
-        found[name], controls[name] = controlled_score(one.predict, one.options, arguments.tasks)
+        tasks = TASK_SETS[arguments.tasks]
+        found[name], controls[name] = controlled_score(one.predict, one.options, tasks)
         seconds[name], extras[name] = time.process_time() - start, needs(one)
     rows = comparison(found, controls=controls)
     for row in rows:

@@ -36,8 +36,9 @@ def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast world of a few training and validation tasks."""
     from mixgym.envs.curves.tasks import sets
 
-    monkeypatch.setitem(sets.TASK_SETS, "train", range(8))
-    monkeypatch.setitem(sets.TASK_SETS, "validation", range(1_000_000, 1_000_004))
+    for kind in ("", sets.WORLD):
+        for name, count in (("train", 8), ("validation", 4)):
+            monkeypatch.setitem(sets.TASK_SETS, kind + name, sets.TASK_SETS[kind + name][:count])
 
 
 def small_settings(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.batch_records import StepArrays
-from mixgym.envs.curves.tasks.sets import TASK_SETS, Tasks
+from mixgym.envs.curves.tasks.sets import Tasks
 from mixgym.envs.learners.kinds import CURVES
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.trainer.training.validation import (
@@ -27,23 +27,22 @@ from mixgym.trainer.training.validation import (
 def controlled_score(
     predict: Predict,
     options: EnvironmentOptions,
-    tasks: str | Tasks = "validation",
+    tasks: Tasks,
 ) -> tuple[TaskScores, Controls]:
     """The score of a scheduler, and those of its two controls minus its own.
 
     Args:
         predict: as of an agent: ``(observation, state, episode_start, deterministic)``.
         options: action kind and observation that it wants.
-        tasks: the name of a frozen set, or tasks themselves.
+        tasks: that it drives an episode of each.
     """
-    drawn = TASK_SETS[tasks] if isinstance(tasks, str) else tasks
-    core = fast_world(options, drawn)
+    core = fast_world(options, tasks)
     made: list[StepArrays] = []
     drive(predict, core, lambda core: made.append(core.last))
     own = ending(core)
     actions = np.stack([_action(step.weight, step.strata) for step in made])
     held = np.broadcast_to(own_mean(made[-1].given), actions.shape)
-    again = [_replayed(order, options, drawn) - own.mean for order in (held, actions[::-1])]
+    again = [_replayed(order, options, tasks) - own.mean for order in (held, actions[::-1])]
     return own, Controls(*again)
 
 

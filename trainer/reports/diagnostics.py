@@ -15,7 +15,6 @@ from mixgym.agents.rules import Uniform
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.core import DECISIONS
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
-from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.learners.kinds import CURVES
 from mixgym.envs.levels.batch_local import present_rows, rows_of
@@ -70,7 +69,7 @@ class _Place:
     """A world that is only looked at."""
 
     def __init__(self, config: RunConfig) -> None:
-        tasks = list(TASK_SETS["validation"])[:TASKS]
+        tasks = config.train.tasks("validation")[:TASKS]
         options = trained_in(config, CURVES).environment
         inner = CurvesVecEnv(len(tasks), tasks, options, seed=VALIDATION_SEED, in_order=True)
         self.env = Watched(inner)
@@ -121,7 +120,9 @@ def examine_training(run: RunFolder) -> list[Finding]:
     kind, reach = config.environment.action, config.environment.reach
     # the best agent may be the twin itself, however far the training went
     learnt = run.path / (LAST if (run.path / LAST).is_dir() else AGENT)
-    mine, controls = controlled_score(agent.predict, trained_in(config, CURVES).environment)
+    mine, controls = controlled_score(
+        agent.predict, trained_in(config, CURVES).environment, config.train.tasks("validation")
+    )
     gap = mine.mean - score_agent(run.path / TWIN, config).mean
     to_uniform = mine.mean - score_rule(Uniform(), config).mean
     summary = run.read_summary() or {}

@@ -25,6 +25,7 @@ from mixgym.trainer.training.learner_group import LearnerGroup
 from mixgym.trainer.training.outcome import StageOutcome
 from mixgym.trainer.training.training_envs import TrainingEnv, trained_in
 from mixgym.trainer.training.training_log import EpisodeRewards, TensorBoardScalars, pending
+from mixgym.trainer.training.training_options import Split
 from mixgym.trainer.training.validation import LanguageJudge, TaskScores, score
 
 AGENT, TWIN, LAST = "agent", "twin", "last"
@@ -225,15 +226,16 @@ def make_judge(config: RunConfig, stage: str) -> LanguageJudge | None:
     return LanguageJudge(trained_in(config, CAUSAL_LM), runs)
 
 
-def score_agent(folder: Path, config: RunConfig, tasks: str = "validation") -> TaskScores:
+def score_agent(folder: Path, config: RunConfig, tasks: Split = "validation") -> TaskScores:
     """The agent in a folder on a set of tasks of the fast world."""
     predict = load_agent(folder, shape=(MAX_SOURCES, MAX_STRATA)).predict
-    return score(predict, trained_in(config, CURVES).environment, tasks)
+    return score(predict, trained_in(config, CURVES).environment, config.train.tasks(tasks))
 
 
-def score_rule(rule: Any, config: RunConfig, tasks: str = "validation") -> TaskScores:
+def score_rule(rule: Any, config: RunConfig, tasks: Split = "validation") -> TaskScores:
     """A rule on a set of tasks of the fast world."""
-    return score(rule.predict, environment_for(RULE, config, learner=CURVES).environment, tasks)
+    options = environment_for(RULE, config, learner=CURVES).environment
+    return score(rule.predict, options, config.train.tasks(tasks))
 
 
 def export_agent(run: RunFolder, group: LearnerGroup, name: str, card: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ from mixgym.trainer.training.supervisor import (
 )
 from mixgym.trainer.training.training_envs import make_training_env, trained_in
 from mixgym.trainer.training.training_log import TensorBoardScalars, level_loggers, set_pending
+from mixgym.trainer.training.training_options import Split
 from mixgym.trainer.training.validation import Controls, TaskScores, comparison, task_table
 
 OTHER, START = "other", "start"
@@ -273,7 +274,7 @@ class _Bar(ProgressBarCallback):
             super()._on_training_start()
 
 
-def _task_scores(run: RunFolder, tasks: str) -> dict[str, TaskScores]:
+def _task_scores(run: RunFolder, tasks: Split) -> dict[str, TaskScores]:
     """The agent of a run, its frozen twin and two rules on a set of tasks of the fast world."""
     scores = {"uniform": score_rule(Uniform(), run.config, tasks)}
     for label, name in (("agent", AGENT), ("frozen twin", TWIN)):
@@ -285,7 +286,11 @@ def _task_scores(run: RunFolder, tasks: str) -> dict[str, TaskScores]:
 def _controls(run: RunFolder) -> dict[str, Controls]:
     """The agent's own decisions on the validation tasks, in other orders."""
     agent = load_agent(run.path / AGENT, shape=(MAX_SOURCES, MAX_STRATA))
-    return {"agent": controlled_score(agent.predict, trained_in(run.config, CURVES).environment)[1]}
+    options, tasks = (
+        trained_in(run.config, CURVES).environment,
+        run.config.train.tasks("validation"),
+    )
+    return {"agent": controlled_score(agent.predict, options, tasks)[1]}
 
 
 def _summary(run: RunFolder, outcomes: list[StageOutcome]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecE
 from mixgym.envs import storage
 from mixgym.envs.build import build_environment
 from mixgym.envs.curves.core import DECISIONS
-from mixgym.envs.curves.tasks.sets import TASK_SETS
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.learners.kinds import CAUSAL_LM, CURVES
@@ -83,7 +82,7 @@ class FastTrainingEnv:
     def __init__(self, config: RunConfig) -> None:
         self._curves = CurvesVecEnv(
             config.train.environments,
-            TASK_SETS["train"],
+            config.train.tasks("train"),
             trained_in(config, CURVES).environment,
             seed=config.seed,
             bilevel=config.bilevel,

@@ -4,7 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from mixgym.envs.curves.tasks.sets import Tasks, named_tasks
 from mixgym.envs.options import Options
+
+Split = Literal["train", "validation", "test"]
 
 
 class TrainOptions(Options):
@@ -30,6 +33,11 @@ class TrainOptions(Options):
     )
     stages: tuple[Literal["curves", "causal_lm"], ...] = Field(
         default=("curves",), min_length=1, description="worlds to train in, one after the other"
+    )
+    world: str | list[str] = Field(
+        default="library",
+        description="tasks of the fast world: library, around the worlds of the package that were "
+        "fitted to recorded runs; prior, the wide prior alone; or files that `mixgym fit` wrote",
     )
     decisions: int = Field(default=200_000, ge=1, description="decisions in the fast world")
     language_decisions: int = Field(default=200, ge=1, description="decisions on a language model")
@@ -60,6 +68,17 @@ class TrainOptions(Options):
         "train.options where it is the same algorithm",
     )
     local_policy: dict[str, Any] = Field(default={}, description="the same for its policy")
+
+    def tasks(self, split: Split) -> Tasks:
+        """The tasks of the fast world that agents are trained on, judged by, or reported on.
+
+        Raises:
+            ConfigError: for a file that holds no world.
+        """
+        if self.world == "prior":
+            return named_tasks(split)
+        files = [self.world] if isinstance(self.world, str) else self.world
+        return named_tasks(f"world-{split}", [] if files == ["library"] else files)
 
     @model_validator(mode="after")
     def _levels_agree(self) -> "TrainOptions":

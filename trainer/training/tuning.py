@@ -172,7 +172,9 @@ def _trained(config: RunConfig) -> float:
     with tempfile.TemporaryDirectory() as name:
         export_policy(algorithm.policy, Path(name), {})
         agent = ExportedPolicy(Path(name), shape=(MAX_SOURCES, MAX_STRATA))
-        return float(score(agent.predict, config.environment).mean.mean())
+        return float(
+            score(agent.predict, config.environment, config.train.tasks("validation")).mean.mean()
+        )
 
 
 def _with(config: RunConfig, values: Mapping[str, Any], seed: int) -> RunConfig:

@@ -17,7 +17,7 @@ from mixgym.agents.policies.composed import load_agent
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.build import build_environment
 from mixgym.envs.curves.core import CurvesCore
-from mixgym.envs.curves.tasks.sets import TASK_SETS, Tasks
+from mixgym.envs.curves.tasks.sets import Tasks
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.rewards import target_mean
@@ -56,15 +56,15 @@ class Controls:
     backwards: FloatArray
 
 
-def score(predict: Predict, options: EnvironmentOptions, tasks: str = "validation") -> TaskScores:
+def score(predict: Predict, options: EnvironmentOptions, tasks: Tasks) -> TaskScores:
     """Let a scheduler drive one episode of every task of a set.
 
     Args:
         predict: as of an agent: ``(observation, state, episode_start, deterministic)``.
         options: action kind and observation that it wants.
-        tasks: ``validation`` or ``test``.
+        tasks: that it drives an episode of each.
     """
-    core = fast_world(options, TASK_SETS[tasks])
+    core = fast_world(options, tasks)
     drive(predict, core)
     return ending(core)
 

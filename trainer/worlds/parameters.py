@@ -5,7 +5,6 @@ by a prior of its own width, so that few runs suffice. Losses start where they w
 is fitted is how the way down is divided and taken.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +13,7 @@ import numpy as np
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.curves.dynamics import CurveState, mastery
 from mixgym.envs.curves.task import CurveTask, simple
+from mixgym.trainer.worlds.trajectories import Corpus
 
 _PRIORS: dict[str, tuple[str, float, float]] = {
     # name: (shape, mean, standard deviation)
@@ -48,45 +48,28 @@ _PRIORS: dict[str, tuple[str, float, float]] = {
     "free_passes": ("one", 1.5, 0.7),  # log passes
     "batch_power": ("one", 0.0, 1.0),  # logit
 }
-FALLBACKS = tuple(_PRIORS)
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """What recorded runs share.
-
-    Attributes:
-        names: of the K sources.
-        size: float64[K, G], unique supervised tokens.
-        cost: float64[K, G], tokens read per supervised token.
-        start: float64[K, G], NLL before training; NaN in cells without held-out rows.
-        span: supervised tokens of a whole run, the unit of intrinsic time.
-        batch: supervised tokens of a step.
-        rate: learning rate that counts as 1.
-        pretrained: whether the model knew anything before.
-    """
-
-    names: tuple[str, ...]
-    size: FloatArray
-    cost: FloatArray
-    start: FloatArray
-    span: float
-    batch: float
-    rate: float
-    pretrained: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(K, G)."""
-        sources, strata = self.size.shape
-        return sources, strata
+_AMOUNTS = {
+    # logits and logarithms of nothing, or of all
+    "base": -20.0, "warmth": -20.0, "power": 20.0, "lasting": 20.0, "batch_power": 20.0,
+}  # fmt: skip
+"""What is held fast in a law of amounts: no common part, no forgetting, no learning rate."""
+_FAST = 1e-6  # standard deviation of what is held fast
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The layout of the vector for a corpus."""
+    """The layout of the vector for a corpus.
+
+    Attributes:
+        corpus: of the runs.
+        amounts: fit a law of amounts only, to compare with: power laws of linearly transferred
+            tokens, each counting alike.
+    """
 
     corpus: Corpus
+    amounts: bool = False
 
     @cached_property
     def places(self) -> dict[str, tuple[slice, tuple[int, ...]]]:
@@ -109,17 +92,19 @@ class Parameters:
     @cached_property
     def mean(self) -> FloatArray:
         """float64[P], means of the priors."""
-        return self._of(1)
+        return self._of(1, _AMOUNTS)
 
     @cached_property
     def deviation(self) -> FloatArray:
         """float64[P], standard deviations of the priors."""
-        return self._of(2)
+        return self._of(2, dict.fromkeys(_AMOUNTS, _FAST))
 
-    def _of(self, column: int) -> FloatArray:
+    def _of(self, column: int, held: dict[str, float]) -> FloatArray:
         values = np.empty(self.size)
         for name, (place, _) in self.places.items():
             values[place] = _PRIORS[name][column]
+            if self.amounts and name in held:
+                values[place] = held[name]
         return values
 
     def named(self, vector: FloatArray) -> dict[str, FloatArray]:
@@ -198,12 +183,13 @@ class Parameters:
         between = part["transfer"] + part["transfer_pair"]
         return own + (1.0 - own) * between
 
-    def perturbed(self, vector: FloatArray, step: float) -> FloatArray:
+    def moved(self, vector: FloatArray, step: float) -> FloatArray:
         """float64[P + 1, P], the vector, and below it the vector with one number raised each."""
         return vector + np.vstack([np.zeros((1, self.size)), step * np.eye(self.size)])
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+
+def _widened(constants: dict[str, FloatArray], lead: tuple[int, ...]) -> dict[str, FloatArray]:
+    return {name: np.broadcast_to(v, (*lead, *v.shape)) for name, v in constants.items()}
 
 
 def _logistic(value: FloatArray) -> FloatArray:

@@ -25,11 +25,12 @@ LOGARITHMS = ("scale", "exponent", "base_scale", "base_exponent", "patience", "o
 """Constants whose spread is that of their logarithm."""
 VALUES = ("floor", "transfer")
 """Constants whose spread is that of themselves."""
-_CONSTANTS = (
+CONSTANTS = (
     "size", "cost", "floor", "amplitude", "scale", "exponent", "base", "base_scale",
     "base_exponent", "transfer", "spread", "unit", "power", "lasting", "forgetting", "known",
     "warmth", "cooling", "patience", "overfit", "free_passes", "batch", "batch_power",
 )  # fmt: skip
+"""Constants of a task that a file holds."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class FittedWorld:
             "budget": self.budget,
             "stays": self.stays,
             "row_error": _rounded(self.row_error),
-            "constants": {name: _rounded(self.constants[name]) for name in _CONSTANTS},
+            "constants": {name: _rounded(self.constants[name]) for name in CONSTANTS},
             "spread": {name: _rounded(values) for name, values in self.spread.items()},
         }
 
@@ -117,13 +118,13 @@ def _world(data: Any, place: str) -> FittedWorld:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise ConfigError(f"{place}: not a fitted world (format {found!r}, wanted {FORMAT!r})")
     missing = [k for k in ("name", "sources", "constants", "spread", "row_error") if k not in data]
-    missing += [f"constants.{k}" for k in _CONSTANTS if k not in data.get("constants", {})]
+    missing += [f"constants.{k}" for k in CONSTANTS if k not in data.get("constants", {})]
     if missing:
         raise ConfigError(f"{place}: {', '.join(missing)} missing: fit the world anew")
     world = FittedWorld(
         name=str(data["name"]),
         sources=tuple(data["sources"]),
-        constants={k: np.array(data["constants"][k], np.float64) for k in _CONSTANTS},
+        constants={k: np.array(data["constants"][k], np.float64) for k in CONSTANTS},
         spread={k: np.array(v, np.float64) for k, v in data["spread"].items()},
         row_error=np.array(data["row_error"], np.float64),
         stays=float(data["stays"]),

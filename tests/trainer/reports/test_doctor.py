@@ -46,8 +46,8 @@ CHECKS = [
 def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     from mixgym.envs.curves.tasks import sets
 
-    monkeypatch.setitem(sets.TASK_SETS, "train", range(8))
-    monkeypatch.setitem(sets.TASK_SETS, "validation", range(1_000_000, 1_000_006))
+    monkeypatch.setitem(sets.TASK_SETS, "world-train", sets.TASK_SETS["world-train"][:8])
+    monkeypatch.setitem(sets.TASK_SETS, "world-validation", sets.TASK_SETS["world-validation"][:6])
 
 
 @pytest.fixture

@@ -24,9 +24,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 
 @pytest.fixture(autouse=True)
 def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sets.TASK_SETS, "train", range(8))
-    monkeypatch.setitem(sets.TASK_SETS, "validation", range(1_000_000, 1_000_004))
-    monkeypatch.setitem(sets.TASK_SETS, "test", range(0))  # looking at one would fail
+    monkeypatch.setitem(sets.TASK_SETS, "world-train", sets.TASK_SETS["world-train"][:8])
+    monkeypatch.setitem(sets.TASK_SETS, "world-validation", sets.TASK_SETS["world-validation"][:4])
+    monkeypatch.setitem(
+        sets.TASK_SETS, "world-test", sets.TASK_SETS["world-test"][:0]
+    )  # looking at one would fail
 
 
 @pytest.fixture

@@ -1,0 +1,142 @@
+"""How well a world predicts runs that it has not seen, beside what needs no world.
+
+Runs are divided into folds; each fold is predicted by a fit to the others, from the first decision
+to the last, given nothing but what was trained on. The nulls: the mean over the mixtures of the
+other runs at the same decision; losses that stay where they were half way (judged on the second
+half); and a law of amounts, power laws of linearly transferred tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mixgym.envs.arrays import FloatArray, IntArray
+from mixgym.trainer.worlds.fitting import fit, predict
+from mixgym.trainer.worlds.parameters import Parameters
+from mixgym.trainer.worlds.trajectories import Corpus, Trajectories
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Runs, predicted by fits that have not seen them.
+
+    Attributes:
+        seen: float64[R, T, K], recorded losses of sources.
+        world, amounts, mean: float64[R, T, K], predicted by the world, by a law of amounts, and
+            the mean over the other runs.
+        last: int[R], the last decision of every run.
+    """
+
+    seen: FloatArray
+    world: FloatArray
+    amounts: FloatArray
+    mean: FloatArray
+    last: IntArray
+
+    def at_end(self, values: FloatArray) -> FloatArray:
+        """float64[R, K], what ``values`` are at the last decision of every run."""
+        return np.asarray(values[np.arange(len(values)), self.last])
+
+
+def cross_validated(
+    runs: Trajectories, corpus: Corpus, *, folds: int = 4, iterations: int = 100
+) -> Predicted:
+    """Predict every run by fits to the other folds."""
+    whole = Parameters(corpus), Parameters(corpus, amounts=True)
+    seen = runs.by_source
+    predicted = [np.full(seen.shape, np.nan) for _ in range(3)]
+    for part in range(min(folds, len(runs))):
+        held = np.arange(len(runs)) % min(folds, len(runs)) == part
+        others, mine = runs.pick(~held), runs.pick(held)
+        for values, parameters in zip(predicted, whole, strict=False):
+            task = fit(others, parameters, iterations=iterations).task
+            values[held] = _by_source(predict(task, mine), mine)
+        predicted[2][held] = _mean_over_runs(others.by_source)
+    return Predicted(seen, *predicted, runs.last)
+
+
+def _by_source(predicted: FloatArray, runs: Trajectories) -> FloatArray:
+    """float64[R, T, K], the mean over the strata that were measured."""
+    return Trajectories(
+        runs.steps,
+        runs.rate,
+        runs.supervised,
+        np.where(np.isfinite(runs.nll), predicted, np.nan),
+        runs.error,
+    ).by_source
+
+
+def _mean_over_runs(losses: FloatArray) -> FloatArray:
+    """float64[T, K], over the runs that were so long."""
+    known = np.isfinite(losses)
+    count = known.sum(0)
+    total = np.where(known, losses, 0.0).sum(0)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def figures(found: Predicted, names: Sequence[str]) -> dict[str, Any]:
+    """The figures of a fit, plain data.
+
+    Returns:
+        ``error``, mean absolute error in nats of ``world``, ``amounts`` and ``mean``;
+        ``second_half``, the same there, of ``world`` and ``stay``; ``explained``, the share of the
+        variance of the final losses around their means over mixtures that the world explains, over
+        all sources and ``by_source``; ``rank``, Spearman's correlation of the final mean losses;
+        ``*_amounts`` the same of the law of amounts.
+    """
+    kinds = {"world": found.world, "amounts": found.amounts, "mean": found.mean}
+    end = {name: found.at_end(values) for name, values in {**kinds, "seen": found.seen}.items()}
+    late, stay = _second_half(found)
+    return {
+        "runs": len(found.seen),
+        "error": {name: _error(values, found.seen) for name, values in kinds.items()},
+        "second_half": {
+            "world": _error(found.world[late], found.seen[late]),
+            "stay": _error(stay[late], found.seen[late]),
+        },
+        "explained": _explained(end["world"], end["seen"], end["mean"]),
+        "explained_amounts": _explained(end["amounts"], end["seen"], end["mean"]),
+        "by_source": {
+            name: {
+                "error": _error(found.world[..., k], found.seen[..., k]),
+                "mean": _error(found.mean[..., k], found.seen[..., k]),
+                "explained": _explained(
+                    end["world"][:, [k]], end["seen"][:, [k]], end["mean"][:, [k]]
+                ),
+            }
+            for k, name in enumerate(names)
+        },
+        "rank": _rank(end["world"], end["seen"]),
+        "rank_amounts": _rank(end["amounts"], end["seen"]),
+    }
+
+
+def _error(one: FloatArray, other: FloatArray) -> float:
+    return float(np.nanmean(np.abs(one - other)))
+
+
+def _second_half(found: Predicted) -> tuple[Any, FloatArray]:
+    """Where the second half of every run is, bool[R, T], and its losses at half time."""
+    at = np.arange(found.seen.shape[1])
+    late = (at > found.last[:, None] // 2) & (at <= found.last[:, None])
+    half = found.seen[np.arange(len(found.seen)), found.last // 2]
+    return late, np.broadcast_to(half[:, None], found.seen.shape)
+
+
+def _explained(predicted: FloatArray, seen: FloatArray, mean: FloatArray) -> float:
+    """1 - squared error of the prediction over that of the mean over mixtures."""
+    return float(1.0 - np.nansum((predicted - seen) ** 2) / np.nansum((mean - seen) ** 2))
+
+
+def _rank(predicted: FloatArray, seen: FloatArray) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(np.nanmean(predicted, -1), np.nanmean(seen, -1)).statistic)
+
+
+def is_useful(report: dict[str, Any]) -> bool:
+    """Whether the world predicts better than both nulls."""
+    error, late = report["error"], report["second_half"]
+    return bool(error["world"] < error["mean"] and late["world"] < late["stay"])
