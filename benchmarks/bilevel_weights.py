@@ -62,8 +62,7 @@ def write(path: Path, rows: Iterable[dict[str, str]]) -> str:
 def learn(options: dict[str, Any], seed: int) -> list[dict[str, float]]:
     """Train under the prior as the agent's choice; the health record of every decision."""
     from mixgym.envs.build import build_environment
-    from mixgym.envs.curves.tasks.sets import TASK_SETS
-from mixgym.envs.options import WorldOptions
+    from mixgym.envs.options import WorldOptions
 
     env = build_environment(WorldOptions.model_validate({**options, "seed": seed}))
     assert env.action_space.shape is not None
@@ -242,6 +241,7 @@ def _run(base: dict[str, Any], agent: str, seed: int, steps: int, folder: Path) 
 def curves(arguments: argparse.Namespace) -> None:
     """Final NLL on the test tasks of the fast world."""
     from mixgym.agents.policies.composed import load_agent
+    from mixgym.envs.curves.tasks.sets import TASK_SETS
     from mixgym.envs.options import EnvironmentOptions
     from mixgym.envs.spaces.mixture import action_size
     from mixgym.trainer.training.validation import score

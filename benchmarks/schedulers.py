@@ -1,6 +1,7 @@
 """Every registered rule, and trained agents, on the frozen tasks of the fast world.
 
-    python benchmarks/schedulers.py [RUN ...] [--tasks world-test] [--only exp3,doge] [--csv F] [--json]
+    python benchmarks/schedulers.py [RUN ...] [--tasks world-test] [--only exp3,doge]
+        [--csv F] [--json]
 
 RUN is the folder of a ``mixgym train`` run. Every schedule meets the same tasks with the same
 measurement noise; differences to uniform are paired by task. Select on ``validation``; report

@@ -196,7 +196,7 @@ class CurvesCore:
         rows, until = np.arange(self.count), self._here.rate_until
         after = np.minimum(decision + 1, self.decisions)
         passed = until[rows, after] - until[rows, np.minimum(decision, self.decisions)]
-        return Pace(steps, passed * self._steps / np.maximum(steps, 1))
+        return Pace(steps.astype(np.float64), passed * self._steps / np.maximum(steps, 1))
 
     def _tilted(self, asked: FloatArray) -> FloatArray:
         """What is sampled where ``asked`` is asked for; the step rule learns besides."""

@@ -82,8 +82,9 @@ class Seen:
         reach = slope @ np.swapaxes(share @ task.spread, -1, -2)
         fall: FloatArray = task.transfer * reach
         if task.common:  # any token teaches this, whatever its source
-            everyone = common_slope(task, self.state) * task.present.any(-1)[..., None, :]
-            fall = fall + everyone * task.present.any(-1)[..., :, None]
+            there = np.asarray(task.present.any(-1))
+            everyone = common_slope(task, self.state) * there[..., None, :]
+            fall = fall + everyone * there[..., :, None]
         return fall * self._supervised[..., None, None]
 
     @property

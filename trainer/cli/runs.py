@@ -10,14 +10,12 @@ import typer
 from mixgym.trainer.cli.common import (
     FAILED,
     Arguments,
-    Jobs,
     Json,
     answer_with,
     app,
     failures_worded,
     only_json,
     read_config,
-    words,
 )
 
 
@@ -150,32 +148,6 @@ def compare(
         names = [name.strip() for name in agents.split(",") if name.strip()]
         with only_json(json_output):
             answer = compare_command(config, agents=names, seeds=seeds, json_output=json_output)
-    answer_with(answer, json_output)
-
-
-@app.command()
-def record(
-    arguments: Arguments = None,
-    runs: Annotated[int, typer.Option(help="Runs in all, earlier ones counted.")] = 20,
-    jobs: Jobs = 1,
-    vary: Annotated[
-        str, typer.Option(help="What varies beside the mixture: rate, steps, or rate,steps.")
-    ] = "",
-    out: Annotated[
-        Path | None, typer.Option(help="The folder of all runs (run.dir of the configuration).")
-    ] = None,
-    json_output: Json = False,
-) -> None:
-    """Record short real runs under random mixtures, for a fast world to be fitted to."""
-    with failures_worded("nothing was written"):
-        config = read_config(arguments or [], out=out)
-    with failures_worded("run the same command again: finished runs are kept"):
-        from mixgym.trainer.recording.record import record_command
-
-        with only_json(json_output):
-            answer = record_command(
-                config, runs=runs, processes=jobs, vary=words(vary), json_output=json_output
-            )
     answer_with(answer, json_output)
 
 

@@ -46,15 +46,15 @@ def cross_validated(
     """Predict every run by fits to the other folds."""
     whole = Parameters(corpus), Parameters(corpus, amounts=True)
     seen = runs.by_source
-    predicted = [np.full(seen.shape, np.nan) for _ in range(3)]
+    world, amounts, mean = (np.full(seen.shape, np.nan) for _ in range(3))
     for part in range(min(folds, len(runs))):
         held = np.arange(len(runs)) % min(folds, len(runs)) == part
         others, mine = runs.pick(~held), runs.pick(held)
-        for values, parameters in zip(predicted, whole, strict=False):
+        for values, parameters in zip((world, amounts), whole, strict=True):
             task = fit(others, parameters, iterations=iterations).task
             values[held] = _by_source(predict(task, mine), mine)
-        predicted[2][held] = _mean_over_runs(others.by_source)
-    return Predicted(seen, *predicted, runs.last)
+        mean[held] = _mean_over_runs(others.by_source)
+    return Predicted(seen, world, amounts, mean, runs.last)
 
 
 def _by_source(predicted: FloatArray, runs: Trajectories) -> FloatArray:
