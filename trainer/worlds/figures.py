@@ -2,8 +2,9 @@
 
 Runs are divided into folds; each fold is predicted by a fit to the others, from the first decision
 to the last, given nothing but what was trained on. The nulls: the mean over the mixtures of the
-other runs at the same decision; losses that stay where they were half way (judged on the second
-half); and a law of amounts, power laws of linearly transferred tokens.
+other runs at the same decision; losses that stay where they were half way (beside the world's
+changes from there on, as both know that loss); and a law of amounts, power laws of linearly
+transferred tokens.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mixgym.envs.arrays import FloatArray, IntArray
+from mixgym.envs.arrays import BoolArray, FloatArray, IntArray
 from mixgym.trainer.worlds.fitting import fit, predict
 from mixgym.trainer.worlds.parameters import Parameters
-from mixgym.trainer.worlds.trajectories import Corpus, Trajectories
+from mixgym.trainer.worlds.trajectories import Corpus, Trajectories, mean_known
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def cross_validated(
         for values, parameters in zip((world, amounts), whole, strict=True):
             task = fit(others, parameters, iterations=iterations).task
             values[held] = _by_source(predict(task, mine), mine)
-        mean[held] = _mean_over_runs(others.by_source)
+        mean[held] = mean_known(others.by_source)
     return Predicted(seen, world, amounts, mean, runs.last)
 
 
@@ -68,32 +69,25 @@ def _by_source(predicted: FloatArray, runs: Trajectories) -> FloatArray:
     ).by_source
 
 
-def _mean_over_runs(losses: FloatArray) -> FloatArray:
-    """float64[T, K], over the runs that were so long."""
-    known = np.isfinite(losses)
-    count = known.sum(0)
-    total = np.where(known, losses, 0.0).sum(0)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-
-
 def figures(found: Predicted, names: Sequence[str]) -> dict[str, Any]:
     """The figures of a fit, plain data.
 
     Returns:
         ``error``, mean absolute error in nats of ``world``, ``amounts`` and ``mean``;
-        ``second_half``, the same there, of ``world`` and ``stay``; ``explained``, the share of the
+        ``second_half``, the same there, of ``world`` and ``stay``, both from the loss at half
+        time; ``explained``, the share of the
         variance of the final losses around their means over mixtures that the world explains, over
         all sources and ``by_source``; ``rank``, Spearman's correlation of the final mean losses;
         ``*_amounts`` the same of the law of amounts.
     """
     kinds = {"world": found.world, "amounts": found.amounts, "mean": found.mean}
     end = {name: found.at_end(values) for name, values in {**kinds, "seen": found.seen}.items()}
-    late, stay = _second_half(found)
+    late, stay, onward = _second_half(found)
     return {
         "runs": len(found.seen),
         "error": {name: _error(values, found.seen) for name, values in kinds.items()},
         "second_half": {
-            "world": _error(found.world[late], found.seen[late]),
+            "world": _error(onward[late], found.seen[late]),
             "stay": _error(stay[late], found.seen[late]),
         },
         "explained": _explained(end["world"], end["seen"], end["mean"]),
@@ -117,12 +111,16 @@ def _error(one: FloatArray, other: FloatArray) -> float:
     return float(np.nanmean(np.abs(one - other)))
 
 
-def _second_half(found: Predicted) -> tuple[Any, FloatArray]:
-    """Where the second half of every run is, bool[R, T], and its losses at half time."""
-    at = np.arange(found.seen.shape[1])
+def _second_half(found: Predicted) -> tuple[BoolArray, FloatArray, FloatArray]:
+    """Where the second half of runs is, bool[R, T]; losses that stay, and that go on as predicted.
+
+    Both float64[R, T, K] start from the losses at half time.
+    """
+    at, rows = np.arange(found.seen.shape[1]), np.arange(len(found.seen))
     late = (at > found.last[:, None] // 2) & (at <= found.last[:, None])
-    half = found.seen[np.arange(len(found.seen)), found.last // 2]
-    return late, np.broadcast_to(half[:, None], found.seen.shape)
+    half = rows, found.last // 2
+    stay = np.broadcast_to(found.seen[half][:, None], found.seen.shape)
+    return late, stay, stay + found.world - found.world[half][:, None]
 
 
 def _explained(predicted: FloatArray, seen: FloatArray, mean: FloatArray) -> float:

@@ -47,10 +47,7 @@ class Trajectories:
     @property
     def by_source(self) -> FloatArray:
         """float64[R, T, K], held-out loss of sources: mean over the strata that are measured."""
-        known = np.isfinite(self.nll)
-        total = np.where(known, self.nll, 0.0).sum(-1)
-        count = known.sum(-1)
-        return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+        return mean_known(self.nll, axis=-1)
 
     @property
     def last(self) -> IntArray:
@@ -106,6 +103,13 @@ class Recorded:
     corpus: Corpus
     runs: Trajectories
     folders: tuple[Path, ...]
+
+
+def mean_known(values: FloatArray, axis: int = 0) -> FloatArray:
+    """The mean over an axis of what is known (not NaN); NaN where nothing is."""
+    known = np.isfinite(values)
+    total, count = np.where(known, values, 0.0).sum(axis), known.sum(axis)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:
@@ -232,7 +236,7 @@ def _corpus(read: Sequence[_Run], runs: Trajectories, peak: float) -> Corpus:
     spans = runs.supervised.sum((1, 2, 3))
     costs = [run.rows[-1]["cost"]["train_tokens"] for run in read]
     size = np.nan_to_num(first.known("train", "supervised"))
-    loss = np.nanmean([run.known("start", "cells", "loss") for run in read], axis=0)
+    loss = mean_known(np.stack([run.known("start", "cells", "loss") for run in read]))
     vocabulary = np.nanmax(loss)
     return Corpus(
         names=tuple(first.world["names"]),
