@@ -8,8 +8,8 @@ The held-out NLL of source i, stratum g is a sum of five terms::
           + overfit log max(passes / free_passes, 1)             what repetition costs
 
 ``S`` is the intrinsic time: tokens, each counted by its learning rate (functional scaling laws, Li
-et al. 2025, arXiv 2509.19189), and steps of more supervised tokens count by ``batch_power``, since
-an optimiser gains less than in proportion from a larger batch. ``N`` gathers what the sources are
+et al. 2025, arXiv 2509.19189): by its power ``rate_power``, as adaptive optimisers gain less than
+in proportion from a higher rate, less what too high a rate undoes, ``exp(-rate_harm rate)``; a step of more supervised tokens counts by ``batch_power``, likewise. ``N`` gathers what the sources are
 worth to this one: ``transfer``, which may be negative (interference), times ``unit ((1 + m / unit)
 ** power - 1)`` of the mass ``m`` of every source. Of the mass a share ``lasting`` stays; the rest
 decays while other sources are trained, at ``forgetting`` per unit of intrinsic time, so that under
@@ -197,8 +197,9 @@ def advance(
 def _intrinsic(task: CurveTask, total: FloatArray, pace: Pace) -> FloatArray:
     """float64[...], the intrinsic time of an interval of ``total`` supervised tokens."""
     per_step = total / np.maximum(pace.steps, 1e-300) / task.batch
+    rate = np.maximum(pace.rate, 0.0) ** task.rate_power * np.exp(-task.rate_harm * pace.rate)
     # batch_power 1: all tokens count alike
-    return total * pace.rate * np.maximum(per_step, 1e-12) ** (task.batch_power - 1.0)
+    return total * rate * np.maximum(per_step, 1e-12) ** (task.batch_power - 1.0)
 
 
 def worth(task: CurveTask, state: CurveState, known: FloatArray) -> FloatArray:

@@ -52,6 +52,8 @@ class CurveTask:
         budget: float64[...], tokens read in an episode.
         batch, batch_power: float64[...], supervised tokens of a step of the fit, and the power by
             which a larger step takes longer in intrinsic time.
+        rate_power, rate_harm: float64[...], the power by which a higher learning rate passes it
+            faster, and the logarithm of what is lost again at the fit's rate.
         rate, warmup, schedule: float64[...], highest learning rate over that of the fit, share of
             the budget with a rising rate, shape afterwards.
         noise: float64[..., K, G], relative standard error of a held-out loss.
@@ -85,6 +87,8 @@ class CurveTask:
     budget: FloatArray
     batch: FloatArray
     batch_power: FloatArray
+    rate_power: FloatArray
+    rate_harm: FloatArray
     rate: FloatArray
     warmup: FloatArray
     schedule: FloatArray
@@ -200,6 +204,8 @@ def simple(sources: int, strata: int) -> dict[str, FloatArray]:
         "free_passes": 4.0 * column,
         "batch": one,
         "batch_power": one,
+        "rate_power": one,
+        "rate_harm": none,
         "rate": one,
         "warmup": none,
         "schedule": np.array(CONSTANT),

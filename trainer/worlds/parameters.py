@@ -47,12 +47,16 @@ _PRIORS: dict[str, tuple[str, float, float]] = {
     "overfit_source": ("source", 0.0, 0.7),
     "free_passes": ("one", 1.5, 0.7),  # log passes
     "batch_power": ("one", 0.0, 1.0),  # logit
+    "rate_power": ("one", 0.0, 1.0),  # logit
+    "rate_harm": ("one", -1.0, 1.0),  # log
 }
 
 
 _AMOUNTS = {
     # logits and logarithms of nothing, or of all
     "base": -20.0, "warmth": -20.0, "power": 20.0, "lasting": 20.0, "batch_power": 20.0,
+    "rate_power": 20.0,
+    "rate_harm": -20.0,
 }  # fmt: skip
 """What is held fast in a law of amounts: no common part, no forgetting, no learning rate."""
 _FAST = 1e-6  # standard deviation of what is held fast
@@ -168,6 +172,8 @@ class Parameters:
             "budget": corpus.span * cells[..., 0, 0],
             "batch": corpus.batch * cells[..., 0, 0],
             "batch_power": scalar(_logistic(part["batch_power"])),
+            "rate_power": scalar(_logistic(part["rate_power"])),
+            "rate_harm": scalar(np.exp(part["rate_harm"])),
             "noise": 0.0 * cells,
         }
         task = CurveTask(**constants)

@@ -148,6 +148,8 @@ def _from_prior(rng: np.random.Generator, seed: int) -> CurveTask:
         free_passes=rng.uniform(4.0, 20.0) * np.ones(column),
         batch=_READ_PER_STEP / np.array(dear),
         batch_power=np.array(rng.uniform(0.2, 1.0)),
+        rate_power=np.array(rng.uniform(0.2, 1.0)),
+        rate_harm=np.array(rng.uniform(0.0, 0.5)),
     )
     row_error = np.exp(rng.normal(-0.3, 0.4, (count, groups)))
     assert groups <= MAX_STRATA
