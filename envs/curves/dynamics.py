@@ -31,7 +31,8 @@ from mixgym.envs.spaces.mixture import last_sum
 
 _GATE_WIDTH = 0.05  # of the opening of a stratum, in units of mastery
 GATE_LEAK = 0.1  # what a token is worth in a closed stratum
-_LEAST = 0.05  # of 1 + N / scale: interference raises a loss by no more
+_LEAST = 0.05  # of 1 + N / scale, where sources interfere
+_WORST = -0.25  # of mastery: interference raises the own part of a loss by a quarter at most
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def _fall(task: CurveTask, state: CurveState) -> FloatArray:
 def mastery(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G], at most 1: how much of the amplitude is gone; below 0 by interference."""
     # faster than expm1 and log1p
-    return 1.0 - np.exp(-task.exponent * np.log(_fall(task, state)))
+    known = 1.0 - np.exp(-task.exponent * np.log(_fall(task, state)))
+    return np.maximum(known, _WORST) if task.interferes else known
 
 
 def passes(task: CurveTask, state: CurveState) -> FloatArray:
