@@ -8,13 +8,13 @@ The held-out NLL of source i, stratum g is a sum of five terms::
           + overfit log max(passes / free_passes, 1)             what repetition costs
 
 ``S`` is the intrinsic time: tokens, each counted by its learning rate (functional scaling laws, Li
-et al. 2025, arXiv 2509.19189): by its power ``rate_power``, as adaptive optimisers gain less than
-in proportion from a higher rate, less what too high a rate undoes, ``exp(-rate_harm rate)``; a step of more supervised tokens counts by ``batch_power``, likewise. ``N`` gathers what the sources are
-worth to this one: ``transfer``, which may be negative (interference), times ``unit ((1 + m / unit)
-** power - 1)`` of the mass ``m`` of every source. Of the mass a share ``lasting`` stays; the rest
-decays while other sources are trained, at ``forgetting`` per unit of intrinsic time, so that under
-a fixed mixture it tends to the mixture's shares: with power < 1 this is the additive mixing law
-(Shukor et al. 2025, arXiv 2507.09404), and without forgetting a law of amounts. ``heat`` follows
+et al. 2025, arXiv 2509.19189) less what too high a rate undoes, ``rate exp(-rate_harm rate)``; a step of more supervised tokens counts by ``batch_power``, likewise. ``N`` gathers what the sources are
+worth to this one: ``transfer``, which may be negative (interference), times the mass of every
+source. Of the mass a share ``lasting`` stays; the rest decays while other sources are trained, at
+``forgetting`` per unit of intrinsic time, so that under a fixed mixture it tends to the mixture's
+shares: what is in the mixture and how long one trains then act side by side, as in the additive
+mixing law (Shukor et al. 2025, arXiv 2507.09404). Without forgetting it is a law of amounts.
+``heat`` follows
 the learning rate with a lag, so that losses fall when the rate is annealed (as in the multi-power
 law, Luo et al. 2025, arXiv 2503.12811). A repeated token is worth exponentially less with the
 passes (Muennighoff et al. 2023, arXiv 2305.16264), and in a stratum that has not opened a token
@@ -88,15 +88,7 @@ def mass(task: CurveTask, state: CurveState) -> FloatArray:
 
 def effective_tokens(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G], own and transferred tokens: N."""
-    return task.transfer @ _returns(task, mass(task, state)) @ task.spread
-
-
-def _returns(task: CurveTask, known: FloatArray) -> FloatArray:
-    """float64[..., K, G], a cell's mass with diminishing returns."""
-    if task.linear:
-        return known
-    grown: FloatArray = task.unit * np.expm1(task.power * np.log1p(known / task.unit))
-    return grown
+    return task.transfer @ mass(task, state) @ task.spread
 
 
 def _fall(task: CurveTask, state: CurveState) -> FloatArray:
@@ -199,7 +191,7 @@ def advance(
 def _intrinsic(task: CurveTask, total: FloatArray, pace: Pace) -> FloatArray:
     """float64[...], the intrinsic time of an interval of ``total`` supervised tokens."""
     per_step = total / np.maximum(pace.steps, 1e-300) / task.batch
-    rate = np.maximum(pace.rate, 0.0) ** task.rate_power * np.exp(-task.rate_harm * pace.rate)
+    rate = pace.rate * np.exp(-task.rate_harm * pace.rate)
     # batch_power 1: all tokens count alike
     return total * rate * np.maximum(per_step, 1e-12) ** (task.batch_power - 1.0)
 
@@ -213,11 +205,7 @@ def worth(task: CurveTask, state: CurveState, known: FloatArray) -> FloatArray:
         known: the state's :func:`mastery`.
     """
     repeated = np.maximum(passes(task, state) - 1.0, 0.0)
-    value = _gate(task, known) * np.exp(-repeated / task.patience)
-    if task.linear:
-        return value
-    ratio = 1.0 + mass(task, state) / task.unit
-    return value * task.power * np.exp((task.power - 1.0) * np.log(ratio))
+    return _gate(task, known) * np.exp(-repeated / task.patience)
 
 
 def _gate(task: CurveTask, known: FloatArray) -> FloatArray:

@@ -40,7 +40,6 @@ class CurveTask:
         transfer: float64[..., K, K]; what a token of source j is worth to source i.
         spread: float64[..., G, G], the same between strata.
         threshold: float64[..., K, 1], mastery of a stratum at which the next one opens.
-        unit, power: float64[..., K, 1], diminishing returns of what a source teaches.
         lasting: float64[...], share of what was learnt that is never forgotten.
         forgetting: float64[...], decay of the rest per unit of intrinsic time.
         known: float64[..., K, 1], mass that is there before training, and may be forgotten.
@@ -52,8 +51,7 @@ class CurveTask:
         budget: float64[...], tokens read in an episode.
         batch, batch_power: float64[...], supervised tokens of a step of the fit, and the power by
             which a larger step takes longer in intrinsic time.
-        rate_power, rate_harm: float64[...], the power by which a higher learning rate passes it
-            faster, and the logarithm of what is lost again at the fit's rate.
+        rate_harm: float64[...], the logarithm of what is lost again at the fit's learning rate.
         rate, warmup, schedule: float64[...], highest learning rate over that of the fit, share of
             the budget with a rising rate, shape afterwards.
         noise: float64[..., K, G], relative standard error of a held-out loss.
@@ -74,8 +72,6 @@ class CurveTask:
     transfer: FloatArray
     spread: FloatArray
     threshold: FloatArray
-    unit: FloatArray
-    power: FloatArray
     lasting: FloatArray
     forgetting: FloatArray
     known: FloatArray
@@ -87,7 +83,6 @@ class CurveTask:
     budget: FloatArray
     batch: FloatArray
     batch_power: FloatArray
-    rate_power: FloatArray
     rate_harm: FloatArray
     rate: FloatArray
     warmup: FloatArray
@@ -121,11 +116,6 @@ class CurveTask:
     def forgets(self) -> bool:
         """Whether anything is forgotten, or was known before, in any of the tasks."""
         return bool(np.any(self.lasting < 1.0))
-
-    @cached_property
-    def linear(self) -> bool:
-        """Whether no source has diminishing returns."""
-        return bool(np.all(self.power == 1.0))
 
     @cached_property
     def interferes(self) -> bool:
@@ -169,8 +159,6 @@ _COLUMNS = {
     "base_scale": 1.0,
     "base_exponent": 1.0,
     "threshold": 0.0,
-    "unit": 1.0,
-    "power": 1.0,
     "known": 0.0,
     "warmth": 0.0,
     "patience": 1.0,
@@ -194,8 +182,6 @@ def simple(sources: int, strata: int) -> dict[str, FloatArray]:
         "base": 0.0 * column,
         "base_scale": column,
         "base_exponent": column,
-        "unit": column,
-        "power": column,
         "lasting": one,
         "forgetting": none,
         "known": 0.0 * column,
@@ -204,7 +190,6 @@ def simple(sources: int, strata: int) -> dict[str, FloatArray]:
         "free_passes": 4.0 * column,
         "batch": one,
         "batch_power": one,
-        "rate_power": one,
         "rate_harm": none,
         "rate": one,
         "warmup": none,

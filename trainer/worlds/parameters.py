@@ -34,11 +34,9 @@ _PRIORS: dict[str, tuple[str, float, float]] = {
     "transfer": ("one", 0.1, 0.2),
     "transfer_pair": ("pair", 0.0, 0.15),
     "spread": ("one", 1.0, 1.0),  # logit
-    "unit": ("one", -3.0, 1.5),  # log, of the intrinsic time of a run
-    "power": ("one", 0.0, 1.0),  # logit
     "lasting": ("one", 0.0, 1.0),  # logit
     "forgetting": ("one", 1.0, 1.0),  # log, of one over the intrinsic time of a run
-    "known": ("one", -3.0, 1.0),  # log, of the unit
+    "known": ("one", -3.0, 1.0),  # log, of the intrinsic time of a run
     "warmth": ("one", -3.0, 1.0),  # log nats
     "warmth_source": ("source", 0.0, 0.3),
     "cooling": ("one", 3.0, 1.0),  # log, of one over the intrinsic time of a run
@@ -47,15 +45,14 @@ _PRIORS: dict[str, tuple[str, float, float]] = {
     "overfit_source": ("source", 0.0, 0.7),
     "free_passes": ("one", 1.5, 0.7),  # log passes
     "batch_power": ("one", 0.0, 1.0),  # logit
-    "rate_power": ("one", 0.0, 1.0),  # logit
     "rate_harm": ("one", -1.0, 1.0),  # log
 }
 
 
 _AMOUNTS = {
     # logits and logarithms of nothing, or of all
-    "base": -20.0, "warmth": -20.0, "power": 20.0, "lasting": 20.0, "batch_power": 20.0,
-    "rate_power": 20.0,
+    "base": -20.0, "warmth": -20.0, "lasting": 20.0, "batch_power": 20.0,
+   
     "rate_harm": -20.0,
 }  # fmt: skip
 """What is held fast in a law of amounts: no common part, no forgetting, no learning rate."""
@@ -133,9 +130,8 @@ class Parameters:
             -1, keepdims=True
         )
         base = mean_fall * _logistic(part["base"] + part["base_source"])
-        unit = corpus.span * np.exp(part["unit"]) * column
         warmth = np.exp(part["warmth"] + part["warmth_source"])
-        known = unit * np.exp(part["known"]) if corpus.pretrained else 0.0 * column
+        known = corpus.span * np.exp(part["known"]) * column if corpus.pretrained else 0.0 * column
 
         def scalar(value: FloatArray) -> FloatArray:
             return value[..., 0, 0]
@@ -159,8 +155,6 @@ class Parameters:
             "transfer": self._transfer(part),
             "spread": _spread(part["spread"], strata),
             "threshold": 0.0 * column,
-            "unit": unit,
-            "power": _logistic(part["power"]) * column,
             "lasting": scalar(_logistic(part["lasting"])),
             "forgetting": scalar(np.exp(part["forgetting"])) / corpus.span,
             "known": known,
@@ -172,7 +166,6 @@ class Parameters:
             "budget": corpus.span * cells[..., 0, 0],
             "batch": corpus.batch * cells[..., 0, 0],
             "batch_power": scalar(_logistic(part["batch_power"])),
-            "rate_power": scalar(_logistic(part["rate_power"])),
             "rate_harm": scalar(np.exp(part["rate_harm"])),
             "noise": 0.0 * cells,
         }

@@ -138,8 +138,6 @@ def _from_prior(rng: np.random.Generator, seed: int) -> CurveTask:
         base=rng.uniform(0.0, 2.0) * rng.uniform(0.5, 1.0, column),
         base_scale=span * 10.0 ** rng.uniform(-2.5, -1.0, column),
         base_exponent=rng.uniform(0.2, 1.0, column),
-        unit=span * 10.0 ** rng.uniform(-2.0, 0.0, column),
-        power=rng.uniform(0.5, 1.0) * np.ones(column),
         lasting=np.array(rng.uniform(0.2, 1.0)),
         forgetting=10.0 ** rng.uniform(0.0, 1.5) / span,
         warmth=rng.uniform(0.0, 0.1, column),
@@ -148,7 +146,6 @@ def _from_prior(rng: np.random.Generator, seed: int) -> CurveTask:
         free_passes=rng.uniform(4.0, 20.0) * np.ones(column),
         batch=_READ_PER_STEP / np.array(dear),
         batch_power=np.array(rng.uniform(0.2, 1.0)),
-        rate_power=np.array(rng.uniform(0.2, 1.0)),
         rate_harm=np.array(rng.uniform(0.0, 0.5)),
     )
     row_error = np.exp(rng.normal(-0.3, 0.4, (count, groups)))

@@ -27,9 +27,9 @@ VALUES = ("floor", "transfer")
 """Constants whose spread is that of themselves."""
 CONSTANTS = (
     "size", "cost", "floor", "amplitude", "scale", "exponent", "base", "base_scale",
-    "base_exponent", "transfer", "spread", "unit", "power", "lasting", "forgetting", "known",
+    "base_exponent", "transfer", "spread", "lasting", "forgetting", "known",
     "warmth", "cooling", "patience", "overfit", "free_passes", "batch", "batch_power",
-    "rate_power", "rate_harm",
+    "rate_harm",
 )  # fmt: skip
 """Constants of a task that a file holds."""
 
