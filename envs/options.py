@@ -101,6 +101,12 @@ class DataOptions(Options):
     held_out_rows: int = Field(
         64, ge=1, description="rows in a held-out split even beyond that, as far as there are"
     )
+    judged_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="supervised tokens per source in select and test, which are measured once or "
+        "twice; null: as held_out_tokens",
+    )
     packing: PackingOptions = PackingOptions()
 
 

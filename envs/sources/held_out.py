@@ -2,7 +2,8 @@
 
 A held-out split is measured as a whole, again and again, so it is kept small: rows are taken until
 they hold ``held_out_tokens`` supervised tokens, and ``held_out_rows`` rows even beyond that, as a
-mean over a few long rows says little. The others are given back to train if they were cut from it;
+mean over a few long rows says little. ``judged_tokens`` lets select and test be larger than the
+reward split: they are measured at the end only. The others are given back to train if they were cut from it;
 rows of a source's own held-out files are only set aside. A row whose twin is measured anywhere is
 not given back. The validation half of the reward split, where there is one, is trained on in
 batches and never measured whole: it keeps all its rows.
@@ -35,7 +36,7 @@ def choose_rows(
     Args:
         parts: by split, the encoded rows.
         strata: by split int64[n].
-        data: ``held_out_tokens`` and ``held_out_rows``.
+        data: ``held_out_tokens``, ``held_out_rows`` and ``judged_tokens``.
         seed: the world's.
         source: name of the source, for its random streams.
         halve: whether half of the reward rows become the validation split.
@@ -52,11 +53,15 @@ def choose_rows(
     for name, mine in candidates.items():
         rng = stream(seed, "held-out", source, name)
         supervised = parts[name].rows.supervised[mine]
-        kept = cap_rows(
-            supervised, strata[name][mine], data.held_out_tokens, rng, data.held_out_rows
-        )
+        most = data.held_out_tokens if name == "reward" else _judged(data)
+        kept = cap_rows(supervised, strata[name][mine], most, rng, data.held_out_rows)
         chosen[name] = mine[kept]
     return chosen
+
+
+def _judged(data: DataOptions) -> int:
+    """Supervised tokens of the splits that are measured once or twice, at most."""
+    return data.held_out_tokens if data.judged_tokens is None else data.judged_tokens
 
 
 def others(chosen: Chosen, strata: Mapping[str, IntArray]) -> Chosen:

@@ -10,13 +10,16 @@ import typer
 from mixgym.trainer.cli.common import (
     FAILED,
     Arguments,
+    Jobs,
     Json,
     answer_with,
     app,
     failures_worded,
     only_json,
     read_config,
+    words,
 )
+from mixgym.trainer.cli.tasks import Pool
 
 
 @app.command()
@@ -133,21 +136,48 @@ def compare(
         str, typer.Option(help="Names of algorithms or run folders, A,B,...; A is the reference.")
     ],
     arguments: Arguments = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds, counted from the seed given.")] = 3,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="How many, counted from the seed given (3; with --tasks 1).", min=1),
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(help="What is equal: tokens (read: equal compute), or supervised_tokens."),
+    ] = "tokens",
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="real-test, real-validation or real-train, instead of CONFIG's sources."),
+    ] = None,
+    pool: Pool = None,
+    limit: Annotated[int, typer.Option(help="Real tasks, from the first on.")] = 20,
+    split: Annotated[
+        str, typer.Option(help="What judges: test, or select while agents are being chosen.")
+    ] = "test",
+    jobs: Jobs = 1,
     out: Annotated[
         Path | None, typer.Option(help="The folder of all runs (run.dir of the configuration).")
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Compare schedulers on equal terms: paired seeds, equal supervised tokens."""
+    """Compare schedulers on equal terms: paired by seed or real task, at equal compute."""
     with failures_worded("nothing was written"):
         config = read_config(arguments or [], out=out)
     with failures_worded("run the same command again: finished runs are kept"):
+        from mixgym.trainer.comparing.entries import TaskChoice
         from mixgym.trainer.reports.compare import compare_command
 
-        names = [name.strip() for name in agents.split(",") if name.strip()]
+        chosen = None if tasks is None else TaskChoice(tasks, pool, limit)
         with only_json(json_output):
-            answer = compare_command(config, agents=names, seeds=seeds, json_output=json_output)
+            answer = compare_command(
+                config,
+                agents=words(agents),
+                seeds=seeds or (3 if tasks is None else 1),
+                budget=budget,
+                tasks=chosen,
+                split=split,
+                processes=jobs,
+                json_output=json_output,
+            )
     answer_with(answer, json_output)
 
 

@@ -1,10 +1,14 @@
-"""A fine-tuning run as one of many: finished ones are kept, killed ones resumed."""
+"""A fine-tuning run as one of many: finished ones are kept, killed ones resumed.
+
+A process that does several in turn encodes rows that they share once.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mixgym.envs.errors import DivergenceError
+from mixgym.envs.learners.corpus import keep_last_corpus
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.finetuning.finetune import finetune, quiet_transformers
 from mixgym.trainer.runs.folder import CONFIG, RunFolder
@@ -36,6 +40,7 @@ def run_job(config: Mapping[str, Any], progress: bool = False) -> dict[str, Any]
         The summary. A run that diverged has one as well: how far it came, and no losses.
     """
     quiet_transformers()
+    keep_last_corpus()
     own = RunConfig.model_validate(config)
     folder = Path(own.run.dir)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,18 @@ def test_rows_of_held_out_files_are_set_aside_and_never_trained_on(write, bytes_
     }
 
 
+def test_splits_that_judge_may_be_larger_than_the_one_that_pays(write, bytes_tokenizer):
+    write("d/train.jsonl", rows(100))
+    write("d/valid.jsonl", rows(400, start=1000))
+    folder = str(write("d/test.jsonl", rows(200, start=5000)).parent)
+    least = {"held_out_tokens": 110, "held_out_rows": 1}  # 11 supervised tokens in a row
+    _, (small,) = load({"s": {"path": folder}}, bytes_tokenizer, **least)
+    _, (source,) = load({"s": {"path": folder}}, bytes_tokenizer, **least, judged_tokens=1100)
+    assert [len(small.splits[name]) for name in HELD] == [10, 10, 10]
+    assert [len(source.splits[name]) for name in HELD] == [10, 100, 100]
+    assert texts(small, bytes_tokenizer)["reward"] == texts(source, bytes_tokenizer)["reward"]
+
+
 def test_targets_only_have_nothing_to_give_back_to(write, bytes_tokenizer):
     path = str(write("a.jsonl", rows(300)))
     pool = str(write("b.jsonl", rows(50, word="b")))

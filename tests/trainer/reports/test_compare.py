@@ -1,4 +1,4 @@
-"""Schedulers on equal terms: paired by seed, the same tokens, numbers checked by hand."""
+"""Schedulers on equal terms: paired by seed, the same budget, numbers checked by hand."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from mixgym.envs.errors import ConfigError, DivergenceError
 from mixgym.trainer.config import RunConfig
-from mixgym.trainer.reports import compare as module
+from mixgym.trainer.finetuning import job as job_module
 from mixgym.trainer.reports.compare import compare
 from mixgym.trainer.reports.leaderboard import PAIRS, interval, leaderboard, leaderboard_table
 
@@ -22,9 +22,10 @@ def config(make_config: Make) -> RunConfig:
     return make_config("compare", training={"steps": 4, "interval": 2, "packs": 2})
 
 
-def test_runs_are_paired_and_get_the_same_tokens(config: RunConfig) -> None:
-    agents = ["uniform", "proportional"]
-    report = compare(config, agents=agents, seeds=2)
+def test_runs_are_paired_and_get_the_same_supervised_tokens(config: RunConfig) -> None:
+    agents, equal = ["uniform", "proportional"], "supervised_tokens"
+    report = compare(config, agents=agents, seeds=2, budget=equal)
+    assert (report["budget"], report["budget_tokens"]) == (equal, None)
     folder, budget = Path(config.run.dir), report["budget_supervised_tokens"]
     summaries = {
         (agent, seed): json.loads((folder / agent / f"seed-{seed}" / "summary.json").read_text())
@@ -44,7 +45,7 @@ def test_runs_are_paired_and_get_the_same_tokens(config: RunConfig) -> None:
     assert budget - min(used) < 64, "less than the longest row"
     check_numbers(report, folder)
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/summary.json")}
-    again = compare(config, agents=agents, seeds=2)
+    again = compare(config, agents=agents, seeds=2, budget=equal)
     assert again["leaderboard"] == report["leaderboard"]
     assert kept == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/summary.json")}
 
@@ -75,6 +76,30 @@ def check_numbers(report: dict[str, Any], folder: Path) -> None:
     assert uniform["tokens"] == np.mean([int(r["tokens"]) for r in rows if r["agent"] == "uniform"])
     assert (uniform["difference"], uniform["low"], uniform["high"]) == (0, 0, 0)
     assert json.loads((folder / "compare.json").read_text())["leaderboard"] == report["leaderboard"]
+
+
+def test_equal_compute_is_as_many_steps_of_as_many_tokens(make_config: Make) -> None:
+    config = make_config("compare", training={"steps": 6, "interval": 1})
+    report = compare(config, agents=["uniform", "proportional", "doge"], seeds=1)
+    assert (report["budget"], report["budget_supervised_tokens"]) == ("tokens", None)
+    assert report["budget_tokens"] == 6 * 2 * 64
+    rows = {row["agent"]: row for row in report["rows"]}
+    assert {row["steps"] for row in rows.values()} == {6}
+    assert all(384 < row["tokens"] <= 768 for row in rows.values()), "what fits into the packs"
+    assert rows["uniform"]["extra_compute"] == rows["proportional"]["extra_compute"] == 0
+    doge = rows["doge"]
+    assert doge["extra_compute"] == pytest.approx(doge["probe_tokens"] / (3 * doge["tokens"]))
+    assert doge["extra_compute"] > 0
+    shown = leaderboard_table(report)
+    assert "after 768 tokens read" in str(shown.title)
+    assert "tokens read (equal)" in [column.header for column in shown.columns]
+    assert "extra compute" in [column.header for column in shown.columns]
+
+
+def test_a_budget_of_supervised_tokens_is_not_equal_compute(make_config: Make) -> None:
+    config = make_config("compare", training={"steps": 4, "supervised_tokens": 50})
+    with pytest.raises(ConfigError, match="--budget supervised_tokens"):
+        compare(config, agents=["uniform", "proportional"], seeds=1)
 
 
 def run(agent: str, seed: int, value: float | None, status: str = "finished") -> dict[str, Any]:
@@ -108,9 +133,44 @@ def test_a_diverged_run_is_counted_and_takes_no_part() -> None:
     assert (first["target_mean"], second["target_mean"], second["difference"]) == (1.5, 1.5, -0.5)
     nobody = leaderboard([run("a", 0, 1.0), run("b", 0, None, "diverged")], ["a", "b"])[1]
     assert (nobody["target_mean"], nobody["difference"], nobody["pairs"]) == (None, None, 0)
-    report = {"leaderboard": leaderboard(rows, ["a", "b"]), "budget_supervised_tokens": 7}
+    board = leaderboard(rows, ["a", "b"])
+    report = {"leaderboard": board, "budget": "supervised_tokens", "budget_supervised_tokens": 7}
     shown = leaderboard_table(report)
     assert "no claim" in str(shown.title)
+    assert "after 7 supervised tokens" in str(shown.title)
+
+
+def on_task(task: str, agent: str, seed: int, value: float, **more: Any) -> dict[str, Any]:
+    return {"task": task, **run(agent, seed, value), **more}
+
+
+def test_errors_are_those_over_tasks() -> None:
+    rows = [
+        on_task("x", "a", 0, 1.0), on_task("x", "b", 0, 0.9), on_task("x", "a", 1, 1.0),
+        on_task("x", "b", 1, 1.1), on_task("y", "a", 0, 2.0), on_task("y", "b", 0, 1.6),
+        on_task("z", "a", 0, 4.0), on_task("z", "b", 0, 4.4),
+    ]  # fmt: skip
+    reached = {"extra_compute": 0.5, "tokens_to_reference": 50.0, "share_to_reference": 0.5}
+    rows = [{**row, **reached, "reached": row["task"] != "z"} for row in rows]
+    second = leaderboard(rows, ["a", "b"])[1]
+    assert (second["tasks"], second["seeds"], second["runs"], second["pairs"]) == (3, 2, 4, 3)
+    gaps = [0.0, -0.4, 0.4]  # of x the mean over its seeds
+    assert second["difference"] == pytest.approx(0.0)
+    assert second["standard_error"] == pytest.approx(np.std(gaps, ddof=1) / 3**0.5)
+    assert second["worst_difference"] == pytest.approx(0.0), "the worst is twice the mean here"
+    assert second["worst_standard_error"] == pytest.approx(2 * second["standard_error"])
+    assert second["better"] == pytest.approx(1 / 3)
+    assert second["most_worse"] == pytest.approx(0.1), "4.4 for 4.0, and 1.1 for 1.0"
+    assert (second["extra_compute"], second["tokens_to_reference"]) == (0.5, 50.0)
+    assert (second["share_to_reference"], second["reached"]) == (0.5, 0.75)
+    report = {
+        "leaderboard": leaderboard(rows, ["a", "b"]),
+        "budget": "tokens",
+        "tasks": "real-test",
+    }
+    title = str(leaderboard_table(report).title)
+    assert "at equal tokens read" in title
+    assert "paired by task (real-test) and seed" in title
 
 
 def test_a_bootstrap_is_drawn_from_eight_pairs_on() -> None:
@@ -126,7 +186,7 @@ def test_a_bootstrap_is_drawn_from_eight_pairs_on() -> None:
 def test_a_run_that_diverges_has_no_loss_in_the_table(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module.finetune
+    real = job_module.finetune
 
     def stub(own: RunConfig, **options: Any) -> dict[str, Any]:
         summary = real(own, **options)
@@ -134,7 +194,7 @@ def test_a_run_that_diverges_has_no_loss_in_the_table(
             raise DivergenceError("loss is nan")
         return summary
 
-    monkeypatch.setattr(module, "finetune", stub)
+    monkeypatch.setattr(job_module, "finetune", stub)
     report = compare(config, agents=["uniform", "proportional"], seeds=1)
     row = report["rows"][1]
     assert (row["status"], row["target_mean"], row["worst"]) == ("diverged", None, None)
@@ -163,3 +223,17 @@ def test_mistakes_are_refused_before_anything_runs(
     with pytest.raises(ConfigError, match=words):
         compare(config, agents=agents, seeds=seeds)
     assert not list(Path(config.run.dir).glob("*/*/decisions.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": "token"}, "--budget token: unknown; did you mean tokens"),
+        ({"split": "tests"}, "--split tests: unknown; did you mean test"),
+    ],
+)
+def test_words_that_are_unknown_are_refused(
+    options: dict[str, Any], words: str, config: RunConfig
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        compare(config, agents=["uniform", "proportional"], seeds=1, **options)
