@@ -1,12 +1,14 @@
 """Do fast worlds rank schedulers as real runs do? Rank correlations, and who is misplaced.
 
     mixgym compare CONFIG --tasks real-test --agents uniform,proportional,... (writes runs.csv)
-    python benchmarks/transfer.py RUNS.csv [--sets test,world-test] [--agents RUN ...] [--json]
+    python benchmarks/transfer.py RUNS.csv [--sets test,world-test] [--worlds FILE ...]
+        [--agents RUN ...] [--json]
 
 RUNS.csv holds real runs at equal compute, a row per scheduler and task. Every scheduler in it that
 acts without configuration, and every trained agent given by its folder, drives one episode of each
 task of the sets of the fast world: ``validation`` and ``test`` of the wide prior, ``world-...``
-around fitted worlds. Rankings are by mean paired difference to uniform.
+around fitted worlds, those of the package or those of ``--worlds``. Rankings are by mean paired
+difference to uniform.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from support.common import parse
 
-from mixgym.envs.curves.tasks.sets import TASK_SETS
+from mixgym.envs.curves.tasks.sets import TASK_SETS, WORLD, Tasks, named_tasks
 from mixgym.trainer.config import RunConfig
 from mixgym.trainer.reports.compare import compare
 from mixgym.trainer.reports.schedulers import schedulers
@@ -44,7 +46,7 @@ NAMES = (
 
 
 def in_the_fast_world(
-    agents: list[Path], only: list[str], tasks: str
+    agents: list[Path], only: list[str], tasks: Tasks
 ) -> dict[str, dict[str, float]]:
     """Scheduler -> task -> NLL at the end; trained agents by the name of their folder."""
     found = {}
@@ -99,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("real", type=Path, nargs="?", metavar="RUNS.csv")
     parser.add_argument("--sets", type=lambda text: text.split(","), default=["test", "world-test"])
+    parser.add_argument("--worlds", nargs="*", default=[], metavar="FILE", help="fitted worlds")
     parser.add_argument("--agents", type=Path, nargs="*", default=[], metavar="RUN")
     parser.add_argument("--json", action="store_true")
     arguments = parse(parser, sets=["validation"])
@@ -110,10 +113,11 @@ def main() -> None:
     torch.set_num_threads(1)
     real = read_scores(arguments.real or few_real_runs(Path("runs/smoke/transfer")))
     only = [name for name in NAMES if name in real]
-    found = {
-        tasks: compared(real, in_the_fast_world(arguments.agents, only, tasks), REFERENCE)
-        for tasks in arguments.sets
-    }
+    found = {}
+    for name in arguments.sets:
+        tasks = named_tasks(name, arguments.worlds if name.startswith(WORLD) else ())
+        fast = in_the_fast_world(arguments.agents, only, tasks)
+        found[name] = compared(real, fast, REFERENCE)
     count = len(set.intersection(*(set(scores) for scores in real.values())))
     if arguments.json:
         plain = {tasks: asdict(one) for tasks, one in found.items()}
