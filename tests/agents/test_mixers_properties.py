@@ -19,6 +19,9 @@ RULES = [
     *((name, {}) for name, a in ALGORITHMS.items() if a.factory.startswith("mixgym.agents.mixers")),
     ("exp3", {"variant": "paper"}),
     ("exp3", {"variant": "released", "smoothing": 0.0}),
+    ("exp3", {"noise_aware": False}),
+    ("ucb", {"noise_aware": False}),
+    ("loss_proportional", {"noise_aware": False}),
     ("loss_proportional", {"targets": True, "loss": "held_out"}),
     ("doremi", {"clip": "tokens", "targets": True}),
     ("doremi", {"average": False, "rate": 50.0}),
@@ -26,6 +29,8 @@ RULES = [
     ("doge", {"mode": "universal", "signed": True, "smoothing": 0.0, "rate": 20.0}),
     ("mos", {"reward": "difficulty", "scaled": True}),
     ("ado", {"losses": "held_out", "axis": "total", "inertia": 0.0}),
+    ("ado", {"noise_aware": False}),
+    ("aioli", {"noise_aware": False, "warmup": 0}),
     (
         "aioli",
         {"sweeps": 2, "one_hot": 1.0, "hold": 0.1, "keep": 0.5, "rate": 100.0, "detrend": False},

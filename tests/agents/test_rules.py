@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from mixgym.agents.registry import ALGORITHMS
 from mixgym.agents.rule import Rule, Signals, State
-from mixgym.agents.rules import Fixed, Proportional, Scripted, Temperature, Uniform
+from mixgym.agents.rules import CostPower, Fixed, Proportional, Scripted, Temperature, Uniform
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import ConfigError
@@ -185,6 +185,7 @@ def rules() -> list[Rule]:
         Uniform(None, NAMES),
         Proportional(None, NAMES),
         Temperature(None, NAMES, tau=2.0),
+        CostPower(None, NAMES, size_exponent=0.3, pool=0.5),
         Fixed(None, NAMES, weights={"a": 1, "b": 2}, strata={"a": [1, 3]}),
         Scripted(None, NAMES, points={0.0: {"a": 1}, 0.5: {"b": 1}}, strata={0.0: [1, 3]}),
     ]
