@@ -1,7 +1,7 @@
 """``mixgym compare``: schedulers on equal terms, paired by seed.
 
 At a seed all agents start from the same weights, meet the same splits and the same order of rows
-within each source, and get the same budget of supervised tokens. Every run keeps its folder; the
+within each source, and get the same budget of tokens. Every run keeps its folder; the
 CSV holds a row per run.
 """
 
@@ -42,7 +42,7 @@ def compare(
 
     Args:
         config: of each run; ``run.dir`` holds them all. A budget in supervised tokens is set from
-            the steps under the first agent if the configuration has none.
+            the steps under the first agent if the configuration has no budget of tokens.
         agents: names of algorithms or folders of training runs; the first is the reference.
         seeds: how many, counted from ``config.seed``.
         progress: show bars.
@@ -68,7 +68,8 @@ def compare(
     board = leaderboard(rows, list(labels))
     _write_csv(folder / "runs.csv", rows)
     report = {
-        "budget_supervised_tokens": config.training.supervised_tokens,
+        "budget": config.training.budget,
+        "budget_unit": config.training.budget_unit,
         "rows": rows,
         "leaderboard": board,
         "csv": str(folder / "runs.csv"),
@@ -93,7 +94,7 @@ def _labels(agents: Sequence[str]) -> dict[str, str]:
 
 
 def _with_token_budget(config: RunConfig, agent: str) -> RunConfig:
-    if config.training.supervised_tokens is not None:
+    if config.training.budget_unit != "steps":
         return config
     own = config.model_copy(update={"agent": _agent(config, agent)})
     tokens = int(make_plan(own)["run"]["supervised_tokens"])
