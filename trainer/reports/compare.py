@@ -1,7 +1,7 @@
 """``mixgym compare``: schedulers on equal terms, paired by seed.
 
 At a seed all agents start from the same weights, meet the same splits and the same order of rows
-within each source, and get the same budget of tokens. Every run keeps its folder; the
+within each source, and get the same budget of supervised tokens. Every run keeps its folder; the
 CSV holds a row per run.
 """
 
@@ -42,7 +42,7 @@ def compare(
 
     Args:
         config: of each run; ``run.dir`` holds them all. A budget in supervised tokens is set from
-            the steps under the first agent if the configuration has no budget of tokens.
+            the steps under the first agent if the configuration has none.
         agents: names of algorithms or folders of training runs; the first is the reference.
         seeds: how many, counted from ``config.seed``.
         progress: show bars.
@@ -68,8 +68,7 @@ def compare(
     board = leaderboard(rows, list(labels))
     _write_csv(folder / "runs.csv", rows)
     report = {
-        "budget": config.training.budget,
-        "budget_unit": config.training.budget_unit,
+        "budget_supervised_tokens": config.training.supervised_tokens,
         "rows": rows,
         "leaderboard": board,
         "csv": str(folder / "runs.csv"),
@@ -94,7 +93,7 @@ def _labels(agents: Sequence[str]) -> dict[str, str]:
 
 
 def _with_token_budget(config: RunConfig, agent: str) -> RunConfig:
-    if config.training.budget_unit != "steps":
+    if config.training.supervised_tokens is not None:
         return config
     own = config.model_copy(update={"agent": _agent(config, agent)})
     tokens = int(make_plan(own)["run"]["supervised_tokens"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
-from mixgym.trainer.runs.tables import BUDGET_WORDS, number, table
+from mixgym.trainer.runs.tables import number, table
 
 RESAMPLES = 10_000
 PAIRS = 8
@@ -126,7 +126,7 @@ def leaderboard_table(report: Mapping[str, Any]) -> Any:
     caution = f"; t-intervals: fewer than {PAIRS} pairs support no claim" if few < PAIRS else ""
     columns = ["agent", "seeds", "steps", "tokens read", "mean", "target mean", "sd", "worst"]
     return table(
-        f"test NLL after {report['budget']:,} {BUDGET_WORDS[report['budget_unit']]}; "
+        f"test NLL after {report['budget_supervised_tokens']:,} supervised tokens; "
         f"differences to {board[0]['agent']}, paired by seed (negative: better){caution}",
         [*columns, "difference", "its sd", "95 %"],
         rows,
