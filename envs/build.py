@@ -220,7 +220,8 @@ def _planes(
         )
         if not setup.whole_run:
             return plane
-        return WholeRunPlane(plane, Budget(training.steps, training.supervised_tokens), sources)
+        whole = Budget(training.steps, training.supervised_tokens, training.tokens)
+        return WholeRunPlane(plane, whole, sources)
 
     return make
 

@@ -60,7 +60,7 @@ class IntervalPlan:
         balanced: whether the interval ends where every cell's realised units since the last change
             of mixture are within one row of their share (false only if no such point fits).
         exhausted: whether the interval ended because the mixture's rows are used up, or the next
-            row does not fit into the budget of supervised tokens: there is nothing to plan after.
+            row does not fit into the budget of tokens: there is nothing to plan after.
         packing: how well the steps use the machine, by name; see
             :class:`mixgym.envs.packing.costs.metrics.PackingMetrics`.
         step_seconds: what the cost model predicts for each step; empty without one.
@@ -79,10 +79,17 @@ class IntervalPlan:
 
 @dataclass(frozen=True)
 class Budget:
-    """What an interval may use: at most ``steps`` steps and ``supervised`` supervised tokens."""
+    """What an interval may use.
+
+    Attributes:
+        steps: optimiser steps at most.
+        supervised: supervised tokens at most; None: any number.
+        tokens: tokens read at most, prompts included and padding not; None: any number.
+    """
 
     steps: int
     supervised: int | None = None
+    tokens: int | None = None
 
 
 class DataPlane(Protocol):

@@ -18,6 +18,7 @@ from mixgym.envs.strict_options import Options as Options  # the base of section
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Unit = Literal["supervised_tokens", "tokens", "rows"]
+BudgetUnit = Literal["steps", "supervised_tokens", "tokens"]
 
 TaskSetName = Literal[
     "train", "validation", "test", "world-train", "world-validation", "world-test"
@@ -132,6 +133,9 @@ class TrainingOptions(Options):
     """The optimisation, and how it is cut into decisions."""
 
     steps: int = Field(300, ge=1, description="optimiser steps in the episode (the budget)")
+    tokens: int | None = Field(
+        None, ge=1, description="budget in tokens read instead, prompts included (compute)"
+    )
     supervised_tokens: int | None = Field(
         None, ge=1, description="budget in supervised tokens instead"
     )
@@ -149,6 +153,24 @@ class TrainingOptions(Options):
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "TrainingOptions":
+        if self.tokens is not None and self.supervised_tokens is not None:
+            raise ValueError("these are two budgets: give tokens or supervised_tokens, not both")
+        return self
+
+    @property
+    def budget_unit(self) -> BudgetUnit:
+        """What the budget counts."""
+        if self.tokens is not None:
+            return "tokens"
+        return "steps" if self.supervised_tokens is None else "supervised_tokens"
+
+    @property
+    def budget(self) -> int:
+        """How many of its unit an episode has."""
+        return self.tokens or self.supervised_tokens or self.steps
 
 
 class PenaltyOptions(Options):

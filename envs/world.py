@@ -14,6 +14,7 @@ from mixgym.envs.learners.base import (
     StepRule,
     TrainReport,
 )
+from mixgym.envs.options import BudgetUnit
 from mixgym.envs.spaces.mixture import Mixture
 
 
@@ -78,6 +79,14 @@ class Progress:
     train_nll: list[float] | None = None
     cell_train_nll: list[list[float]] | None = None
     history: list[list[float]] | None = None
+
+    def used(self, unit: BudgetUnit) -> int:
+        """How much of a budget in this unit is used."""
+        return {
+            "steps": self.steps,
+            "supervised_tokens": self.supervised,
+            "tokens": self.tokens,
+        }[unit]
 
     def book(self, mixture: Mixture, plan: IntervalPlan, report: TrainReport) -> None:
         """Add what an interval used and how its training went."""

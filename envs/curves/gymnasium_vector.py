@@ -109,9 +109,9 @@ def _check(world: WorldOptions) -> None:
             f"environment.learner={world.environment.learner}: only curves come as a batch; "
             "use vectorization_mode='sync' or 'async'"
         )
-    if world.training.supervised_tokens is not None:
+    unit = world.training.budget_unit
+    if unit != "steps":
         raise ConfigError(
-            f"training.supervised_tokens={world.training.supervised_tokens}: all environments of a "
-            "batch decide at the same steps: give the budget as training.steps, or use "
-            "vectorization_mode='sync'"
+            f"training.{unit}={world.training.budget}: all environments of a batch decide at the "
+            "same steps: give the budget as training.steps, or use vectorization_mode='sync'"
         )

@@ -185,7 +185,8 @@ class TokenPlane:
 
     def plan(self, mixture: Mixture, budget: Budget) -> IntervalPlan:
         """See :class:`mixgym.envs.interval_plan.DataPlane`."""
-        read = np.array(float(budget.steps * self._per_step))
+        most = budget.steps * self._per_step
+        read = np.array(float(most if budget.tokens is None else min(most, budget.tokens)))
         supervised = supervised_tokens(self._task, mixture.cells, read)
         if budget.supervised is not None:
             supervised = supervised * min(1.0, budget.supervised / float(supervised.sum()))

@@ -154,9 +154,12 @@ class CausalLM:
 
     def _interval_share(self, plan: IntervalPlan) -> float:
         """The share of the budget that the plan uses."""
-        if self._training.supervised_tokens is not None:
-            return float(plan.supervised.sum()) / self._training.supervised_tokens
-        return len(plan.steps) / self._training.steps
+        used = {
+            "steps": len(plan.steps),
+            "supervised_tokens": float(plan.supervised.sum()),
+            "tokens": float(plan.tokens.sum()),
+        }[self._training.budget_unit]
+        return used / self._training.budget
 
     def accumulate(self, packs: tuple[Pack, ...]) -> tuple[FloatArray, float]:
         """See :class:`~mixgym.envs.learners.base.Trainable`."""

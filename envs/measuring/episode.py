@@ -64,16 +64,20 @@ class Episode:
     @property
     def remaining(self) -> float:
         """Share of the budget that is left."""
-        if self._training.supervised_tokens is not None:
-            return max(0.0, 1.0 - self.progress.supervised / self._training.supervised_tokens)
-        return 1.0 - self.progress.steps / self._training.steps
+        return max(0.0, 1.0 - self._used / self._training.budget)
+
+    @property
+    def _used(self) -> int:
+        return self.progress.used(self._training.budget_unit)
 
     def budget(self) -> Budget:
         """What the next interval may use."""
-        interval = self._training.interval
-        if self._training.supervised_tokens is not None:
-            return Budget(interval, self._training.supervised_tokens - self.progress.supervised)
-        return Budget(min(interval, self._training.steps - self.progress.steps))
+        interval, left = self._training.interval, self._training.budget - self._used
+        return {
+            "steps": Budget(min(interval, left)),
+            "supervised_tokens": Budget(interval, supervised=left),
+            "tokens": Budget(interval, tokens=left),
+        }[self._training.budget_unit]
 
     def begin(self) -> None:
         """Take over what is known of the base model."""

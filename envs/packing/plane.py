@@ -19,7 +19,7 @@ from mixgym.envs.spaces.mixture import Mixture
 _TRIES = 48  # stopping points looked at before a plan may end between balance points
 
 # why no more rows are added: the list of rows is at its end, the steps are full, or the budget of
-# supervised tokens is used
+# tokens is used
 _Stop = Literal["dry", "full", "spent"]
 
 
@@ -79,10 +79,7 @@ class PackedPlane:
         """How many rows fit, up to a balance point if there is one, and why no more are added."""
         space = budget.steps * self._step_tokens - drawn.tokens
         most = int(np.searchsorted(np.cumsum(proposal.tokens), space, side="right"))
-        affordable = len(proposal)
-        if budget.supervised is not None:
-            left = budget.supervised - drawn.supervised
-            affordable = int(np.searchsorted(np.cumsum(proposal.supervised), left, "right"))
+        affordable = _affordable(drawn, proposal, budget)
         lengths = np.concatenate([drawn.lengths, proposal.tokens])
         have = len(drawn.lengths)
 
@@ -173,6 +170,18 @@ class PackedPlane:
         self.sampler.restore(state["sampler"])
         self._intervals = int(state["intervals"])
         self._steps = int(state["steps"])
+
+
+def _affordable(drawn: "_Drawn", proposal: Proposal, budget: Budget) -> int:
+    """How many of the proposed rows the budgets of tokens pay for."""
+    count = len(proposal)
+    for most, used, amount in (
+        (budget.supervised, drawn.supervised, proposal.supervised),
+        (budget.tokens, drawn.tokens, proposal.tokens),
+    ):
+        if most is not None:
+            count = min(count, int(np.searchsorted(np.cumsum(amount), most - used, "right")))
+    return count
 
 
 class _Drawn:

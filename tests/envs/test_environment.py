@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env as gymnasium_check
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -22,12 +24,13 @@ from mixgym.envs.curves.task import tokens_per_step
 from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.environment import FAILURE_PENALTY, MixtureEnv
 from mixgym.envs.errors import DivergenceError, MixgymError
-from mixgym.envs.interval_plan import IntervalPlan
+from mixgym.envs.interval_plan import Budget, IntervalPlan
 from mixgym.envs.learners.base import Evaluation, PlainStep, StepRule, TrainReport
 from mixgym.envs.measuring import episode
 from mixgym.envs.options import EnvironmentOptions, TrainingOptions
 from mixgym.envs.packing.costs.token_cost import tokens_read
 from mixgym.envs.packing.plane import PackedPlane
+from mixgym.envs.packing.whole_run import WholeRunPlane
 from mixgym.envs.registration import ENVIRONMENTS, make_mixture_env
 from mixgym.envs.sources.source import Source
 from mixgym.envs.spaces import observations
@@ -48,6 +51,7 @@ def packed_env(
     sources: list[Source],
     training: dict[str, Any] | None = None,
     learner: CurveLearner | None = None,
+    pool: str = "interval",
     **options: Any,
 ) -> MixtureEnv:
     """Real rows, sampled and packed, behind the closed-form learner."""
@@ -61,6 +65,13 @@ def packed_env(
     ).astype(float)
     prior = Mixture(np.full(len(sources), 1 / len(sources)), size / size.sum(-1, keepdims=True))
     cost, cell_cost = tokens_read(sources)
+    chosen = training or SHORT
+
+    def make_plane(seed: int) -> PackedPlane | WholeRunPlane:
+        plane = PackedPlane(sources, unit="supervised_tokens", capacity=32, packs=2, seed=seed)
+        whole = Budget(300, chosen.get("supervised_tokens"), chosen.get("tokens"))
+        return plane if pool == "interval" else WholeRunPlane(plane, whole, sources)
+
     world = World(
         names=tuple(s.name for s in sources),
         targets=np.ones(len(sources)),
@@ -69,15 +80,11 @@ def packed_env(
         cost=cost,
         cell_cost=cell_cost,
         learner=learner or CurveLearner(task),
-        make_plane=lambda seed: PackedPlane(
-            sources, unit="supervised_tokens", capacity=32, packs=2, seed=seed
-        ),
+        make_plane=make_plane,
         step_rule=PlainStep(),
     )
     hook = options.pop("on_episode_end", None)
-    return MixtureEnv(
-        world, EnvironmentOptions(**options), TrainingOptions(**(training or SHORT)), hook
-    )
+    return MixtureEnv(world, EnvironmentOptions(**options), TrainingOptions(**chosen), hook)
 
 
 def two_sources(rows: int = 400, **options: Any) -> list[Source]:
@@ -217,13 +224,49 @@ def test_the_budget_may_be_supervised_tokens() -> None:
     assert not truncated
 
 
-@pytest.mark.parametrize("budget", [40, 333, 1000])
-def test_a_budget_of_supervised_tokens_is_never_passed_by_rows(budget: int) -> None:
-    env = packed_env(two_sources(), {"supervised_tokens": budget, "interval": 3})
-    found = rollout(env, 0, 1000)
+def test_the_budget_may_be_tokens_read() -> None:
+    env = make(training={"tokens": 50_001, "interval": 3})
+    env.reset(seed=0)
+    read, left, terminated = [], [], False
+    while not terminated:
+        observation, _, terminated, truncated, info = env.step(np.zeros(20, np.float32))
+        read.append(info["decision"]["cost"]["train_tokens"])
+        left.append(observation[0])
+    assert read[-1] == 50_001
+    assert isinstance(env.world.learner, CurveLearner)
+    per_step = int(tokens_per_step(env.world.learner.task, env.training.steps))
+    assert np.diff([0, *read])[:-1].tolist() == [3 * per_step] * (len(read) - 1)
+    assert left == pytest.approx(1.0 - np.array(read) / 50_001, abs=1e-6)
+    assert not truncated
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from(["supervised_tokens", "tokens"]),
+    st.integers(20, 1500),
+    st.sampled_from(["interval", "run"]),
+)
+def test_a_budget_of_tokens_is_never_passed_by_rows(
+    seed: int, unit: str, budget: int, pool: str
+) -> None:
+    env = packed_env(two_sources(), {unit: budget, "interval": 3}, pool=pool)
+    found = rollout(env, seed, 1000) if pool == "interval" else kept(env, seed)
     assert found[-1][2], "terminated"
-    used = found[-1][4]["decision"]["supervised_tokens"]
+    last = found[-1][4]["decision"]
+    used = {**last, "tokens": last["cost"]["train_tokens"]}[unit]
+    assert used == env.progress.used(unit)  # type: ignore[arg-type]
     assert budget - 60 <= used <= budget
+
+
+def kept(env: Any, seed: int) -> list[Any]:
+    """An episode under the prior, which never changes."""
+    env.reset(seed=seed)
+    zero = np.zeros(env.action_space.shape, np.float32)
+    found = [env.step(zero)]
+    while not found[-1][2]:
+        found.append(env.step(zero))
+    return found
 
 
 def test_steps_add_up_to_the_budget_though_balance_points_leave_room() -> None:

@@ -152,6 +152,11 @@ def test_yaml_words_mean_what_they_say(tmp_path: Path) -> None:
             "sources:\n  a: {}\n",
             "c.yaml:2: sources.a: {} will not do: give either path or embedded",
         ),
+        (
+            "training: {tokens: 9, supervised_tokens: 5}\n",
+            'c.yaml:1: training: {"tokens": 9, "supervised_tokens": 5} will not do: these are two '
+            "budgets: give tokens or supervised_tokens, not both",
+        ),
         ("training: {betas: [0.9]}\n", "c.yaml:1: training.betas.1: missing; give it a value"),
         (
             "sources:\n  a: {path: x}\n  b: {path: x}\n  a: {path: y}\n",

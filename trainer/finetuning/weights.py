@@ -64,7 +64,7 @@ def learning(config: RunConfig) -> RunConfig:
             "agent": AgentOptions(name="scalebio"),
             "bilevel": config.bilevel.model_copy(update={"rows": config.weights.rows}),
             "training": config.training.model_copy(
-                update={"steps": steps, "supervised_tokens": None}
+                update={"steps": steps, "tokens": None, "supervised_tokens": None}
             ),
         }
     )

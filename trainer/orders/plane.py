@@ -159,10 +159,14 @@ class OrderedPlane:
 
     def _affordable(self, budget: Budget) -> Batches:
         batches = self._batches[self._next : self._next + budget.steps]
-        if budget.supervised is None:
-            return batches
-        cost = np.cumsum([int(self.rows.supervised[batch].sum()) for batch in batches])
-        return batches[: int(np.searchsorted(cost, budget.supervised, side="right"))]
+        for most, amount in (
+            (budget.supervised, self.rows.supervised),
+            (budget.tokens, self.rows.lengths),
+        ):
+            if most is not None:
+                cost = np.cumsum([int(amount[batch].sum()) for batch in batches])
+                batches = batches[: int(np.searchsorted(cost, most, side="right"))]
+        return batches
 
     def _packed(self, batch: IntArray) -> tuple[Pack, ...]:
         lengths = self.rows.lengths[batch]

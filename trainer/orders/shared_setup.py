@@ -80,7 +80,7 @@ class StudySetup:
     def learner(self, setting: Setting) -> CausalLM:
         """A learner at the start of a run."""
         config = self.config
-        update: dict[str, Any] = {"steps": self.steps, "supervised_tokens": None}
+        update: dict[str, Any] = {"steps": self.steps, "tokens": None, "supervised_tokens": None}
         if setting.constant:
             update |= {"schedule": "constant", "warmup": 0.0}
         return CausalLM(

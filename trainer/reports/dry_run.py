@@ -73,6 +73,8 @@ def make_plan(config: RunConfig, processes: int = 1) -> dict[str, Any]:
             "agent": config.agent.name,
             "model": config.model.name,
             "learning_rate": config.training.learning_rate,
+            "budget": config.training.budget,
+            "budget_unit": config.training.budget_unit,
             "steps": rehearsal.steps,
             "decisions": rehearsal.decisions,
             "tokens": rehearsal.tokens,
@@ -231,6 +233,7 @@ def _costs(config: RunConfig, sources: Sequence[Source], rehearsal: _Rehearsal) 
     return {
         "reward_evaluation_tokens": read["reward"],
         "reward_evaluations": rehearsal.decisions + 1,
+        "measure_tokens": progress,
         "test_evaluation_tokens": read["test"],
         "test_evaluations": 2,
         "step_factor": factor,

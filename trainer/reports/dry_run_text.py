@@ -8,7 +8,7 @@ from typing import Any
 
 from mixgym.envs.options import SPLITS
 from mixgym.trainer.reports.packing_report import packing_lines
-from mixgym.trainer.runs.tables import number, table
+from mixgym.trainer.runs.tables import BUDGET_WORDS, number, table
 
 _REPEATED = 4.0
 """Passes over a source from which on it is named; more than some 15 to 20 rarely help."""
@@ -43,8 +43,9 @@ def plan_details(report: dict[str, Any]) -> list[Any]:
 def _sentences(report: dict[str, Any]) -> Iterator[str]:
     run, cost, memory = report["run"], report["cost"], report["memory"]
     yield (
-        f"run: {run['agent']} trains {run['model']} for {run['steps']} steps in "
-        f"{run['decisions']} decisions, at a learning rate of {run['learning_rate']:g} (its peak): "
+        f"run: {run['agent']} trains {run['model']} on a budget of {run['budget']:,} "
+        f"{BUDGET_WORDS[run['budget_unit']]}: {run['steps']} steps in {run['decisions']} "
+        f"decisions, at a learning rate of {run['learning_rate']:g} (its peak); "
         f"{run['tokens']:,} tokens are read, "
         f"{run['supervised_tokens']:,} of them are learnt (supervised); packs are "
         f"{100 * run['fill']:.1f}% full"
@@ -64,8 +65,10 @@ def _sentences(report: dict[str, Any]) -> Iterator[str]:
             "machine)"
         )
     yield (
-        f"measuring: held-out losses take {100 * cost['measured_share_of_decisions']:.1f}% of the "
-        f"compute, probes {100 * cost['probed_share_of_decisions']:.1f}%"
+        f"compute: training reads {run['tokens']:,} tokens; held-out losses another "
+        f"{cost['measure_tokens']:,} ({100 * cost['measured_share_of_decisions']:.1f}% of the "
+        f"compute), probes {cost['probe_tokens']:,} "
+        f"({100 * cost['probed_share_of_decisions']:.1f}%)"
     )
     yield (
         f"memory: {memory['parameters']:,} parameters, "

@@ -103,12 +103,11 @@ class ProgressBar(BaseCallback):
         self._bar: Any = None
 
     def _on_training_start(self) -> None:
-        done = self._env.progress
-        budget = self._env.training.supervised_tokens
+        training = self._env.training
         self._bar = tqdm(
-            total=budget or self._env.training.steps,
-            initial=done.supervised if budget else done.steps,
-            unit="tok" if budget else "step",
+            total=training.budget,
+            initial=self._env.progress.used(training.budget_unit),
+            unit="step" if training.budget_unit == "steps" else "tok",
             disable=self._disable,
             dynamic_ncols=True,
             leave=True,
@@ -126,8 +125,8 @@ class ProgressBar(BaseCallback):
             f"{rate:.0f} tok/s | {shown}",
             refresh=False,
         )
-        budget = self._env.training.supervised_tokens
-        self._bar.update((record["supervised_tokens"] if budget else record["steps"]) - self._bar.n)
+        used = {**record, "tokens": record["cost"]["train_tokens"]}
+        self._bar.update(used[self._env.training.budget_unit] - self._bar.n)
         return True
 
     def _on_training_end(self) -> None:

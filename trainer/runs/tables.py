@@ -6,6 +6,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+BUDGET_WORDS = {
+    "steps": "optimiser steps",
+    "supervised_tokens": "supervised tokens",
+    "tokens": "tokens read",
+}
+"""Units of a budget in words."""
+
 
 def show(*items: Any) -> None:
     """Print tables or lines on standard output."""

@@ -46,7 +46,8 @@ TAGS = {
     "packing/<name>": "how full and how even the packs are",
     "bilevel/<name>": "bilevel weights: travel used, effective sources, gap of the lower losses",
     "bilevel/<name>/<source>": "weight, logit, gap, and share of steps without the source",
-    "cost/<name>": "tokens and passes spent, measuring included",
+    "cost/<name>": "tokens read and passes spent so far, measuring included",
+    "error/<source>": "standard error of the loss on the reward split, nats, from its rows",
     "time/<name>": "measured seconds; the only tags that differ between equal runs",
     "tokens/<tag>": "losses, mixture and reward of the decision against supervised tokens",
 }
@@ -77,6 +78,7 @@ def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
         *_one("loss/train_mean", loss, "train_mean"),
         *_section("loss/reward", loss.get("reward")),
         *_one("loss/reward_mean", loss, "reward_mean"),
+        *_section("error", record.get("error")),
         *_one("reward/global", reward, "global"),
         *_section("reward/local", reward.get("local")),
         *_section("reward/components", reward.get("components")),

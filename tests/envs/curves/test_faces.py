@@ -417,6 +417,7 @@ def test_gymnasiums_own_batch_gives_the_same() -> None:
     [
         {"environment": {"learner": "causal_lm"}},
         {"training": {"supervised_tokens": 1000}},
+        {"training": {"tokens": 1000}},
         {"render_mode": "ansi"},
     ],
 )

@@ -272,13 +272,15 @@ def test_the_rate_follows_the_budget_through_intervals(
     assert train(again, plan).learning_rate == pytest.approx(0.8)
 
 
-def test_a_budget_in_supervised_tokens_sets_the_rate(
-    make_learner: LearnerMaker, plan: IntervalPlan
+@pytest.mark.parametrize(
+    ("unit", "amount"),
+    [("supervised_tokens", lambda plan: plan.supervised), ("tokens", lambda plan: plan.tokens)],
+)
+def test_a_budget_in_tokens_sets_the_rate(
+    make_learner: LearnerMaker, plan: IntervalPlan, unit: str, amount: Any
 ) -> None:
-    budget = 2 * int(plan.supervised.sum())
-    learner = make_learner(
-        schedule="linear", learning_rate=1.0, clip=1e-9, supervised_tokens=budget
-    )
+    budget = {unit: 2 * int(amount(plan).sum())}
+    learner = make_learner(schedule="linear", learning_rate=1.0, clip=1e-9, **budget)
     assert train(learner, plan).learning_rate == pytest.approx(1 - 2 / 6)
 
 

@@ -110,6 +110,8 @@ def check_plan(plan: IntervalPlan, sources: list[Source], budget: Budget, packs:
     assert not sizes or max(sizes) - min(sizes) <= 1
     if budget.supervised is not None:
         assert plan.supervised.sum() <= budget.supervised
+    if budget.tokens is not None:
+        assert plan.tokens.sum() <= budget.tokens
 
 
 @settings(max_examples=40)
@@ -124,8 +126,8 @@ def test_every_plan_keeps_its_bounds_and_counts_what_is_in_it(
     for _ in range(3):
         if not data.available().any():
             break
-        supervised = int(rng.integers(1, 400)) if rng.random() < 0.5 else None
-        budget = Budget(steps, supervised)
+        most = int(rng.integers(1, 400)) if rng.random() < 0.7 else None
+        budget = Budget(steps, most) if rng.random() < 0.5 else Budget(steps, tokens=most)
         check_plan(data.plan(uniform(sources), budget), sources, budget, packs)
 
 
@@ -218,6 +220,29 @@ def test_the_budget_of_supervised_tokens_is_never_passed_and_ends_the_run() -> N
     assert plan.exhausted
     whole = data.plan(uniform(sources), Budget(1, 10_000))
     assert not whole.exhausted
+
+
+@pytest.mark.parametrize("budget", [Budget(100, tokens=83), Budget(100, 999, 83)])
+def test_the_budget_of_tokens_read_is_never_passed_and_ends_the_run(budget: Budget) -> None:
+    sources = [make_source("a", [8] * 500, supervised=[5] * 500)]
+    plan = plane(sources).plan(uniform(sources), budget)
+    assert plan.tokens.sum() == 80
+    assert plan.exhausted
+
+
+def test_a_budget_is_cut_alike_in_either_unit() -> None:
+    """Where all tokens but one of every row are supervised, the two budgets end at one row."""
+    lengths = np.random.default_rng(0).integers(2, 20, 300)
+    sources = [make_source("a", lengths.tolist(), supervised=(lengths - 1).tolist())]
+    plans = [
+        plane(sources).plan(uniform(sources), Budget(100, supervised=200)),
+        plane(sources).plan(uniform(sources), Budget(100, tokens=200)),
+    ]
+    read, supervised = int(plans[1].tokens.sum()), int(plans[0].supervised.sum())
+    first = plane(sources).plan(uniform(sources), Budget(100, tokens=int(plans[0].tokens.sum())))
+    check_equal(first, plans[0])
+    assert 200 - 20 < supervised <= 200
+    assert 200 - 20 < read <= 200
 
 
 def test_a_budget_smaller_than_the_next_row_gives_an_empty_plan() -> None:

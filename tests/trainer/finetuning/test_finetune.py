@@ -206,7 +206,7 @@ def test_a_budget_of_tokens_and_a_script_resume_too(
         return make_config(
             folder,
             agent={"name": "scripted", "options": script},
-            training={"supervised_tokens": 300, "interval": 2, "schedule": "linear"},
+            training={"tokens": 1200, "interval": 2, "schedule": "linear"},
         )
 
     whole = make("whole")
@@ -217,7 +217,7 @@ def test_a_budget_of_tokens_and_a_script_resume_too(
         finetune(config)
     storage.on_failpoint = None
     summary = carry_on(config, tick)
-    assert summary["supervised_tokens"] <= 300
+    assert summary["cost"]["train_tokens"] <= 1200
     assert remains(Path(config.run.dir)) == remains(Path(whole.run.dir))
 
 
@@ -494,9 +494,9 @@ def test_the_bar_is_shown_on_request(make_config: Make, capsys: pytest.CaptureFi
     assert shown.out == ""
     assert "5/5" in shown.err
     assert "tok/s | addition 50% noise 50%" in shown.err
-    tokens = {"supervised_tokens": 100}
-    finetune(make_config("tokens", training=tokens), progress=True)
-    assert "/100 [" in capsys.readouterr().err
+    for unit, budget in (("supervised_tokens", 100), ("tokens", 400)):
+        finetune(make_config(unit, training={unit: budget}), progress=True)
+        assert f"/{budget} [" in capsys.readouterr().err
 
 
 def test_json_is_all_of_the_standard_output(tmp_path: Path, make_config: Make) -> None:

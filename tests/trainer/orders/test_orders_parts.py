@@ -156,6 +156,13 @@ def test_a_plane_stays_within_a_budget_of_tokens(plane: OrderedPlane) -> None:
     assert plan.supervised.sum() == 11
 
 
+def test_a_plane_stays_within_a_budget_of_tokens_read(plane: OrderedPlane) -> None:
+    cost = np.cumsum([plane.rows.lengths[batch].sum() for batch in plane._batches[:4]])
+    plan = plane.plan(MIXTURE, Budget(4, tokens=int(cost[2]) - 1))
+    assert len(plan.steps) == 2
+    assert plan.tokens.sum() == cost[1]
+
+
 def test_marks_are_evenly_apart() -> None:
     assert marks(100, 4) == [20, 40, 60, 80, 100]
     assert marks(16, 2) == [5, 11, 16]

@@ -132,6 +132,24 @@ def test_epochs_and_shares_are_those_of_the_run(make_config: Make, agent: dict[s
         assert share == pytest.approx(row["share"], rel=1e-12)
     measured = summary["cost"]["measure_tokens"]
     assert measured == report["cost"]["reward_evaluation_tokens"] * 6
+    assert measured == report["cost"]["measure_tokens"]
+
+
+@pytest.mark.parametrize("unit", ["tokens", "supervised_tokens"])
+def test_a_budget_of_tokens_is_rehearsed_as_it_is_used(make_config: Make, unit: str) -> None:
+    config = make_config("run", training={unit: 700, "interval": 2})
+    report, summary = make_plan(config), finetune(config)
+    run = report["run"]
+    assert (run["budget"], run["budget_unit"]) == (700, unit)
+    assert run["tokens"] == summary["cost"]["train_tokens"]
+    assert run["steps"] == summary["steps"]
+    assert run["decisions"] == summary["decisions"]
+    used = {"tokens": run["tokens"], "supervised_tokens": run["supervised_tokens"]}[unit]
+    assert 700 - 64 < used <= 700
+    text = " ".join(str(line) for line in plan_text(report))
+    words = {"tokens": "tokens read", "supervised_tokens": "supervised tokens"}[unit]
+    assert f"on a budget of 700 {words}" in text
+    assert f"compute: training reads {run['tokens']:,} tokens" in text
 
 
 def test_nothing_is_trained_or_written(

@@ -45,6 +45,7 @@ def record(decision: int) -> dict[str, Any]:
             "train_mean": 1.5,
             "reward_mean": 2.5,
         },
+        "error": {"maths": 0.02, "a-b": 0.5},
         "reward": {"global": 0.1, "local": {"maths": 0.2}, "components": {"fall": 0.3}},
         "probes": {"norm": {"maths": 2.0, "a-b": 1.0}, "ratio": {"maths": [0.5, 0.75]}},
         "actor": {"reward_sources": {"maths": 1.5}, "change_strata": {"maths": [0.1, None]}},
@@ -90,6 +91,7 @@ def test_values_stand_under_their_tags() -> None:
     assert scalars["actor/reward_sources/maths"] == 1.5
     assert "actor/change_strata/maths/1" not in scalars
     assert scalars["loss/train/maths"] == 1.0
+    assert scalars["error/a-b"] == 0.5
     assert scalars["loss/reward_mean"] == 2.5
     assert scalars["reward/local/maths"] == 0.2
     assert scalars["progress/supervised_tokens"] == 2000.0
