@@ -52,7 +52,7 @@ _PRIORS: dict[str, tuple[str, float, float]] = {
 _AMOUNTS = {
     # logits and logarithms of nothing, or of all
     "base": -20.0, "warmth": -20.0, "lasting": 20.0, "batch_power": 20.0,
-   
+
     "rate_harm": -20.0,
 }  # fmt: skip
 """What is held fast in a law of amounts: no common part, no forgetting, no learning rate."""

@@ -85,7 +85,5 @@ def test_a_table_of_runs_is_read_by_task_or_by_seed(tmp_path: Path) -> None:
     file.write_text("agent,seed,mean\nuniform,0,3.0\nuniform,1,4.0\n")
     assert read_scores(file) == {"uniform": {"0": 3.0, "1": 4.0}}
     file.write_text("who,seed,mean\nuniform,0,3.0\n")
-    with pytest.raises(
-        ConfigError, match=r"columns agent, task .* found mean, seed, who"
-    ):
+    with pytest.raises(ConfigError, match=r"columns agent, task .* found mean, seed, who"):
         read_scores(file)
