@@ -27,8 +27,12 @@ from mixgym.envs.arrays import BoolArray, FloatArray
 SAME_ROWS = 0.9
 """Correlation of the errors of two measurements of the same rows.
 
-Assumed: a row that is harder than the mean of its source stays so while the loss falls. A smaller
-value believes less."""
+A row that is harder than the mean of its source stays so while the loss falls. In a run of the 0.1M
+preset on six sources, rows' deviations from their source's loss correlated by 0.99 from one
+decision to the next (medians by source 0.989 to 0.999), by about 0.5 in the first interval, when
+everything moves, and by about 0.6 from the first decision to the last. Falls that are carried over
+span some decisions, so a value below the median is taken; a smaller one believes less.
+"""
 LASTING = 15.0
 """R*: repetitions after which a token is worth 1/e of a fresh one."""
 
