@@ -63,7 +63,7 @@ class MixtureEnv(gym.Env[Any, NDArray[np.float32]]):
         that set at every reset. There are no reset options: unknown ones are refused.
 
     Episode end:
-        ``terminated`` when the budget (steps, or supervised tokens) or the data is used up, or when
+        ``terminated`` when the budget (steps, or tokens) or the data is used up, or when
         training diverged (reward :data:`FAILURE_PENALTY`, ``info["failure"]`` says why). Never
         ``truncated``.
 
