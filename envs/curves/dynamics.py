@@ -7,18 +7,18 @@ The held-out NLL of source i, stratum g is a sum of five terms::
           + warmth heat                                          what a high learning rate costs
           + overfit log max(passes / free_passes, 1)             what repetition costs
 
-``S`` is the intrinsic time: tokens, each counted by its learning rate (functional scaling laws, Li
-et al. 2025, arXiv 2509.19189) less what too high a rate undoes, ``rate exp(-rate_harm rate)``; a step of more supervised tokens counts by ``batch_power``, likewise. ``N`` gathers what the sources are
-worth to this one: ``transfer``, which may be negative (interference), times the mass of every
-source. Of the mass a share ``lasting`` stays; the rest decays while other sources are trained, at
-``forgetting`` per unit of intrinsic time, so that under a fixed mixture it tends to the mixture's
-shares: what is in the mixture and how long one trains then act side by side, as in the additive
-mixing law (Shukor et al. 2025, arXiv 2507.09404). Without forgetting it is a law of amounts.
-``heat`` follows
-the learning rate with a lag, so that losses fall when the rate is annealed (as in the multi-power
-law, Luo et al. 2025, arXiv 2503.12811). A repeated token is worth exponentially less with the
-passes (Muennighoff et al. 2023, arXiv 2305.16264), and in a stratum that has not opened a token
-counts a tenth.
+``S`` is the intrinsic time: supervised tokens, each counted by its learning rate (functional
+scaling laws, Li et al. 2025, arXiv 2509.19189), less what too high a rate undoes, ``rate
+exp(-rate_harm rate)``; of a step with more tokens each counts less, by ``batch_power``. ``N``
+gathers what the sources are worth to this one: ``transfer``, which may be negative (interference),
+times the mass of every source. Of the mass a share ``lasting`` stays; the rest decays while other
+sources are trained, at ``forgetting`` per unit of intrinsic time, so that under a fixed mixture it
+tends to the mixture's shares: what is in the mixture and how long one trains then act side by side,
+as in the additive mixing law (Shukor et al. 2025, arXiv 2507.09404). Without forgetting it is a law
+of amounts. ``heat`` follows the learning rate with a lag, so that losses fall when the rate is
+annealed (as in the multi-power law, Luo et al. 2025, arXiv 2503.12811). A repeated token is worth
+exponentially less with the passes (Muennighoff et al. 2023, arXiv 2305.16264), and in a stratum
+that has not opened a token counts a tenth.
 """
 
 from dataclasses import dataclass
