@@ -12,7 +12,15 @@ from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.curves.batch_probes import BatchProbes
 from mixgym.envs.curves.batch_records import LazyRecord, StepArrays
 from mixgym.envs.curves.batch_tilt import BatchTilt
-from mixgym.envs.curves.dynamics import CurveState, Pace, advance, mastery, nll, passes
+from mixgym.envs.curves.dynamics import (
+    CurveState,
+    Pace,
+    advance,
+    mastery,
+    nll,
+    passes,
+    train_nll,
+)
 from mixgym.envs.curves.episodes import Draws, Episodes, Seeds, over
 from mixgym.envs.curves.held_out import mean_error, standard_errors
 from mixgym.envs.curves.probes import Seen
@@ -54,6 +62,8 @@ class CurvesCore:
         steps: in an episode; the last interval may be shorter. None: ``decisions * interval``.
         in_order: give environment i the tasks i, i + count, ... instead of random ones.
         bilevel: how step rule ``bilevel`` learns its weights, if that is the rule.
+        exact_rewards: pay by losses without the errors of held-out sets, which the agent sees all
+            the same: what is paid on the average is the same, and training by it much quicker.
 
     Raises:
         ConfigError: for options that only the single environment has, or too little padding.
@@ -71,8 +81,10 @@ class CurvesCore:
         steps: int | None = None,
         in_order: bool = False,
         bilevel: BilevelOptions | None = None,
+        exact_rewards: bool = False,
     ) -> None:
         self.count = count
+        self._exact = exact_rewards
         self.options = options
         self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
         self.decisions = decisions
@@ -188,7 +200,7 @@ class CurvesCore:
         )
         if self._probes.names:
             self._probe(np.where(tokens > 0, middle, np.nan))
-        reward = self._pay(total)
+        reward = self._pay(total, true_before)
         return reward, decision >= self.decisions
 
     def _pace(self, decision: NDArray[np.int64], steps: NDArray[np.int64]) -> Pace:
@@ -214,14 +226,20 @@ class CurvesCore:
         gains = None if self._tilt is None else self._tilt.gains
         self._probes.take(self._seen(), self._episodes.decision, trained, start, gains)
 
-    def _pay(self, tokens: FloatArray) -> FloatArray:
-        """The rewards of the last decision, which took so many tokens; it is booked."""
+    def _pay(self, tokens: FloatArray, true_before: FloatArray) -> FloatArray:
+        """The rewards of the last decision; it is booked.
+
+        Args:
+            tokens: float64[n], that it read.
+            true_before: float64[n, K, G], NLL without errors before it.
+        """
         kind, made = make_reward(self.options.reward), self._episodes
         view = self._look()
         draws = self._drawn.arms_at(made.decision) if kind.probes else None
         # an episode that has ended takes none
         spent = Spent(np.maximum(tokens, 1.0), self._probes.tokens, draws=draws)
-        reward = paid(view, spent, kind, self.options)
+        judged = self._judged(view, true_before) if self._exact else view
+        reward = paid(judged, spent, kind, self.options)
         value = np.asarray(reward.value)
         self._episodes = replace(made, reward=value)
         self._view = view.with_reward(value)
@@ -238,6 +256,14 @@ class CurvesCore:
             self._probes.fresh(),
         )
         return value
+
+    def _judged(self, view: View, true_before: FloatArray) -> View:
+        """The view with losses of sources as they are."""
+        here = self._here
+        begun = train_nll(here.task, CurveState.start(here.task))
+        losses = (begun, true_before, self._true)
+        start, before, now = (here.by_source(cells) for cells in losses)
+        return replace(view, nll_start=start, nll_before=before, nll=now)
 
     def observe(self) -> Any:
         """Observations of all environments: an array [n, size], or a dict of them."""

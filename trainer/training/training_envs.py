@@ -86,6 +86,7 @@ class FastTrainingEnv:
             trained_in(config, CURVES).environment,
             seed=config.seed,
             bilevel=config.bilevel,
+            exact_rewards=True,
         )
         self.env = Watched(self._curves)
         self.episode = DECISIONS
