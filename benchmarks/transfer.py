@@ -13,6 +13,7 @@ difference to uniform.
 
 import argparse
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def main() -> None:
     if arguments.real is None and not arguments.smoke:
         parser.error(f"give a table of real runs of {', '.join(NAMES)}")
     torch.set_num_threads(1)
-    real = read_scores(arguments.real or few_real_runs(Path("runs/smoke/transfer")))
+    with tempfile.TemporaryDirectory() as folder:
+        real = read_scores(arguments.real or few_real_runs(Path(folder)))
     only = [name for name in NAMES if name in real]
     found = {}
     for name in arguments.sets:
