@@ -160,7 +160,7 @@ def leaderboard_table(report: Mapping[str, Any]) -> Any:
     """The leaderboard for the terminal."""
     board = report["leaderboard"]
     reference = board[0]["agent"]
-    columns = ["agent", "runs", _read(report), "extra compute", "mean", "target mean", "worst"]
+    columns = ["agent", "runs", _read(report), "extra compute", "target mean", "worst"]
     columns += ["difference", "its se", "95 %", "better", "most worse", f"tokens to {reference}'s"]
     return table(_title(report), columns, [_shown(row) for row in board])
 
@@ -192,7 +192,6 @@ def _shown(row: Mapping[str, Any]) -> list[str]:
         str(row["runs"]) + (f" ({row['diverged']} diverged)" if row["diverged"] else ""),
         number(row["tokens"], 0),
         _percent(row["extra_compute"]),
-        number(row["mean"], 4),
         number(row["target_mean"], 4),
         number(row["worst"], 4),
         number(row["difference"], 4),
