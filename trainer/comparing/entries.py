@@ -138,7 +138,7 @@ def _mixtures(
 
 def _budgeted(config: RunConfig, agent: str, budget: str) -> RunConfig:
     """The configuration under a budget that is equal for all agents."""
-    tokens = config.training.supervised_tokens
+    read, tokens = config.training.tokens, config.training.supervised_tokens
     if budget == TOKENS:
         if tokens is not None:
             raise ConfigError(
@@ -146,6 +146,11 @@ def _budgeted(config: RunConfig, agent: str, budget: str) -> RunConfig:
                 "out, or compare at --budget supervised_tokens"
             )
         return config
+    if read is not None:
+        raise ConfigError(
+            f"training.tokens={read}: is a budget of equal compute: leave it out, or compare at "
+            "--budget tokens"
+        )
     if tokens is not None:
         return config
     own = config.model_copy(update={"agent": agent_options(config, agent)})

@@ -13,6 +13,7 @@ from mixgym.envs import storage
 from mixgym.envs.errors import ConfigError, did_you_mean
 from mixgym.trainer.comparing.entries import (
     BUDGETS,
+    SUPERVISED,
     TOKENS,
     Entry,
     TaskChoice,
@@ -128,9 +129,10 @@ def _summaries(runs: Sequence[Entry], processes: int, progress: bool) -> list[di
 def _amount(run: Entry, budget: str, tasks: TaskChoice | None) -> dict[str, int | None]:
     """How much each run has of the budget; None where every task has its own."""
     training, data = run.config.training, run.config.data
+    room = training.steps * training.packs * data.max_length  # of the steps; rows leave some empty
     amounts = {
-        "tokens": training.steps * training.packs * data.max_length,
-        "supervised_tokens": training.supervised_tokens,
+        TOKENS: room if training.tokens is None else training.tokens,
+        SUPERVISED: training.supervised_tokens,
     }
     one = tasks is None
     return {f"budget_{n}": a if one and n == budget else None for n, a in amounts.items()}

@@ -100,6 +100,9 @@ def test_a_budget_of_supervised_tokens_is_not_equal_compute(make_config: Make) -
     config = make_config("compare", training={"steps": 4, "supervised_tokens": 50})
     with pytest.raises(ConfigError, match="--budget supervised_tokens"):
         compare(config, agents=["uniform", "proportional"], seeds=1)
+    config = make_config("compare", training={"steps": 4, "tokens": 300})
+    with pytest.raises(ConfigError, match="--budget tokens"):
+        compare(config, agents=["uniform", "proportional"], seeds=1, budget="supervised_tokens")
 
 
 def run(agent: str, seed: int, value: float | None, status: str = "finished") -> dict[str, Any]:
