@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mixgym.envs.arrays import FloatArray
+from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.task import (
     CONSTANT,
     COSINE,
@@ -32,6 +32,9 @@ from mixgym.envs.curves.tasks.prior import sample_task
 
 PRIOR_SHARE = 0.25
 """Share of tasks that come from the wide prior."""
+NOISE = "noise"
+"""What the names of sources begin with that are there to be found useless."""
+_ALIKE = 0.6  # share of the tasks in which all useful sources count alike
 _LEAST_TOKENS, _MOST_TOKENS = 30.0, 5_000.0  # of a source's held-out set
 _READ_PER_STEP = 1024.0  # tokens that a step of the wide prior's tasks reads
 
@@ -100,10 +103,13 @@ def _possible(moved: Mapping[str, FloatArray], world: FittedWorld) -> dict[str, 
     return kept
 
 
-def _targets(rng: np.random.Generator, count: int) -> FloatArray:
-    """float64[K], mostly alike; at least one is positive."""
-    drawn = np.where(rng.random(count) < 0.7, 1.0, rng.choice([0.0, 0.5, 2.0], count))
-    return drawn if drawn.any() else np.ones(count)
+def _targets(rng: np.random.Generator, useful: BoolArray) -> FloatArray:
+    """float64[K], all alike or drawn one by one; those that are useless have 0, one at least more."""
+    count = len(useful)
+    drawn = rng.choice([0.0, 0.5, 1.0, 2.0], count) * useful
+    alike = rng.random() < _ALIKE or not drawn.any()
+    even: FloatArray = useful.astype(np.float64) if useful.any() else np.ones(count)
+    return even if alike else drawn
 
 
 def _circumstances(rng: np.random.Generator, task: CurveTask, row_error: FloatArray) -> CurveTask:
