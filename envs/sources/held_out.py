@@ -5,8 +5,8 @@ they hold ``held_out_tokens`` supervised tokens, and ``held_out_rows`` rows even
 mean over a few long rows says little. ``judged_tokens`` lets select and test be larger than the
 reward split: they are measured at the end only. The others are given back to train if they were
 cut from it; rows of a source's own held-out files are only set aside. A row whose twin is measured
-anywhere is not given back. The validation half of the reward split, where there is one, is trained on in
-batches and never measured whole: it keeps all its rows.
+anywhere is not given back. The validation half of the reward split, where there is one, is trained
+on in batches and never measured whole: it keeps all its rows.
 """
 
 from collections.abc import Collection, Mapping

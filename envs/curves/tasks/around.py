@@ -74,9 +74,9 @@ def _around(rng: np.random.Generator, world: FittedWorld) -> CurveTask:
     budget = world.budget * 10.0 ** rng.uniform(-0.4, 0.4)
     dearer = np.exp(rng.normal(0.0, 0.3, (chosen, 1)))
     cost = np.maximum(task.cost * dearer, 1.0)
-    task = replace(
-        task, size=size, cost=cost, budget=np.array(budget), targets=_targets(rng, chosen)
-    )
+    useful = np.array([not world.sources[i].startswith(NOISE) for i in index])
+    targets = _targets(rng, useful)
+    task = replace(task, size=size, cost=cost, budget=np.array(budget), targets=targets)
     return _circumstances(rng, task, row_error)
 
 
@@ -104,7 +104,7 @@ def _possible(moved: Mapping[str, FloatArray], world: FittedWorld) -> dict[str, 
 
 
 def _targets(rng: np.random.Generator, useful: BoolArray) -> FloatArray:
-    """float64[K], all alike or drawn one by one; those that are useless have 0, one at least more."""
+    """float64[K], all alike or drawn one by one; 0 for the useless ones, but not for all."""
     count = len(useful)
     drawn = rng.choice([0.0, 0.5, 1.0, 2.0], count) * useful
     alike = rng.random() < _ALIKE or not drawn.any()
