@@ -4,10 +4,9 @@ What they mean is said in :mod:`mixgym.envs.curves.dynamics`; where tasks come f
 :mod:`mixgym.envs.curves.tasks`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,31 +237,39 @@ def pad_task(task: CurveTask, sources: int, strata: int) -> CurveTask:
     Raises:
         ConfigError: if it has more than that.
     """
+    return stack_tasks([task], sources, strata).pick(np.array(0))
+
+
+def stack_tasks(tasks: Sequence[CurveTask], sources: int, strata: int) -> CurveTask:
+    """Tasks along a new leading axis, each padded up to (``sources``, ``strata``).
+
+    Raises:
+        ConfigError: if one has more than that.
+    """
+    for task in tasks:
+        _check_room(task, sources, strata)
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(_CELLS, (sources, strata)),
+        **dict.fromkeys(_COLUMNS, (sources, 1)),
+        "targets": (sources,),
+        "transfer": (sources, sources),
+        "spread": (strata, strata),
+    }
+    fillers = {**_CELLS, **_COLUMNS}
+    stacked = {}
+    for name in _FIELDS:
+        whole = np.full((len(tasks), *shapes.get(name, ())), fillers.get(name, 0.0))
+        for row, task in zip(whole, tasks, strict=True) if whole.ndim > 1 else ():
+            own = getattr(task, name)
+            row[tuple(slice(size) for size in own.shape)] = own
+        stacked[name] = whole if whole.ndim > 1 else np.array([getattr(t, name) for t in tasks])
+    return CurveTask(**stacked)
+
+
+def _check_room(task: CurveTask, sources: int, strata: int) -> None:
     count, groups = task.size.shape
     if count > sources or groups > strata:
         raise ConfigError(
             f"environment.max_sources, max_strata = {(sources, strata)}: a task has {count} "
             f"sources and {groups} strata"
         )
-    wide, tall = ((0, sources - count), (0, strata - groups)), ((0, sources - count), (0, 0))
-    padded: dict[str, Any] = {name: getattr(task, name) for name in _FIELDS}
-    padded |= _filled(task, _CELLS, wide) | _filled(task, _COLUMNS, tall)
-    padded["targets"] = np.pad(task.targets, wide[:1])
-    padded["transfer"] = np.pad(task.transfer, (wide[0], wide[0]))
-    padded["spread"] = np.pad(task.spread, (wide[1], wide[1]))
-    return CurveTask(**padded)
-
-
-def _filled(
-    task: CurveTask, names: Mapping[str, float], widths: tuple[tuple[int, int], ...]
-) -> dict[str, FloatArray]:
-    return {
-        name: np.pad(getattr(task, name), widths, constant_values=filler)
-        for name, filler in names.items()
-    }
-
-
-def stack_tasks(tasks: Sequence[CurveTask], sources: int, strata: int) -> CurveTask:
-    """Padded tasks along a new leading axis."""
-    padded = [pad_task(task, sources, strata) for task in tasks]
-    return CurveTask(**{name: np.stack([getattr(t, name) for t in padded]) for name in _FIELDS})
