@@ -133,7 +133,10 @@ def tune(
 @app.command()
 def compare(
     agents: Annotated[
-        str, typer.Option(help="Names of algorithms or run folders, A,B,...; A is the reference.")
+        str,
+        typer.Option(
+            help="Names of algorithms (with options: NAME:key=value) or run folders, A,B,...; A is the reference."
+        ),
     ],
     arguments: Arguments = None,
     seeds: Annotated[

@@ -5,6 +5,7 @@ within each source. They get the same budget: by default the same steps, of as m
 which is equal compute; or the same supervised tokens.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from mixgym.envs.errors import ConfigError
 from mixgym.trainer.config import AgentOptions, RunConfig
 from mixgym.trainer.reports.dry_run import make_plan
+from mixgym.trainer.strict_yaml import parse_yaml
 from mixgym.trainer.tasks.materialise import materialise, on_task
 from mixgym.trainer.tasks.pool import find_pool
 from mixgym.trainer.tasks.real_tasks import real_tasks
@@ -70,7 +72,7 @@ def labels_of(agents: Sequence[str]) -> dict[str, str]:
     """
     labels: dict[str, str] = {}
     for agent in agents:
-        label = Path(agent).name
+        label = label_of(agent)
         if label in labels:
             raise ConfigError(f"--agents: two are called {label!r}: rename one of the folders")
         labels[label] = agent
@@ -81,10 +83,32 @@ def labels_of(agents: Sequence[str]) -> dict[str, str]:
     return labels
 
 
+def label_of(agent: str) -> str:
+    """What an agent is called in tables and folders.
+
+    >>> label_of("runs/mine"), label_of("cost_power:cost_exponent=0.3")
+    ('mine', 'cost_power-cost_exponent-0.3')
+    """
+    name, *options = agent.split(":")
+    return "-".join([Path(name).name, *(re.sub(r"[^\w.]+", "-", text) for text in options)])
+
+
 def agent_options(config: RunConfig, agent: str) -> AgentOptions:
-    """Options of the configuration go to the agent that they were written for."""
-    same = agent == config.agent.name
-    return config.agent if same else AgentOptions(name=agent)
+    """An agent with the options behind its name, ``NAME:key=value:key=value``.
+
+    Options of the configuration go to the agent that they were written for.
+
+    Raises:
+        ConfigError: for an option without a value.
+    """
+    name, *texts = agent.split(":")
+    options = dict(config.agent.options) if name == config.agent.name else {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--agents: {agent!r}: write options as NAME:key=value:key=value")
+        options[key] = parse_yaml(value, f"--agents: {agent}: {key}")[0]
+    return AgentOptions(name=name, options=options)
 
 
 def entries(
