@@ -135,7 +135,8 @@ def compare(
     agents: Annotated[
         str,
         typer.Option(
-            help="Names of algorithms (with options: NAME:key=value) or run folders, A,B,...; A is the reference."
+            help="Run folders, or names of algorithms (with options: NAME:key=value), A,B,...; A "
+            "is the reference."
         ),
     ],
     arguments: Arguments = None,
