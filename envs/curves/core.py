@@ -62,6 +62,7 @@ class CurvesCore:
         steps: in an episode; the last interval may be shorter. None: ``decisions * interval``.
         in_order: give environment i the tasks i, i + count, ... instead of random ones.
         bilevel: how step rule ``bilevel`` learns its weights, if that is the rule.
+        group: so many neighbours meet the same episodes; 1: each its own.
         exact_rewards: pay by losses without the errors of held-out sets, which the agent sees all
             the same: what is paid on the average is the same, and training by it much quicker.
 
@@ -81,6 +82,7 @@ class CurvesCore:
         steps: int | None = None,
         in_order: bool = False,
         bilevel: BilevelOptions | None = None,
+        group: int = 1,
         exact_rewards: bool = False,
     ) -> None:
         self.count = count
@@ -101,7 +103,13 @@ class CurvesCore:
         )
         self._last: StepArrays | None = None
         self._drawn = Draws(
-            self._table, decisions, self.shape, seed=seed, count=count, in_order=in_order
+            self._table,
+            decisions,
+            self.shape,
+            seed=seed,
+            count=count,
+            in_order=in_order,
+            group=group,
         )
         self._look_up()
         self._episodes = Episodes.begun(self._here.prior, CurveState.start(self.task))

@@ -106,6 +106,7 @@ class Draws:
         seed: of environment 0; environment i has ``seed + i``.
         count: environments.
         in_order: give environment i the tasks i, i + count, ... instead of random ones.
+        group: so many neighbours have the seed of the first one, and meet the same episodes.
 
     Attributes:
         task: int[n], places of the tasks of this moment in the table.
@@ -120,9 +121,11 @@ class Draws:
         seed: int,
         count: int,
         in_order: bool,
+        group: int = 1,
     ) -> None:
         self._table, self._decisions, self._in_order = table, decisions, in_order
-        self._random = [np_random(seed + i)[0] for i in range(count)]
+        self._group = group
+        self._random = [np_random(seed + i // group)[0] for i in range(count)]
         self._number = np.zeros(count, np.int64)  # of the next episode
         self.task = np.zeros(count, np.intp)
         self._noise = np.zeros((count, decisions + 1, *shape))
@@ -132,10 +135,11 @@ class Draws:
     def seed(self, seed: Seeds) -> None:
         """Start the streams of the next episodes anew; those whose seed is None go on."""
         count = len(self._random)
-        seeds = [seed + i for i in range(count)] if isinstance(seed, int) else seed
-        for i, own in enumerate(seeds):
-            if own is not None:
-                self._random[i] = np_random(own)[0]
+        own = [i // self._group for i in range(count)]
+        seeds = [seed + i for i in own] if isinstance(seed, int) else seed
+        for i, given in enumerate(seeds):
+            if given is not None:
+                self._random[i] = np_random(given)[0]
                 self._number[i] = 0
 
     def draw(self, index: int, *, arms: bool) -> tuple[int, tuple[int, int]]:

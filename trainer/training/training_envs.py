@@ -1,5 +1,6 @@
 """Vector environments to train agents in, and their state for exact resume."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,9 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
 
+from mixgym.agents.algorithm_presets import PRESETS
+from mixgym.agents.registry import HBO
 from mixgym.envs import storage
 from mixgym.envs.build import build_environment
 from mixgym.envs.curves.core import DECISIONS
@@ -31,13 +34,22 @@ class Watched(VecEnvWrapper):
     A decision is one of the joint environment: levels that see it as rows, or decide more rarely,
     are all counted alike.
 
+    Args:
+        venv: what is watched.
+        group: so many neighbours meet the same episodes, and each is paid what it earned beyond
+            their mean, so that what a task is worth by itself is no noise; 1: all they earned.
+
     Attributes:
         decisions: taken so far.
-        watch: called with rewards, dones and infos after every step.
+        watch: called with rewards (all they earned), dones and infos after every step.
     """
 
     decisions = 0
     watch: Watch | None = None
+
+    def __init__(self, venv: VecEnv, group: int = 1) -> None:
+        super().__init__(venv)
+        self._group = group
 
     def reset(self) -> Any:
         """Start all episodes."""
@@ -49,7 +61,16 @@ class Watched(VecEnvWrapper):
         self.decisions += self.num_envs
         if self.watch is not None:
             self.watch(rewards, dones, infos)
-        return observation, rewards, dones, infos
+        return observation, self._paid(rewards), dones, infos
+
+    def _paid(self, rewards: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._group == 1:
+            return rewards
+        rows = rewards.reshape(-1, self._group)
+        # the mean of the others, so that a baseline holds nothing of one's own decision
+        others = (rows.sum(1, keepdims=True) - rows) / (self._group - 1)
+        paid: NDArray[np.float32] = (rows - others).ravel()
+        return paid
 
 
 class TrainingEnv(Protocol):
@@ -86,9 +107,10 @@ class FastTrainingEnv:
             trained_in(config, CURVES).environment,
             seed=config.seed,
             bilevel=config.bilevel,
+            group=group_of(config),
             exact_rewards=True,
         )
-        self.env = Watched(self._curves)
+        self.env = Watched(self._curves, group_of(config))
         self.episode = DECISIONS
 
     def save(self, folder: Path) -> None:
@@ -104,6 +126,19 @@ class FastTrainingEnv:
         with np.load(folder / ARRAYS) as file:
             self._curves.set_state(_with_arrays(state["curves"], file))
         self.env.decisions = state["decisions"]
+
+
+def group_of(config: RunConfig) -> int:
+    """How many environments meet the same episodes: ``train.group``, where that makes sense.
+
+    Search pairs its candidates itself, replay buffers hold what was earned, HBO and the levels have
+    a pay of their own. Every group is whole: as large as divides the environments.
+    """
+    train = config.train
+    suited = PRESETS[train.algo].family == "on_policy" and train.algo != HBO
+    if not suited or train.level != "joint":
+        return 1
+    return math.gcd(train.group, train.environments)
 
 
 class LanguageTrainingEnv:

@@ -42,6 +42,12 @@ class TrainOptions(Options):
     decisions: int = Field(default=200_000, ge=1, description="decisions in the fast world")
     language_decisions: int = Field(default=200, ge=1, description="decisions on a language model")
     environments: int = Field(default=64, ge=1, description="fast environments side by side")
+    group: int = Field(
+        default=8,
+        ge=1,
+        description="fast environments that meet the same episodes, each paid what it earns beyond "
+        "the others (on-policy algorithms, joint level); 1: each its own episodes",
+    )
     evaluate_every: int = Field(default=20_000, ge=1, description="decisions between validations")
     language_evaluate_every: int = Field(
         default=100, ge=1, description="decisions on a language model between validations"
