@@ -19,7 +19,6 @@ from mixgym.envs.curves.dynamics import (
     mastery,
     nll,
     passes,
-    train_nll,
 )
 from mixgym.envs.curves.episodes import Draws, Episodes, Seeds, over
 from mixgym.envs.curves.held_out import mean_error, standard_errors
@@ -246,7 +245,7 @@ class CurvesCore:
         draws = self._drawn.arms_at(made.decision) if kind.probes else None
         # an episode that has ended takes none
         spent = Spent(np.maximum(tokens, 1.0), self._probes.tokens, draws=draws)
-        judged = self._judged(view, true_before) if self._exact else view
+        judged = self._here.judged(view, true_before, self._true) if self._exact else view
         reward = paid(judged, spent, kind, self.options)
         value = np.asarray(reward.value)
         self._episodes = replace(made, reward=value)
@@ -264,14 +263,6 @@ class CurvesCore:
             self._probes.fresh(),
         )
         return value
-
-    def _judged(self, view: View, true_before: FloatArray) -> View:
-        """The view with losses of sources as they are."""
-        here = self._here
-        begun = train_nll(here.task, CurveState.start(here.task))
-        losses = (begun, true_before, self._true)
-        start, before, now = (here.by_source(cells) for cells in losses)
-        return replace(view, nll_start=start, nll_before=before, nll=now)
 
     def observe(self) -> Any:
         """Observations of all environments: an array [n, size], or a dict of them."""

@@ -1,6 +1,6 @@
 """What follows from many tasks at once: priors, scales of actions, references; by environment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
+from mixgym.envs.curves.dynamics import CurveState, train_nll
 from mixgym.envs.curves.probes import reference_losses
 from mixgym.envs.curves.task import CurveTask, rate_until, tokens_per_step
 from mixgym.envs.curves.tasks.sets import Tasks, stacked
@@ -15,6 +16,7 @@ from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.spaces.actions import Levels
 from mixgym.envs.spaces.mixture import floored, last_sum, logit_scale, normalise
+from mixgym.envs.spaces.view import View
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ class Constants:
     def by_source(self, cells: FloatArray) -> FloatArray:
         """float64[n, K], mean over the strata that exist."""
         return last_sum(cells * self._cell_mean)
+
+    def judged(self, view: View, before: FloatArray, now: FloatArray) -> View:
+        """The view with losses of sources as they are, without the errors of held-out sets.
+
+        Args:
+            view: of n environments.
+            before: float64[n, K, G], NLL before the last decision.
+            now: float64[n, K, G], after it.
+        """
+        begun = train_nll(self.task, CurveState.start(self.task))
+        start, then, after = (self.by_source(cells) for cells in (begun, before, now))
+        return replace(view, nll_start=start, nll_before=then, nll=after)
 
 
 class TaskTable:
