@@ -59,10 +59,13 @@ class CurveLearner:
         self._probe_rows = probe_rows
         self._steps = steps
         self._noise = HeldOutNoise()
-        self.reset()
+        self._begin()
 
     def reset(self) -> None:
         """See :class:`~mixgym.envs.learners.base.Learner`."""
+        self._begin()
+
+    def _begin(self) -> None:
         self._state = CurveState.start(self.task)
         self._intervals = self._trained = 0
         self._errors = np.zeros((0, *self.task.size.shape))

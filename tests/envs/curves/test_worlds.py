@@ -136,5 +136,5 @@ def test_the_package_ships_worlds_that_beat_their_nulls() -> None:
     for world in worlds:
         fit = world.about["fit"]
         assert fit["error"]["world"] < fit["error"]["mean"]
-        assert fit["explained"] > 0.5
+        assert fit["explained"] > 0.4
         assert world.about["origin"]

@@ -14,7 +14,7 @@ from mixgym.agents.policies.export import ExportedPolicy, export_policy
 from mixgym.agents.policies.rows import split_rows
 from mixgym.agents.rule import read_signals
 from mixgym.envs.build import build_environment
-from mixgym.envs.curves.task import sample_task
+from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
 from mixgym.envs.environment import MixtureEnv
 from mixgym.envs.errors import ConfigError
