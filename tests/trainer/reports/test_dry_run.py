@@ -170,7 +170,8 @@ def test_plain_words_come_first_and_figures_on_request(
     plan_command(config)
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.startswith(
-        "run: uniform trains 0.1m for 2 steps in 2 decisions, at a learning rate of 0.001"
+        "run: uniform trains 0.1m on a budget of 2 optimiser steps: 2 steps in 2 decisions, at a "
+        "learning rate of 0.001"
     )
     for word in ("addition", "noise", "memory:", "warning: measuring takes"):
         assert word in shown
