@@ -220,7 +220,7 @@ def parts_of(
 
     >>> space = dict_space((3, 2))
     >>> parts_of(space.sample())["cell_signals"].shape
-    (3, 2, 9)
+    (3, 2, 11)
     """
     sources = observation["signals"].shape[-1] // len(SIGNALS)
     strata = observation["masks"].shape[-1] // sources - 1
