@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.task import (
+    BY_SOURCE,
     CONSTANT,
     COSINE,
     LEAST_SOURCES,
     LINEAR,
+    MAX_SOURCES,
     MAX_STRATA,
     CurveTask,
 )
@@ -32,6 +35,8 @@ from mixgym.envs.curves.tasks.prior import sample_task
 
 PRIOR_SHARE = 0.25
 """Share of tasks that come from the wide prior."""
+JOINED_SHARE = 0.5
+"""Share of the others whose sources come from two worlds."""
 NOISE = "noise"
 """What the names of sources begin with that are there to be found useless."""
 _ALIKE = 0.6  # share of the tasks in which all useful sources count alike
@@ -59,25 +64,95 @@ class WorldTasks:
         rng = np.random.default_rng(np.random.SeedSequence([seed, 78]))
         if rng.random() < PRIOR_SHARE or not self.worlds:
             return _from_prior(rng, seed)
-        return _around(rng, self.worlds[rng.integers(len(self.worlds))])
+        order = rng.permutation(len(self.worlds))
+        one, *others = (self.worlds[i] for i in order)
+        alike = [w for w in others if w.row_error.shape[1] == one.row_error.shape[1]]
+        pair = (one, alike[0]) if alike and rng.random() < JOINED_SHARE else (one,)
+        return _around(rng, *pair)
 
 
-def _around(rng: np.random.Generator, world: FittedWorld) -> CurveTask:
-    task = _moved(rng, world)
-    count = task.size.shape[0]
-    chosen = int(rng.integers(min(LEAST_SOURCES, count), count + 1))
-    index = rng.permutation(count)[:chosen]
-    row_error = world.row_error[index]
-    task = task.sources(index)
-    shrunk = 10.0 ** rng.uniform(-1.5, 0.3, (chosen, 1))
-    size = task.size * shrunk
-    budget = world.budget * 10.0 ** rng.uniform(-0.4, 0.4)
+@dataclass(frozen=True)
+class _Drawn:
+    """Sources of a world, or of several, before their circumstances are drawn.
+
+    Attributes:
+        task: the constants.
+        row_error: float64[K, G], see :class:`~mixgym.envs.curves.tasks.fitted.FittedWorld`.
+        useful: bool[K], whether a source can be a target.
+    """
+
+    task: CurveTask
+    row_error: FloatArray
+    useful: BoolArray
+
+    def some(self, index: NDArray[np.intp]) -> "_Drawn":
+        """Those of its sources, in this order."""
+        return _Drawn(self.task.sources(index), self.row_error[index], self.useful[index])
+
+
+def _around(rng: np.random.Generator, world: FittedWorld, *others: FittedWorld) -> CurveTask:
+    found = _sources_of(rng, world)
+    for other in others:
+        found = _joined(rng, found, _sources_of(rng, other))
+    count = len(found.useful)
+    most = min(count, MAX_SOURCES)
+    chosen = int(rng.integers(min(LEAST_SOURCES, most), most + 1))
+    found = found.some(rng.permutation(count)[:chosen])
+    task = found.task
     dearer = np.exp(rng.normal(0.0, 0.3, (chosen, 1)))
-    cost = np.maximum(task.cost * dearer, 1.0)
-    useful = np.array([not world.sources[i].startswith(NOISE) for i in index])
-    targets = _targets(rng, useful)
-    task = replace(task, size=size, cost=cost, budget=np.array(budget), targets=targets)
-    return _circumstances(rng, task, row_error)
+    task = replace(
+        task,
+        size=task.size * 10.0 ** rng.uniform(-1.5, 0.3, (chosen, 1)),
+        cost=np.maximum(task.cost * dearer, 1.0),
+        budget=np.array(world.budget * 10.0 ** rng.uniform(-0.4, 0.4)),
+        targets=_targets(rng, found.useful),
+    )
+    return _circumstances(rng, task, found.row_error)
+
+
+def _sources_of(rng: np.random.Generator, world: FittedWorld) -> _Drawn:
+    useful = np.array([not name.startswith(NOISE) for name in world.sources])
+    return _Drawn(_moved(rng, world), world.row_error, useful)
+
+
+def _joined(rng: np.random.Generator, one: _Drawn, other: _Drawn) -> _Drawn:
+    """Sources of two worlds in one; what they teach each other is a guess, all else is the first's.
+
+    The second world's scales are converted to the first one's intrinsic time, at steps half way
+    between those of both fits.
+    """
+    mine, theirs = one.task, _in_units_of(one.task, other.task)
+    both = {
+        name: np.concatenate([getattr(mine, name), getattr(theirs, name)]) for name in BY_SOURCE
+    }
+    kinds = [_mean_transfer(task.transfer) for task in (mine, theirs)]
+    strange = max(min(kinds), 0.0) * rng.uniform(0.0, 1.0)
+    sizes = len(mine.targets), len(theirs.targets)
+    transfer = rng.normal(strange, 0.05, (sum(sizes),) * 2)
+    transfer[: sizes[0], : sizes[0]] = mine.transfer
+    transfer[sizes[0] :, sizes[0] :] = theirs.transfer
+    return _Drawn(
+        replace(mine, **both, transfer=transfer),
+        np.concatenate([one.row_error, other.row_error]),
+        np.concatenate([one.useful, other.useful]),
+    )
+
+
+def _in_units_of(mine: CurveTask, theirs: CurveTask) -> CurveTask:
+    """Their scales in my intrinsic time."""
+    batch = np.sqrt(mine.batch * theirs.batch)
+    passed = [
+        (batch / task.batch) ** (task.batch_power - 1.0) * np.exp(-task.rate_harm)
+        for task in (mine, theirs)
+    ]
+    factor = passed[0] / passed[1]
+    return replace(theirs, scale=theirs.scale * factor, base_scale=theirs.base_scale * factor)
+
+
+def _mean_transfer(transfer: FloatArray) -> float:
+    """Of sources to other ones."""
+    others = ~np.eye(len(transfer), dtype=bool)
+    return float(transfer[others].mean()) if others.any() else 0.0
 
 
 def _moved(rng: np.random.Generator, world: FittedWorld) -> CurveTask:
