@@ -11,7 +11,7 @@ from mixgym.envs.curves.dynamics import CurveState, nll
 from mixgym.envs.curves.tasks.fitted import read_world
 from mixgym.envs.errors import ConfigError, RunError
 from mixgym.trainer.worlds.figures import cross_validated, figures, is_useful
-from mixgym.trainer.worlds.fit import fit_runs
+from mixgym.trainer.worlds.fit import fit_command, fit_runs
 from mixgym.trainer.worlds.fitting import predict
 from mixgym.trainer.worlds.order import order_effects
 from mixgym.trainer.worlds.parameters import Parameters
@@ -75,6 +75,16 @@ def test_the_file_is_the_fit(library: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(world.row_error, 0.01 * np.sqrt(400.0), rtol=1e-3)
     assert world.stays > 0.9
     assert {p.name for p in tmp_path.iterdir()} == {"worlds", "known.png"}
+
+
+def test_the_command_prints_its_figures_and_answers_in_json(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = fit_command([library], out=tmp_path / "w.json", folds=2)
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("green", "mean over mixtures", "law of amounts", "losses that stay", "w.json"):
+        assert words in shown
+    assert json.loads(json.dumps(answer))["runs"] == RUNS
 
 
 def test_what_no_mixture_explains_is_refused_with_its_figures(
