@@ -210,6 +210,8 @@ def worth(task: CurveTask, state: CurveState, known: FloatArray) -> FloatArray:
 
 def _gate(task: CurveTask, known: FloatArray) -> FloatArray:
     """float64[..., K, G], what a token is worth by how far its stratum has opened."""
+    if not task.gated:
+        return task.open
     # tanh instead of a logistic: it cannot overflow
     opening = 0.5 + 0.5 * np.tanh((known[..., :-1] - task.threshold) / (2.0 * _GATE_WIDTH))
     gate = np.where(task.threshold > 0, GATE_LEAK + (1.0 - GATE_LEAK) * opening, 1.0)

@@ -117,6 +117,16 @@ class CurveTask:
         return bool(np.any(self.lasting < 1.0))
 
     @cached_property
+    def open(self) -> FloatArray:
+        """float64[..., K, G] of ones: what tokens are worth where all strata are open."""
+        return np.ones_like(self.size)
+
+    @cached_property
+    def gated(self) -> bool:
+        """Whether a stratum opens only after another one."""
+        return bool(np.any(self.threshold > 0.0))
+
+    @cached_property
     def interferes(self) -> bool:
         """Whether a source takes something from another one."""
         return bool(np.any(self.transfer < 0.0))
