@@ -20,7 +20,8 @@ def of_signals(rule: CostPower, **columns: Any) -> list[float]:
 def test_cost_power_by_hand() -> None:
     cost, size = [1.0, 4.0, 16.0], [100.0, 400.0, 1600.0]
     halves = np.array([1.0, 1 / 2, 1 / 4])
-    assert of_signals(CostPower(), cost=cost) == pytest.approx(halves / halves.sum())
+    half = CostPower(size_exponent=0.0, cost_exponent=0.5)
+    assert of_signals(half, cost=cost) == pytest.approx(halves / halves.sum())
     equal = CostPower(cost_exponent=1.0)
     assert of_signals(equal, cost=cost) == pytest.approx([16 / 21, 4 / 21, 1 / 21])
     both = CostPower(size_exponent=0.5, cost_exponent=0.5)
@@ -38,7 +39,7 @@ def test_cost_power_leaves_out_what_does_not_count_unless_told() -> None:
     assert of_signals(CostPower(pool=1.0), **rows) == pytest.approx([1 / 3] * 3)
     # nothing that can be trained on counts: all of it is a pool
     rows |= {"target": [0.0, 0.0, 1.0], "size": [10.0, 20.0, 0.0]}
-    assert of_signals(CostPower(), **rows) == [0.5, 0.5, 0.0]
+    assert of_signals(CostPower(size_exponent=0.0), **rows) == [0.5, 0.5, 0.0]
 
 
 def test_cost_power_takes_an_unknown_cost_for_the_usual_one() -> None:
