@@ -131,12 +131,12 @@ class FastTrainingEnv:
 def group_of(config: RunConfig) -> int:
     """How many environments meet the same episodes: ``train.group``, where that makes sense.
 
-    Search pairs its candidates itself, replay buffers hold what was earned, HBO and the levels have
-    a pay of their own. Every group is whole: as large as divides the environments.
+    Search pairs its candidates itself, replay buffers hold what was earned, HBO and local
+    levels have a pay of their own. Every group is whole: as large as divides the environments.
     """
     train = config.train
     suited = PRESETS[train.algo].family == "on_policy" and train.algo != HBO
-    if not suited or train.level != "joint":
+    if not suited or train.level not in ("joint", "global"):
         return 1
     return math.gcd(train.group, train.environments)
 

@@ -46,7 +46,7 @@ class TrainOptions(Options):
         default=8,
         ge=1,
         description="fast environments that meet the same episodes, each paid what it earns beyond "
-        "the others (on-policy algorithms, joint level); 1: each its own episodes",
+        "the others (on-policy algorithms, levels joint and global); 1: each its own episodes",
     )
     evaluate_every: int = Field(default=20_000, ge=1, description="decisions between validations")
     language_evaluate_every: int = Field(

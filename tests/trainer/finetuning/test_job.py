@@ -18,6 +18,7 @@ AGENTS = ("exp3", "proportional")
 
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> Iterator[None]:
+    keep_last_corpus(False)
     yield
     keep_last_corpus(False)
 

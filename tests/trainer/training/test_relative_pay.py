@@ -66,7 +66,8 @@ def test_alone_everyone_is_paid_what_it_earned() -> None:
         ({"algo": "sac"}, 1),
         ({"algo": "ars"}, 1),
         ({"algo": "hbo"}, 1),
-        ({"algo": "ppo", "level": "global"}, 1),
+        ({"algo": "ppo", "level": "global"}, 8),
+        ({"algo": "ppo", "level": "local"}, 1),
     ],
 )
 def test_who_is_grouped(train: dict[str, Any], group: int) -> None:
