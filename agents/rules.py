@@ -7,11 +7,10 @@ import numpy as np
 
 from mixgym.agents.actor import State
 from mixgym.agents.mixers import checks
-from mixgym.agents.mixers.simplex import TINY, softmax
-from mixgym.agents.mixers.trust import relative_cost
 from mixgym.agents.rule import Rule, Signals
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.errors import ConfigError
+from mixgym.envs.spaces.priors import cost_power
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -106,12 +105,9 @@ class CostPower(Rule):
 
     def weights(self, signals: Signals, memory: State) -> tuple[FloatArray, None]:
         """See :class:`Rule`."""
-        mask, counted = signals.trainable, signals.sources["target"] > 0
-        kept = mask & (counted | (self.pool > 0) | ~(mask & counted).any())
-        logs = self.size_exponent * np.log(np.where(mask, signals.sources["size"], 1.0))
-        logs -= self.cost_exponent * np.log(relative_cost(signals))
-        least = np.where(counted | ~(mask & counted).any(), 1.0, self.pool)
-        return softmax(logs + np.log(np.maximum(least, TINY)), kept), None
+        columns = signals.sources
+        size = np.where(signals.trainable, columns["size"], 0.0)
+        return cost_power(size, columns["cost"], columns["target"], **self.options()), None
 
     def options(self) -> dict[str, Any]:
         """See :class:`Rule`."""

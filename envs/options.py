@@ -13,6 +13,7 @@ from mixgym.envs.learners.kinds import CAUSAL_LM, LearnerName
 from mixgym.envs.learners.models.small_models import PRESETS
 from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.probes import find_probe
+from mixgym.envs.spaces.priors import Prior
 from mixgym.envs.strict_options import Options as Options  # the base of sections elsewhere too
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -218,7 +219,11 @@ class EnvironmentOptions(Options):
         description="folder of a reference model; curves: any word, the reference is what the "
         "whole budget reaches under the proportional mixture",
     )
-    prior: Literal["uniform", "proportional"] | dict[str, Weight] = "uniform"
+    prior: Prior | dict[str, Weight] = Field(
+        "uniform",
+        description="mixture of a zero action: uniform, proportional, cost_power (the agent "
+        "corrects that rule), or a weight for every source",
+    )
     floor: Fraction = Field(
         0.02, description="share of the prior mixed into every mixture of logits"
     )

@@ -16,6 +16,7 @@ from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.spaces.actions import Levels
 from mixgym.envs.spaces.mixture import floored, last_sum, logit_scale, normalise
+from mixgym.envs.spaces.priors import prior_weights
 from mixgym.envs.spaces.view import View
 
 
@@ -146,10 +147,10 @@ def priors(tasks: CurveTask, options: EnvironmentOptions) -> Levels:
         ConfigError: for a prior by name: tasks have other sources each.
     """
     if not isinstance(options.prior, str):
-        raise ConfigError("environment.prior: a batch of tasks takes uniform or proportional")
+        raise ConfigError("environment.prior: a batch of tasks takes a word, not weights by name")
     present = tasks.present
     size = last_sum(tasks.size)
-    base = np.asarray(present.any(-1), np.float64) if options.prior == "uniform" else size
+    base = prior_weights(options.prior, size, tasks.source_cost, tasks.targets)
     return normalise(base, np.asarray(size > 0)), normalise(tasks.size, present)
 
 

@@ -71,6 +71,10 @@ def find_agent(options: AgentOptions) -> AgentKind:
     return AgentKind(needs, lambda env, names: _rule(options, env, names))
 
 
+ACTING = ("floor", "reach", "step", "prior")
+"""What an agent's actions mean, from its card."""
+
+
 def _exported(folder: Path, options: AgentOptions) -> AgentKind:
     from mixgym.agents.policies.composed import load_agent
     from mixgym.agents.policies.export import CARD, read_card
@@ -83,7 +87,7 @@ def _exported(folder: Path, options: AgentOptions) -> AgentKind:
             f"agent.options: the agent in {where} is trained and takes none, "
             f"got {', '.join(options.options)}"
         )
-    kept: dict[str, Any] = {name: card[name] for name in ("floor", "reach", "step") if name in card}
+    kept: dict[str, Any] = {name: card[name] for name in ACTING if name in card}
     needs = replace(TRAINED, action=card.get("action", TRAINED.action), settings=kept)
     return AgentKind(needs, lambda env, names: load_agent(where, env))
 

@@ -248,6 +248,7 @@ def export_agent(run: RunFolder, group: LearnerGroup, name: str, card: dict[str,
         "step": environment.step,
         "floor": environment.floor,
         "reach": environment.reach,
+        **({"prior": environment.prior} if isinstance(environment.prior, str) else {}),
         **({"level_of_training": train.level} if train.level != "joint" else {}),
         **({"local_algorithm": train.local_algo} if train.local_algo else {}),
     }
