@@ -379,7 +379,7 @@ class CurvesCore:
             probe_age=book.age if book.periods else None,
             cost=here.task.source_cost,
             cell_cost=here.task.cell_cost,
-            error=mean_error(errors, here.present),
+            error=mean_error(errors, here.task.cell_mean),
             cell_error=errors,
         )
         if self._fixed is None:

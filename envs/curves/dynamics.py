@@ -41,6 +41,7 @@ class CurveState:
 
     Attributes:
         given: float64[..., K, G], supervised tokens trained on.
+        fresh: float64[..., K, G], what the passes over a cell were worth, in passes over fresh rows.
         learnt: float64[..., K, G], what they were worth to their own cell, in intrinsic time.
         recent: float64[..., K, G], the same less what was forgotten since, with what was known
             before.
@@ -49,6 +50,7 @@ class CurveState:
     """
 
     given: FloatArray
+    fresh: FloatArray
     learnt: FloatArray
     recent: FloatArray
     time: FloatArray
@@ -59,7 +61,7 @@ class CurveState:
         """Before training."""
         nothing = np.zeros_like(task.budget)
         cells = np.zeros_like(task.size)
-        return cls(cells, cells, task.known * task.present, nothing, nothing)
+        return cls(cells, cells, cells, task.known * task.present, nothing, nothing)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,7 @@ def mass(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G], what is known of every cell, in intrinsic time."""
     if not task.forgets:
         return state.learnt
-    kept = task.lasting[..., None, None]
-    return kept * state.learnt + (1.0 - kept) * state.recent
+    return state.recent + task.lasting[..., None, None] * (state.learnt - state.recent)
 
 
 def effective_tokens(task: CurveTask, state: CurveState) -> FloatArray:
@@ -93,15 +94,19 @@ def effective_tokens(task: CurveTask, state: CurveState) -> FloatArray:
 
 def _fall(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G], 1 + N / scale."""
-    ratio = 1.0 + effective_tokens(task, state) / task.scale
-    return np.maximum(ratio, _LEAST) if task.interferes else ratio
+    ratio = effective_tokens(task, state)
+    ratio /= task.scale
+    ratio += 1.0
+    return np.maximum(ratio, _LEAST, out=ratio) if task.interferes else ratio
 
 
 def mastery(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G], at most 1: how much of the amplitude is gone; below 0 by interference."""
-    # faster than expm1 and log1p
-    known = 1.0 - np.exp(-task.exponent * np.log(_fall(task, state)))
-    return np.maximum(known, _WORST) if task.interferes else known
+    left = np.log(_fall(task, state))  # with exp, faster than expm1 and log1p
+    left *= task.exponent
+    np.exp(np.negative(left, out=left), out=left)
+    known = np.subtract(1.0, left, out=left)
+    return np.maximum(known, _WORST, out=known) if task.interferes else known
 
 
 def passes(task: CurveTask, state: CurveState) -> FloatArray:
@@ -125,17 +130,24 @@ def nll(task: CurveTask, state: CurveState, known: FloatArray | None = None) -> 
         state: what has been trained.
         known: the state's :func:`mastery`, if somebody has it already.
     """
-    excess = np.maximum(passes(task, state) / task.free_passes, 1.0)
-    return train_nll(task, state, known) + task.overfit * np.log(excess)
+    excess = passes(task, state)
+    excess /= task.free_passes
+    np.log(np.maximum(excess, 1.0, out=excess), out=excess)
+    excess *= task.overfit
+    excess += train_nll(task, state, known)
+    return excess
 
 
 def train_nll(task: CurveTask, state: CurveState, known: FloatArray | None = None) -> FloatArray:
     """float64[..., K, G], NLL of training rows: without the cost of over-fitting."""
     known = mastery(task, state) if known is None else known
-    own = task.floor + task.amplitude * (1.0 - known)
-    if not task.common:
-        return own
-    return np.where(task.present, own + _common(task, state), 0.0)
+    own = 1.0 - known
+    own *= task.amplitude
+    own += task.floor
+    if task.common:
+        own += _common(task, state)
+        own *= task.present
+    return own
 
 
 def gradient_norm(task: CurveTask, state: CurveState) -> FloatArray:
@@ -167,25 +179,30 @@ def advance(
         pace: steps and learning rate of the interval.
         known: the state's :func:`mastery`, if somebody has it already.
     """
-    gate = _gate(task, mastery(task, state) if known is None else known)
     given = state.given + tokens
     total = last_sum(last_sum(tokens))
     passed = _intrinsic(task, total, pace)
-    after, before = given * task.inverse_size, passes(task, state)
-    fresh = gate * task.size * (_worth(task, after) - _worth(task, before))
-    won = fresh * (passed / np.maximum(total, 1e-300))[..., None, None]
-    if not task.forgets:
-        recent = state.recent
-    else:
-        faded = task.forgetting * passed
-        kept = -np.expm1(-faded) / np.maximum(faded, 1e-12)  # of what came in on the way
-        recent = (
-            state.recent * np.exp(-faded)[..., None, None]
-            + won * np.where(faded > 1e-12, kept, 1.0)[..., None, None]
-        )
+    fresh = _worth(task, given * task.inverse_size)
+    won = fresh - state.fresh
+    won *= task.size
+    won *= (passed / np.maximum(total, 1e-300))[..., None, None]
+    if task.gated:
+        won *= _gate(task, mastery(task, state) if known is None else known)
+    recent = _faded(task, state.recent, won, passed) if task.forgets else state.recent
     lag = np.exp(-task.cooling * passed)
     heat = pace.rate + (state.heat - pace.rate) * lag
-    return CurveState(given, state.learnt + won, recent, state.time + passed, heat)
+    return CurveState(given, fresh, state.learnt + won, recent, state.time + passed, heat)
+
+
+def _faded(
+    task: CurveTask, recent: FloatArray, won: FloatArray, passed: FloatArray
+) -> FloatArray:
+    """float64[..., K, G], what is left of what was known and ``won`` while time ``passed``."""
+    faded = task.forgetting * passed
+    kept = -np.expm1(-faded) / np.maximum(faded, 1e-12)  # of what came in on the way
+    left = recent * np.exp(-faded)[..., None, None]
+    left += won * np.where(faded > 1e-12, kept, 1.0)[..., None, None]
+    return left
 
 
 def _intrinsic(task: CurveTask, total: FloatArray, pace: Pace) -> FloatArray:
@@ -205,17 +222,23 @@ def worth(task: CurveTask, state: CurveState, known: FloatArray) -> FloatArray:
         known: the state's :func:`mastery`.
     """
     repeated = np.maximum(passes(task, state) - 1.0, 0.0)
-    return _gate(task, known) * np.exp(-repeated / task.patience)
+    fresh: FloatArray = np.exp(-repeated / task.patience)
+    return _gate(task, known) * fresh if task.gated else fresh
 
 
 def _gate(task: CurveTask, known: FloatArray) -> FloatArray:
     """float64[..., K, G], what a token is worth by how far its stratum has opened."""
-    if not task.gated:
-        return task.open
+    # the mastery of the stratum before; whatever the first one finds there, it is open
+    earlier = np.zeros(known.shape)
+    earlier.reshape(-1)[1:] = known.reshape(-1)[:-1]
+    earlier -= task.opens_at
+    earlier *= 0.5 / _GATE_WIDTH
     # tanh instead of a logistic: it cannot overflow
-    opening = 0.5 + 0.5 * np.tanh((known[..., :-1] - task.threshold) / (2.0 * _GATE_WIDTH))
-    gate = np.where(task.threshold > 0, GATE_LEAK + (1.0 - GATE_LEAK) * opening, 1.0)
-    return np.concatenate([np.ones_like(known[..., :1]), gate], axis=-1)
+    lost = np.tanh(earlier, out=earlier)
+    np.subtract(1.0, lost, out=lost)
+    lost *= task.gates
+    lost *= 0.5 * (1.0 - GATE_LEAK)
+    return np.subtract(1.0, lost, out=lost)
 
 
 def _worth(task: CurveTask, seen: FloatArray) -> FloatArray:
@@ -223,5 +246,11 @@ def _worth(task: CurveTask, seen: FloatArray) -> FloatArray:
 
     An integral, so that many passes in one interval are worth no more than in several.
     """
-    repeated = np.maximum(seen - 1.0, 0.0)
-    return np.minimum(seen, 1.0) + task.patience * (1.0 - np.exp(-repeated / task.patience))
+    repeated = seen - 1.0
+    np.maximum(repeated, 0.0, out=repeated)
+    repeated /= task.patience
+    left = np.exp(np.negative(repeated, out=repeated), out=repeated)
+    worth = np.subtract(1.0, left, out=left)
+    worth *= task.patience
+    worth += np.minimum(seen, 1.0)
+    return worth

@@ -31,7 +31,7 @@ class Episodes:
         share: float64[n, K], realised so far.
         train, cell_train: float64[n, K], [n, K, G], training NLL; NaN where nothing was trained.
         start, before, now: float64[n, K, G], held-out NLL as measured.
-        given, learnt, recent, time, heat: see :class:`~mixgym.envs.curves.dynamics.CurveState`.
+        given, fresh, learnt, recent, time, heat: see :class:`~mixgym.envs.curves.dynamics.CurveState`.
     """
 
     decision: NDArray[np.int64]
@@ -46,6 +46,7 @@ class Episodes:
     before: FloatArray
     now: FloatArray
     given: FloatArray
+    fresh: FloatArray
     learnt: FloatArray
     recent: FloatArray
     time: FloatArray
@@ -74,7 +75,9 @@ class Episodes:
     @property
     def state(self) -> CurveState:
         """What has been trained so far."""
-        return CurveState(self.given, self.learnt, self.recent, self.time, self.heat)
+        return CurveState(
+            self.given, self.fresh, self.learnt, self.recent, self.time, self.heat
+        )
 
     def replaced(self, where: BoolArray, others: "Episodes") -> "Episodes":
         """These, and the ``others`` where bool[n] says so."""

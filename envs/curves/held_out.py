@@ -6,8 +6,9 @@ loss stays as it is, and a smaller part moves as the model does.
 
 import numpy as np
 
-from mixgym.envs.arrays import BoolArray, FloatArray
+from mixgym.envs.arrays import FloatArray
 from mixgym.envs.random_streams import EpisodeNoise
+from mixgym.envs.spaces.mixture import last_sum
 
 
 class HeldOutNoise:
@@ -41,7 +42,13 @@ def standard_errors(noise: FloatArray, nll: FloatArray) -> FloatArray:
     return noise * nll
 
 
-def mean_error(errors: FloatArray, present: BoolArray) -> FloatArray:
-    """float64[..., K], standard errors of the mean loss over a source's strata, each on its own."""
-    count = np.maximum(present.sum(-1), 1)
-    return np.asarray(np.sqrt((np.where(present, errors, 0.0) ** 2).sum(-1)) / count)
+def mean_error(errors: FloatArray, cell_mean: FloatArray) -> FloatArray:
+    """float64[..., K], standard errors of the mean loss over a source's strata, each on its own.
+
+    Args:
+        errors: float64[..., K, G], of every stratum.
+        cell_mean: float64[..., K, G], weights of the mean.
+    """
+    part = errors * cell_mean
+    part *= part
+    return np.sqrt(last_sum(part))

@@ -60,12 +60,6 @@ class Seen:
     reference: FloatArray | None = None
 
     @property
-    def by_cell(self) -> FloatArray:
-        """float64[..., K, G], weights of a mean over the strata that exist."""
-        present = self.task.present
-        return present / np.maximum(present.sum(-1, keepdims=True), 1)
-
-    @property
     def nll(self) -> FloatArray:
         """float64[..., K, G], NLL of training rows."""
         return train_nll(self.task, self.state, self.known)
@@ -76,7 +70,7 @@ class Seen:
         Tokens of k are spread over its strata by their size, and count what they are worth now.
         """
         task = self.task
-        slope = gradient_norm(task, self.state) * self.by_cell
+        slope = gradient_norm(task, self.state) * self.task.cell_mean
         size = np.maximum(last_sum(task.size), 1e-300)[..., None]
         share = task.size / size * worth(task, self.state, self.known)
         reach = slope @ np.swapaxes(share @ task.spread, -1, -2)
@@ -173,7 +167,7 @@ def _own(fall: FloatArray) -> FloatArray:
 
 
 def _norm(seen: Seen, grain: float) -> FloatArray:
-    entropy = last_sum(seen.nll * seen.by_cell)
+    entropy = last_sum(seen.nll * seen.task.cell_mean)
     return np.sqrt(_own(seen.falls()) + grain * entropy)
 
 

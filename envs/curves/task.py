@@ -5,7 +5,7 @@ What they mean is said in :mod:`mixgym.envs.curves.dynamics`; where tasks come f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -117,14 +117,27 @@ class CurveTask:
         return bool(np.any(self.lasting < 1.0))
 
     @cached_property
-    def open(self) -> FloatArray:
-        """float64[..., K, G] of ones: what tokens are worth where all strata are open."""
-        return np.ones_like(self.size)
+    def cell_mean(self) -> FloatArray:
+        """float64[..., K, G], weights of a mean over the strata that exist."""
+        present = self.present
+        return np.asarray(present / np.maximum(present.sum(-1, keepdims=True), 1))
 
     @cached_property
     def gated(self) -> bool:
         """Whether a stratum opens only after another one."""
         return bool(np.any(self.threshold > 0.0))
+
+    @cached_property
+    def gates(self) -> FloatArray:
+        """float64[..., K, G], 1 for strata that another one opens, else 0."""
+        gates: FloatArray = np.ones_like(self.size) * (self.threshold > 0.0)
+        gates[..., 0] = 0.0
+        return gates
+
+    @cached_property
+    def opens_at(self) -> FloatArray:
+        """float64[..., K, G], the threshold of every stratum's gate."""
+        return np.asarray(self.gates * self.threshold)
 
     @cached_property
     def interferes(self) -> bool:
@@ -140,6 +153,11 @@ class CurveTask:
     def names(self) -> tuple[str, ...]:
         """Names of the sources (of a single task)."""
         return tuple(f"source{k}" for k in range(self.targets.shape[-1]))
+
+    def by_cell(self) -> "CurveTask":
+        """The same with a value per cell where dynamics want one, which is quicker than a column."""
+        wide = np.ones_like(self.size)
+        return replace(self, **{name: wide * getattr(self, name) for name in _WIDE})
 
     def pick(self, index: NDArray[np.intp]) -> "CurveTask":
         """The tasks at ``index`` of the leading axis."""
@@ -174,6 +192,7 @@ _COLUMNS = {
     "overfit": 0.0,
     "free_passes": 1.0,
 }
+_WIDE = ("patience", "overfit", "free_passes")  # columns that dynamics take with cells
 BY_SOURCE = ("targets", *_CELLS, *_COLUMNS)
 """Fields with a row per source."""
 

@@ -58,13 +58,9 @@ class Constants:
         """float64[n, K], targets that sum to 1."""
         return np.asarray(self.task.targets / self.task.targets.sum(-1, keepdims=True))
 
-    @cached_property
-    def _cell_mean(self) -> FloatArray:
-        return self.present / np.maximum(self.present.sum(-1, keepdims=True), 1)
-
     def by_source(self, cells: FloatArray) -> FloatArray:
         """float64[n, K], mean over the strata that exist."""
-        return last_sum(cells * self._cell_mean)
+        return last_sum(cells * self.task.cell_mean)
 
     def judged(self, view: View, before: FloatArray, now: FloatArray) -> View:
         """The view with losses of sources as they are, without the errors of held-out sets.
@@ -102,7 +98,7 @@ class TaskTable:
         reference: bool,
     ) -> None:
         self._made_of = tasks, options, shape, steps, reference
-        task = stacked(tasks, *shape)
+        task = stacked(tasks, *shape).by_cell()
         prior, present = priors(task, options), task.present
         top, inner = scales(task, options.reach)
         self.shapes = np.stack([present.any(-1).sum(-1), present.any(-2).sum(-1)], -1).tolist()
