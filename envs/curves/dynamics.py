@@ -1,9 +1,10 @@
 """How a closed-form learner moves: pure functions over any leading axes.
 
-The held-out NLL of source i, stratum g is a sum of five terms::
+The held-out NLL of source i, stratum g is a sum of six terms::
 
     floor + base (1 + S / base_scale) ** -base_exponent          what any training teaches
           + amplitude (1 + N / scale) ** -exponent               what these sources teach
+          + rarity log(whole / met)                              what being left out costs
           + warmth heat                                          what a high learning rate costs
           + overfit log max(passes / free_passes, 1)             what repetition costs
 
@@ -18,7 +19,7 @@ as in the additive mixing law (Shukor et al. 2025, arXiv 2507.09404). Without fo
 of amounts. ``heat`` follows the learning rate with a lag, so that losses fall when the rate is
 annealed (as in the multi-power law, Luo et al. 2025, arXiv 2503.12811). A repeated token is worth
 exponentially less with the passes (Muennighoff et al. 2023, arXiv 2305.16264), and in a stratum
-that has not opened a token counts a tenth.
+that has not opened a token counts a tenth. Rarity: :mod:`mixgym.envs.curves.exposure`.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
+from mixgym.envs.curves.exposure import exposed, rarity_nll
 from mixgym.envs.curves.task import CurveTask
 from mixgym.envs.spaces.mixture import last_sum
 
@@ -41,10 +43,11 @@ class CurveState:
 
     Attributes:
         given: float64[..., K, G], supervised tokens trained on.
-        fresh: float64[..., K, G], what the passes over a cell were worth, in passes over fresh rows.
+        fresh: float64[..., K, G], what the passes over a cell were worth, in fresh passes.
         learnt: float64[..., K, G], what they were worth to their own cell, in intrinsic time.
         recent: float64[..., K, G], the same less what was forgotten since, with what was known
             before.
+        shown: float64[..., K], intrinsic time spent on sources, less what faded since.
         time: float64[...], intrinsic time.
         heat: float64[...], the learning rate over that of the task's fit, with a lag.
     """
@@ -53,6 +56,7 @@ class CurveState:
     fresh: FloatArray
     learnt: FloatArray
     recent: FloatArray
+    shown: FloatArray
     time: FloatArray
     heat: FloatArray
 
@@ -61,7 +65,8 @@ class CurveState:
         """Before training."""
         nothing = np.zeros_like(task.budget)
         cells = np.zeros_like(task.size)
-        return cls(cells, cells, cells, task.known * task.present, nothing, nothing)
+        known = task.known * task.present
+        return cls(cells, cells, cells, known, np.zeros_like(task.targets), nothing, nothing)
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,12 @@ def passes(task: CurveTask, state: CurveState) -> FloatArray:
 
 
 def _common(task: CurveTask, state: CurveState) -> FloatArray:
-    """float64[..., K, 1], what any training teaches, and the cost of a high learning rate."""
+    """float64[..., K, 1], what any training teaches, what a high rate and being rare cost."""
     ratio = 1.0 + state.time[..., None, None] / task.base_scale
     taught = task.base * np.exp(-task.base_exponent * np.log(ratio))
     common: FloatArray = taught + task.warmth * state.heat[..., None, None]
+    if task.exposes:
+        common += rarity_nll(task, state.shown, state.time)
     return common
 
 
@@ -191,12 +198,12 @@ def advance(
     recent = _faded(task, state.recent, won, passed) if task.forgets else state.recent
     lag = np.exp(-task.cooling * passed)
     heat = pace.rate + (state.heat - pace.rate) * lag
-    return CurveState(given, fresh, state.learnt + won, recent, state.time + passed, heat)
+    learnt, time = state.learnt + won, state.time + passed
+    shown = exposed(task, state.shown, tokens, passed)
+    return CurveState(given, fresh, learnt, recent, shown, time, heat)
 
 
-def _faded(
-    task: CurveTask, recent: FloatArray, won: FloatArray, passed: FloatArray
-) -> FloatArray:
+def _faded(task: CurveTask, recent: FloatArray, won: FloatArray, passed: FloatArray) -> FloatArray:
     """float64[..., K, G], what is left of what was known and ``won`` while time ``passed``."""
     faded = task.forgetting * passed
     kept = -np.expm1(-faded) / np.maximum(faded, 1e-12)  # of what came in on the way

@@ -15,6 +15,8 @@ from mixgym.envs.curves.task_tables import TaskTable
 from mixgym.envs.rewards import arm_draws
 from mixgym.envs.spaces.actions import Levels
 
+_STATE = tuple(field.name for field in fields(CurveState))
+
 Seeds = int | Sequence[int | None]
 """One for all environments, the i-th of which gets ``seed + i``; or one each."""
 
@@ -31,7 +33,8 @@ class Episodes:
         share: float64[n, K], realised so far.
         train, cell_train: float64[n, K], [n, K, G], training NLL; NaN where nothing was trained.
         start, before, now: float64[n, K, G], held-out NLL as measured.
-        given, fresh, learnt, recent, time, heat: see :class:`~mixgym.envs.curves.dynamics.CurveState`.
+        given, fresh, learnt, recent, shown, time, heat: see
+            :class:`~mixgym.envs.curves.dynamics.CurveState`.
     """
 
     decision: NDArray[np.int64]
@@ -49,6 +52,7 @@ class Episodes:
     fresh: FloatArray
     learnt: FloatArray
     recent: FloatArray
+    shown: FloatArray
     time: FloatArray
     heat: FloatArray
 
@@ -75,9 +79,7 @@ class Episodes:
     @property
     def state(self) -> CurveState:
         """What has been trained so far."""
-        return CurveState(
-            self.given, self.fresh, self.learnt, self.recent, self.time, self.heat
-        )
+        return CurveState(*(getattr(self, name) for name in _STATE))
 
     def replaced(self, where: BoolArray, others: "Episodes") -> "Episodes":
         """These, and the ``others`` where bool[n] says so."""

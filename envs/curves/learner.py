@@ -126,7 +126,9 @@ class CurveLearner:
             rows=count,
             error=np.where(count > 0, standard_errors(noise, values), np.nan),
             source_error=np.where(
-                count.any(-1), mean_error(standard_errors(noise, values), self.task.cell_mean), np.nan
+                count.any(-1),
+                mean_error(standard_errors(noise, values), self.task.cell_mean),
+                np.nan,
             ),
         )
 

@@ -29,6 +29,7 @@ from mixgym.envs.curves.dynamics import (
     train_nll,
     worth,
 )
+from mixgym.envs.curves.exposure import rarity_slope
 from mixgym.envs.curves.task import CurveTask, rate_until, supervised_tokens
 from mixgym.envs.probes import find_probe
 from mixgym.envs.random_streams import EpisodeNoise
@@ -79,6 +80,10 @@ class Seen:
             there = np.asarray(task.present.any(-1))
             everyone = common_slope(task, self.state) * there[..., None, :]
             fall = fall + everyone * there[..., :, None]
+        if task.exposes:
+            fall = (
+                fall + rarity_slope(task, self.state.shown, self.state.time) * there[..., None, :]
+            )
         return fall * self._supervised[..., None, None]
 
     @property

@@ -42,6 +42,10 @@ class CurveTask:
         lasting: float64[...], share of what was learnt that is never forgotten.
         forgetting: float64[...], decay of the rest per unit of intrinsic time.
         known: float64[..., K, 1], mass that is there before training, and may be forgotten.
+        rarity, kinship: float64[..., K, 1], nats per e-fold by which a source is rare in what
+            the model is shown, and the share that other sources' text counts for, 0 to 1.
+        fading: float64[...], per unit of intrinsic time, how fast what was shown stops counting.
+        begun: float64[...], intrinsic time that what the model was before training counts for.
         warmth: float64[..., K, 1], nats that training at the fit's learning rate costs.
         cooling: float64[...], per unit of intrinsic time: how fast that follows the rate.
         patience: float64[..., K, 1], passes over which the worth of a repeated token decays.
@@ -74,6 +78,10 @@ class CurveTask:
     lasting: FloatArray
     forgetting: FloatArray
     known: FloatArray
+    rarity: FloatArray
+    kinship: FloatArray
+    fading: FloatArray
+    begun: FloatArray
     warmth: FloatArray
     cooling: FloatArray
     patience: FloatArray
@@ -146,8 +154,13 @@ class CurveTask:
 
     @cached_property
     def common(self) -> bool:
-        """Whether there are terms that do not depend on the mixture."""
-        return bool(np.any(self.base != 0.0) or np.any(self.warmth != 0.0))
+        """Whether there are terms that all strata of a source share."""
+        return bool(np.any(self.base != 0.0) or np.any(self.warmth != 0.0) or self.exposes)
+
+    @cached_property
+    def exposes(self) -> bool:
+        """Whether a source loses by being left out."""
+        return bool(np.any(self.rarity > 0.0))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -155,7 +168,7 @@ class CurveTask:
         return tuple(f"source{k}" for k in range(self.targets.shape[-1]))
 
     def by_cell(self) -> "CurveTask":
-        """The same with a value per cell where dynamics want one, which is quicker than a column."""
+        """The same with a value per cell where dynamics want one: quicker than a column."""
         wide = np.ones_like(self.size)
         return replace(self, **{name: wide * getattr(self, name) for name in _WIDE})
 
@@ -187,6 +200,8 @@ _COLUMNS = {
     "base_exponent": 1.0,
     "threshold": 0.0,
     "known": 0.0,
+    "rarity": 0.0,
+    "kinship": 0.0,
     "warmth": 0.0,
     "patience": 1.0,
     "overfit": 0.0,
@@ -213,6 +228,10 @@ def simple(sources: int, strata: int) -> dict[str, FloatArray]:
         "lasting": one,
         "forgetting": none,
         "known": 0.0 * column,
+        "rarity": 0.0 * column,
+        "kinship": 0.0 * column,
+        "fading": none,
+        "begun": one,
         "warmth": 0.0 * column,
         "cooling": none,
         "free_passes": 4.0 * column,

@@ -385,9 +385,7 @@ def _log_ratio(value: FloatArray, inverse: FloatArray) -> Single:
     return np.maximum(np.log(ratio), -_BOUND)
 
 
-def _fall(
-    before: FloatArray, after: FloatArray, inverse: FloatArray, measured: bool
-) -> FloatArray:
+def _fall(before: FloatArray, after: FloatArray, inverse: FloatArray, measured: bool) -> FloatArray:
     """10 (before - after) * inverse; 0 where ``inverse`` is, though losses be unmeasured (NaN)."""
     fall = before - after
     fall *= inverse

@@ -43,7 +43,7 @@ def predict(task: CurveTask, runs: Trajectories) -> FloatArray:
     count, decisions = runs.supervised.shape[:2]
     shape = (*lead, count, *runs.supervised.shape[2:])
     begun = CurveState.start(wide)
-    wanted = {begun.given.ndim: shape, begun.time.ndim: shape[:-2]}
+    wanted = {begun.given.ndim: shape, begun.shown.ndim: shape[:-1], begun.time.ndim: shape[:-2]}
     state = CurveState(
         **{name: np.broadcast_to(v, wanted[v.ndim]) for name, v in vars(begun).items()}
     )
