@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.batch_tilt import Watched
-from mixgym.envs.curves.clock import Clock
 from mixgym.envs.curves.dynamics import Pace
 from mixgym.envs.curves.learner import HELD_OUT_TOKENS
 from mixgym.envs.curves.task import rate_until
-from mixgym.envs.curves.task_tables import Constants
+from mixgym.envs.curves.task_tables import Clock, Constants
 from mixgym.envs.interval_plan import IntervalPlan
 from mixgym.envs.learners.base import TrainReport
 from mixgym.envs.measuring.records import Decision, decision_record

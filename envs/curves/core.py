@@ -13,7 +13,6 @@ from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.curves.batch_probes import BatchProbes
 from mixgym.envs.curves.batch_records import LazyRecord, Ledger, StepArrays, Trained
 from mixgym.envs.curves.batch_tilt import BatchTilt
-from mixgym.envs.curves.clock import Clock
 from mixgym.envs.curves.dynamics import (
     CurveState,
     Pace,
@@ -26,7 +25,7 @@ from mixgym.envs.curves.episodes import Draws, Episodes, Seeds, over
 from mixgym.envs.curves.held_out import mean_error, standard_errors
 from mixgym.envs.curves.probes import Seen
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, CurveTask, supervised_total
-from mixgym.envs.curves.task_tables import TaskTable
+from mixgym.envs.curves.task_tables import Clock, TaskTable
 from mixgym.envs.curves.tasks.sets import Tasks
 from mixgym.envs.measuring.payment import Spent, paid
 from mixgym.envs.options import EnvironmentOptions

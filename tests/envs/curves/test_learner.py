@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixgym.envs.build import build_environment
-from mixgym.envs.curves.clock import Clock
 from mixgym.envs.curves.learner import CurveLearner, TokenPlane
 from mixgym.envs.curves.task import LINEAR, tokens_per_step
+from mixgym.envs.curves.task_tables import Clock
 from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.interval_plan import Budget
