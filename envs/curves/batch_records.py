@@ -1,7 +1,7 @@
 """The record of a decision in the fast world: made only when somebody reads it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -247,11 +247,11 @@ def _progress(a: StepArrays, i: int) -> Progress:
 
 def _row(a: StepArrays, i: int, shape: tuple[int, int]) -> View:
     """The view of one environment; what a record says of it is NaN in cells that do not exist."""
-    view, here = a.view, cut(a.present[i], shape)
-    named = {field.name: getattr(view, field.name) for field in fields(View)}
-    shown = {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
-    own = View(**{name: cut(value[i], shape) for name, value in shown.items()})
-    cells = {
-        name: np.where(here, getattr(own, name), np.nan) for name in ("cell_nll", "cell_error")
+    here = cut(a.present[i], shape)
+    named = {field.name: getattr(a.view, field.name) for field in fields(View)}
+    own: dict[str, Any] = {
+        name: cut(value[i], shape) for name, value in named.items() if isinstance(value, np.ndarray)
     }
-    return replace(own, **cells)
+    for name in ("cell_nll", "cell_error"):
+        own[name] = np.where(here, own[name], np.nan)
+    return View(**own)
