@@ -16,6 +16,7 @@ from mixgym.envs.probes import find_probe
 from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import last_sum
 
+_NO_TARGETS = "no source with a target above 0 has held-out rows: give one a target, or more rows"
 SMALLEST = 1e-6  # of weights, in logarithms
 
 
@@ -99,7 +100,7 @@ def target_mean(nll: FloatArray, targets: FloatArray) -> float:
     >>> target_mean(np.array([1.0, 3.0, np.nan]), np.array([1.0, 3.0, 0.0]))
     2.5
     """
-    return float(_mean(nll, _measured_targets(nll, targets)))
+    return float(_target_mean(nll, targets))
 
 
 def relative(values: FloatArray) -> FloatArray:
@@ -140,7 +141,7 @@ def linear_of(weights: FloatArray, values: FloatArray) -> FloatArray:
 def progress(seen: RewardInput) -> Reward:
     """Fall of the target-weighted mean held-out NLL; sums to start minus end over an episode."""
     local = seen.before - seen.after
-    fall = _mean(local, _measured_targets(local, seen.targets))
+    fall = _target_mean(local, seen.targets)
     return Reward(fall, local, {"progress": fall})
 
 
@@ -148,7 +149,7 @@ def progress_normalised(seen: RewardInput) -> Reward:
     """As ``progress``, every source's fall over its own NLL at the start."""
     assert seen.start is not None
     local = (seen.before - seen.after) / np.where(seen.start > 0, seen.start, np.nan)
-    fall = _mean(local, _measured_targets(local, seen.targets))
+    fall = _target_mean(local, seen.targets)
     return Reward(fall, local, {"progress_normalised": fall})
 
 
@@ -302,7 +303,7 @@ def _two_levels(
 ) -> Reward:
     top = utility(_given(seen.weight), _given(seen.source_probe))
     local = utility(_given(seen.strata), _given(seen.stratum_probe))
-    inner = _mean(local, _measured_targets(local, seen.targets))
+    inner = _target_mean(local, seen.targets)
     return Reward(top + inner, local, {f"{name}_sources": top, f"{name}_strata": inner})
 
 
@@ -316,13 +317,15 @@ def _measured_targets(values: FloatArray, targets: FloatArray) -> FloatArray:
     """The targets, 0 where a value is missing."""
     used: BoolArray = np.asarray((targets > 0) & np.isfinite(values))
     if not used.any(-1).all():
-        raise SourceError(
-            "no source with a target above 0 has held-out rows: give one a target, or more rows"
-        )
+        raise SourceError(_NO_TARGETS)
     return np.where(used, targets, 0.0)
 
 
-def _mean(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """float64[...], the weighted mean over the last axis; a weight of 0 hides any value."""
-    total = last_sum(np.where(weights > 0, values, 0.0) * weights)
-    return total / last_sum(weights)
+def _target_mean(values: FloatArray, targets: FloatArray) -> FloatArray:
+    """float64[...], the mean over the last axis, weighted by the targets that are measured."""
+    used = (targets > 0) & np.isfinite(values)
+    weights = np.where(used, targets, 0.0)
+    whole = last_sum(weights)
+    if not np.all(whole > 0):
+        raise SourceError(_NO_TARGETS)
+    return last_sum(np.where(used, values, 0.0) * weights) / whole

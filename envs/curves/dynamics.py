@@ -176,6 +176,7 @@ def advance(
     tokens: FloatArray,
     pace: Pace = UNHURRIED,
     known: FloatArray | None = None,
+    total: FloatArray | None = None,
 ) -> CurveState:
     """The state after an interval.
 
@@ -185,9 +186,10 @@ def advance(
         tokens: float64[..., K, G], supervised tokens trained on.
         pace: steps and learning rate of the interval.
         known: the state's :func:`mastery`, if somebody has it already.
+        total: float64[...], the sum of ``tokens``, likewise.
     """
     given = state.given + tokens
-    total = last_sum(last_sum(tokens))
+    total = last_sum(last_sum(tokens)) if total is None else total
     passed = _intrinsic(task, total, pace)
     fresh = _worth(task, given * task.inverse_size)
     won = fresh - state.fresh

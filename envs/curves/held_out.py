@@ -19,22 +19,31 @@ class HeldOutNoise:
         self._staying = EpisodeNoise("curves: held-out rows")
 
     def draw(
-        self, episode: int, count: int, noise: FloatArray, stays: FloatArray | float
-    ) -> FloatArray:
-        """float64[count, K, G], the relative errors of an episode's first measurements.
+        self, episode: int, count: int, shape: tuple[int, int]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Normal numbers of an episode's first measurements: float64[count, K, G] and [K, G].
 
-        Args:
-            episode: its seed.
-            count: of measurements.
-            noise: float64[K, G], standard deviations.
-            stays: share of the variance that is the same in all of them.
+        The second ones are the same in all measurements; see :func:`relative_errors`.
         """
-        moving = self._moving.start(episode).standard_normal((count, *noise.shape))
-        share = float(stays)
-        if share <= 0.0:
-            return np.asarray(moving * noise)
-        staying = self._staying.start(episode).standard_normal(noise.shape)
-        return np.asarray((np.sqrt(1.0 - share) * moving + np.sqrt(share) * staying) * noise)
+        moving = self._moving.start(episode).standard_normal((count, *shape))
+        return moving, self._staying.start(episode).standard_normal(shape)
+
+
+def relative_errors(
+    moving: FloatArray, staying: FloatArray, noise: FloatArray, stays: FloatArray | float
+) -> FloatArray:
+    """float64[..., K, G], relative errors of measurements.
+
+    Args:
+        moving: normal numbers of each measurement.
+        staying: those that all measurements of an episode share.
+        noise: standard deviations.
+        stays: share of the variance that is the same in all measurements.
+    """
+    errors = np.sqrt(1.0 - stays) * moving
+    errors += np.sqrt(stays) * staying
+    errors *= noise
+    return errors
 
 
 def standard_errors(noise: FloatArray, nll: FloatArray) -> FloatArray:

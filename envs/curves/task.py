@@ -258,8 +258,12 @@ def supervised_tokens(task: CurveTask, weights: FloatArray, read: FloatArray) ->
         weights: float64[..., K, G], shares of supervised tokens, summing to 1.
         read: float64[...].
     """
-    per_token = (weights * task.cost).sum((-2, -1))
-    return weights * (read / per_token)[..., None, None]
+    return weights * supervised_total(task, weights, read)[..., None, None]
+
+
+def supervised_total(task: CurveTask, weights: FloatArray, read: FloatArray) -> FloatArray:
+    """float64[...], the sum of :func:`supervised_tokens`."""
+    return np.asarray(read / (weights * task.cost).sum((-2, -1)))
 
 
 def rate_until(task: CurveTask, done: FloatArray) -> FloatArray:
@@ -277,6 +281,11 @@ def rate_until(task: CurveTask, done: FloatArray) -> FloatArray:
         task.schedule == CONSTANT, late, np.where(task.schedule == LINEAR, linear, cosine)
     )
     return np.asarray(task.rate * (rising + rest * falling))
+
+
+def rates_until(task: CurveTask, steps: int) -> FloatArray:
+    """float64[steps + 1], sum of a single task's relative learning rates before every step."""
+    return rate_until(task, np.arange(steps + 1) / steps) * steps
 
 
 def pad_task(task: CurveTask, sources: int, strata: int) -> CurveTask:

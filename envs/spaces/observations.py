@@ -18,6 +18,16 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.spaces.mixture import last_sum
+from mixgym.envs.spaces.ratios import (
+    BOUND,
+    Single,
+    fall_of,
+    log_costs,
+    log_ratio,
+    log_share,
+    relative_error,
+    single,
+)
 from mixgym.envs.spaces.signals import (
     CELL_SIGNALS,
     PREFIX,
@@ -29,11 +39,7 @@ from mixgym.envs.spaces.signals import (
 )
 from mixgym.envs.spaces.view import Fixed, View, source_size
 
-Single = NDArray[np.float32]
-
-BOUND = 10.0
-_BOUND, _ONE = np.float32(BOUND), np.float32(1.0)
-LEAST_ERROR = 1e-4  # of a held-out loss, relative; what is smaller looks like this
+_BOUND = np.float32(BOUND)
 
 PROGRESS = (
     "remaining",  # share of the budget that is left
@@ -165,9 +171,9 @@ def _write_fixed_sources(rows: Single, view: View) -> None:
     mean_size = np.maximum(last_sum(size)[..., None] / count, 1e-9)
     columns = {
         "target": view.targets / np.maximum(view.targets.max(-1, keepdims=True), 1e-9),
-        "size": _log_share(size / mean_size) / 3,
-        "prior": _log_share(view.prior * count) / 3,
-        "cost": _log_costs(view)[0],
+        "size": log_share(size / mean_size) / 3,
+        "prior": log_share(view.prior * count) / 3,
+        "cost": log_costs(view.cost, view.cell_cost)[0],
     }
     for name, column in columns.items():
         rows[..., SOURCES.index(name)] = column * view.sources
@@ -180,7 +186,7 @@ def _write_fixed_strata(rows: Single, view: View) -> None:
     columns = {
         "difficulty": np.arange(present.shape[-1]) / np.maximum(groups - 1, 1),
         "size": view.cell_size / size,
-        "cost": _log_costs(view)[1],
+        "cost": log_costs(view.cost, view.cell_cost)[1],
     }
     for name, column in columns.items():
         rows[..., STRATA.index(name)] = column * present
@@ -307,38 +313,33 @@ def parts_of(
     }
 
 
-def _single(values: FloatArray) -> Single:
-    """In single precision, whose logarithms take a quarter of the time."""
-    return np.asarray(values, np.float32)
-
-
 def _write_progress(rows: Single, view: View, fixed: Fixed) -> None:
     start = np.maximum(view.mean_nll_start, 1e-9)
     rows[..., 0] = view.remaining
-    rows[..., 1] = _log_ratio(np.asarray(view.mean_nll), fixed.start)
+    rows[..., 1] = log_ratio(np.asarray(view.mean_nll), fixed.start)
     rows[..., 2] = 10.0 * np.asarray(view.reward) / start
 
 
 def _write_sources(rows: Single, view: View, fixed: Fixed) -> None:
     """The columns that change; those of absent sources stay 0."""
     mask, start = fixed.source_mask, fixed.source_start
-    _put(rows, _WEIGHT, _log_share(view.weight * fixed.count) / np.float32(3), mask)
+    _put(rows, _WEIGHT, log_share(view.weight * fixed.count) / np.float32(3), mask)
     _put(rows, _SHARE, view.share, mask)
-    _put(rows, _EPOCHS, np.log1p(_single(view.epochs)), mask)
-    rows[..., _LOSS] = _log_ratio(view.nll, start)
-    rows[..., _CHANGE] = _fall(view.nll_before, view.nll, start, fixed.measured)
-    rows[..., _TRAIN_LOSS] = _log_ratio(view.nll_train, start)
-    _put(rows, _ERROR, _relative_error(view.error, view.nll), mask)
+    _put(rows, _EPOCHS, np.log1p(single(view.epochs)), mask)
+    rows[..., _LOSS] = log_ratio(view.nll, start)
+    rows[..., _CHANGE] = fall_of(view.nll_before, view.nll, start, fixed.measured)
+    rows[..., _TRAIN_LOSS] = log_ratio(view.nll_train, start)
+    _put(rows, _ERROR, relative_error(view.error, view.nll), mask)
 
 
 def _write_strata(rows: Single, view: View, fixed: Fixed) -> None:
     """The columns that change; those of strata without rows stay 0."""
     mask, start = fixed.cell_mask, fixed.cell_start
     _put(rows, _CELL_WEIGHT, view.cell_weight, mask)
-    _put(rows, _CELL_EPOCHS, np.log1p(_single(view.cell_epochs)), mask)
-    rows[..., _CELL_LOSS] = _log_ratio(view.cell_nll, start)
-    rows[..., _CELL_CHANGE] = _fall(view.cell_nll_before, view.cell_nll, start, fixed.measured)
-    _put(rows, _CELL_ERROR, _relative_error(view.cell_error, view.cell_nll), mask)
+    _put(rows, _CELL_EPOCHS, np.log1p(single(view.cell_epochs)), mask)
+    rows[..., _CELL_LOSS] = log_ratio(view.cell_nll, start)
+    rows[..., _CELL_CHANGE] = fall_of(view.cell_nll_before, view.cell_nll, start, fixed.measured)
+    _put(rows, _CELL_ERROR, relative_error(view.cell_error, view.cell_nll), mask)
 
 
 def _put(rows: Single, column: int, values: NDArray[Any], mask: Single) -> None:
@@ -352,47 +353,3 @@ def _masks(view: View, shape: tuple[int, int]) -> FloatArray:
     top = padded(np.asarray(view.available.any(-1))[..., None], shape[:1]).reshape(*lead, -1)
     inner = padded(view.available[..., None], shape).reshape(*lead, -1)
     return np.concatenate([top, inner], -1)
-
-
-def _log_costs(view: View) -> tuple[FloatArray, FloatArray]:
-    """float64[..., K] and [..., K, G], logs of costs over the mean of the sources; 0 if unknown.
-
-    Strata are measured by the same mean, so that they compare across sources.
-    """
-    known = np.isfinite(view.cost)
-    total = last_sum(np.where(known, view.cost, 0.0))
-    mean = np.where(known.any(-1), total, 1.0) / np.maximum(known.sum(-1), 1)
-    return (
-        np.nan_to_num(np.log(view.cost / mean[..., None]), nan=0.0),
-        np.nan_to_num(np.log(view.cell_cost / mean[..., None, None]), nan=0.0),
-    )
-
-
-def _relative_error(error: FloatArray, value: FloatArray) -> Single:
-    """log10(error / value) from -4 to 0; 0 where either is unknown (NaN)."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # an absent row is 0 / 0
-        relative = np.asarray(error / value)
-    # fmin, of a number and NaN, is the number
-    np.fmin(relative, 1.0, out=relative)
-    single = _single(np.maximum(relative, LEAST_ERROR, out=relative))
-    return np.log10(single, out=single)
-
-
-def _log_ratio(value: FloatArray, inverse: FloatArray) -> Single:
-    """log(value * inverse), at least -10; 0 where that is missing (NaN) or not positive."""
-    ratio = _single(value * inverse)
-    ratio = np.where(ratio > 0, ratio, _ONE)
-    return np.maximum(np.log(ratio), -_BOUND)
-
-
-def _fall(before: FloatArray, after: FloatArray, inverse: FloatArray, measured: bool) -> FloatArray:
-    """10 (before - after) * inverse; 0 where ``inverse`` is, though losses be unmeasured (NaN)."""
-    fall = before - after
-    fall *= inverse
-    fall *= 10.0
-    return fall if measured else np.where(inverse > 0, fall, 0.0)
-
-
-def _log_share(value: FloatArray) -> Single:
-    """log(value), at least -10, which is also what 0 becomes."""
-    return np.log(_single(np.maximum(value, np.exp(-BOUND))))
