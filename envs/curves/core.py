@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.bilevel.bilevel_options import BilevelOptions
-from mixgym.envs.curves.batch_probes import BatchProbes
-from mixgym.envs.curves.batch_records import LazyRecord, Ledger, StepArrays, Trained
-from mixgym.envs.curves.batch_tilt import BatchTilt
+from mixgym.envs.curves.batch.probes import BatchProbes
+from mixgym.envs.curves.batch.records import LazyRecord, Ledger, StepArrays, Trained
+from mixgym.envs.curves.batch.tilt import BatchTilt
 from mixgym.envs.curves.dynamics import (
     CurveState,
     Pace,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
-from mixgym.envs.curves.batch_tilt import Watched
+from mixgym.envs.curves.batch.tilt import Watched
 from mixgym.envs.curves.dynamics import Pace
 from mixgym.envs.curves.learner import HELD_OUT_TOKENS
 from mixgym.envs.curves.task import rate_until
