@@ -4,15 +4,18 @@
 into an environment. Nothing here touches a file or a model.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.learners.kinds import CAUSAL_LM, LearnerName
 from mixgym.envs.learners.models.small_models import PRESETS
 from mixgym.envs.packing.packing_options import PackingOptions
-from mixgym.envs.probes import find_probe
+from mixgym.envs.plugins.registry import import_plugins, modules_behind
+from mixgym.envs.probes import PROBES
+from mixgym.envs.rewards import REWARDS
 from mixgym.envs.spaces.priors import Prior
 from mixgym.envs.strict_options import Options as Options  # the base of sections elsewhere too
 
@@ -203,7 +206,7 @@ class EnvironmentOptions(Options):
     step_rule: Literal["plain", "bilevel"] = Field(
         "plain", description="bilevel: source weights are learnt on the way (see `bilevel`)"
     )
-    reward: str = "progress"
+    reward: str = Field("progress", description="see: mixgym list rewards")
     reward_sources: str = Field(
         "gradient_norm", description="probe of sources that log_utility, linear and arm read"
     )
@@ -236,18 +239,24 @@ class EnvironmentOptions(Options):
     max_sources: int | None = Field(None, ge=1, description="K_max of the padded spaces")
     max_strata: int | None = Field(None, ge=1, description="G_max of the padded spaces")
 
+    @field_validator("reward")
+    @classmethod
+    def _known_reward(cls, name: str) -> str:
+        REWARDS.find(name)
+        return name
+
     @field_validator("probes")
     @classmethod
     def _known_probes(cls, probes: dict[str, int]) -> dict[str, int]:
         for name in probes:
-            find_probe(name)
+            PROBES.find(name)
         return probes
 
     @field_validator("reward_sources", "reward_strata")
     @classmethod
     def _probe_of_the_level(cls, name: str, info: ValidationInfo) -> str:
         level = "source" if info.field_name == "reward_sources" else "stratum"
-        if find_probe(name).level != level:
+        if PROBES.find(name).level != level:
             raise ValueError(f"{name} is a probe of the other level; give one of a {level}")
         return name
 
@@ -263,12 +272,28 @@ class WorldOptions(Options):
     """Everything that ``envs.build`` needs for one environment."""
 
     seed: int = Field(0, ge=0)
+    plugins: tuple[str, ...] = Field(
+        (),
+        description="modules to import first, which register plug-ins by a decorator; those whose "
+        "words are used are added",
+    )
     sources: dict[str, SourceOptions] | Literal["embedded"] = "embedded"
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()
     training: TrainingOptions = TrainingOptions()
     environment: EnvironmentOptions = EnvironmentOptions()
     bilevel: BilevelOptions = BilevelOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_plugins(cls, values: Any) -> Any:
+        """Import what registers plug-ins, and note it, so that a resumed run imports it too."""
+        if not isinstance(values, dict) or not isinstance(values.get("plugins", []), list | tuple):
+            return values
+        given = [str(name) for name in values.get("plugins", ())]
+        import_plugins(given)
+        behind = [name for name in modules_behind(_words_in(values)) if name not in given]
+        return {**values, "plugins": (*given, *behind)} if behind else values
 
     @model_validator(mode="before")
     @classmethod
@@ -287,6 +312,21 @@ class WorldOptions(Options):
             ),
         }
         return {**values, **sections}
+
+
+def _words_in(value: Any) -> Iterator[str]:
+    """Every text in a configuration, its keys included."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _words_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _words_in(inner)
 
 
 def _filled(section: Any, key: str, value: Any) -> Any:

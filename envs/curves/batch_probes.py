@@ -6,7 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
-from mixgym.envs.curves.probes import Seen, constant_probe, probe, probe_noise, probe_tokens
+from mixgym.envs.curves.probes import (
+    Seen,
+    check_measurable,
+    constant_probe,
+    probe,
+    probe_noise,
+    probe_tokens,
+)
 from mixgym.envs.measuring.probe_book import ProbeBook, training_loss_ratio, wanted_probes
 from mixgym.envs.options import EnvironmentOptions
 from mixgym.envs.probes import BILEVEL_GAIN, PROBES
@@ -31,6 +38,7 @@ class BatchProbes:
     ) -> None:
         self.book = ProbeBook(wanted_probes(options), shape, (count,))
         self.names = list(self.book.periods)
+        check_measurable(self.names)
         self._early = options.probe_at_start
         self._rows = options.probe_rows
         self._count = count
