@@ -16,6 +16,8 @@ from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.plugins.registry import import_plugins, modules_behind
 from mixgym.envs.probes import PROBES
 from mixgym.envs.rewards import REWARDS
+from mixgym.envs.sources.rows.formats import AUTO, FORMATS
+from mixgym.envs.sources.scorers import check_word
 from mixgym.envs.spaces.priors import Prior
 from mixgym.envs.strict_options import Options as Options  # the base of sections elsewhere too
 
@@ -42,9 +44,20 @@ class SourceOptions(Options):
     reward: str | None = Field(None, description="file of the reward split, if it is not to be cut")
     select: str | None = Field(None, description="file of the select split")
     test: str | None = Field(None, description="file of the test split")
+    format: str = Field(
+        "auto",
+        description="of the rows, see: mixgym list row-formats; auto: the one that most rows fit",
+    )
     target: Weight = Field(1.0, description="weight in rewards and evaluation; 0: a pool only")
     train: bool = Field(True, description="false: the source is a target only, never trained on")
     max_epochs: float | None = Field(None, gt=0, description="cap on passes over the rows")
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        if name != AUTO:
+            FORMATS.find(name)
+        return name
 
     @model_validator(mode="after")
     def _one_origin(self) -> "SourceOptions":
@@ -63,7 +76,7 @@ class DataOptions(Options):
     strata_by: str = Field(
         "length",
         description="length, column:NAME, or graded by a model: loss, ifd (ratio of perplexities "
-        "with and without the prompt), ifd_loss (ratio of losses)",
+        "with and without the prompt), ifd_loss (ratio of losses); see: mixgym list scorers",
     )
     remainder: Literal["spread", "drop"] = Field(
         "spread",
@@ -113,6 +126,12 @@ class DataOptions(Options):
         "twice; null: as held_out_tokens",
     )
     packing: PackingOptions = PackingOptions()
+
+    @field_validator("strata_by")
+    @classmethod
+    def _known_scorer(cls, word: str) -> str:
+        check_word(word)
+        return word
 
 
 class ModelOptions(Options):

@@ -6,9 +6,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode, VectorEnv
+from pydantic import ValidationError
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -357,9 +357,12 @@ def test_a_nan_names_its_index_and_infinite_entries_are_clipped() -> None:
     ],
 )
 def test_what_a_batch_does_not_have_is_refused(environment: dict[str, Any], word: str) -> None:
-    with pytest.raises((ConfigError, ValidationError), match=f"environment.{word}"):
+    def core() -> CurvesCore:
         options = EnvironmentOptions.model_validate({"learner": "curves", **environment})
-        CurvesCore(2, [sample_task(0, sources=3)], options)
+        return CurvesCore(2, [sample_task(0, sources=3)], options)
+
+    with pytest.raises((ConfigError, ValidationError), match=f"environment.{word}"):
+        core()
 
 
 # the contract of Gymnasium's face
