@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mixgym.agents.algorithm_presets import PRESETS
-from mixgym.agents.registry import find_algorithm, load_object
+from mixgym.agents.registry import find_algorithm
 from mixgym.envs.errors import ConfigError, did_you_mean
+from mixgym.envs.plugins.outside import load_object
 
 _NOT_OPTIONS = (
     *("self", "env", "names", "policy", "policy_kwargs", "seed", "device", "_init_setup_model"),
@@ -48,9 +48,10 @@ def options_of(name: str) -> list[Option]:
     Raises:
         ConfigError: for an unknown name.
     """
-    found = [] if find_algorithm(name).is_trained else _acting(name, "agent.options.")
-    if name in PRESETS:
-        preset = PRESETS[name]
+    algorithm = find_algorithm(name)
+    found = [] if algorithm.is_trained else _acting(name, "agent.options.")
+    preset = algorithm.training
+    if preset is not None:
         found += _of_callable(load_object(preset.algorithm), preset.options, "train.options.")
         found += _of_callable(load_object(preset.policy), preset.policy_options, "train.policy.")
     return found

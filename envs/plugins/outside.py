@@ -38,6 +38,14 @@ def load_word(word: str, where: str) -> Any:
     return found
 
 
+def load_object(path: "str | Callable[..., Any]") -> Any:
+    """What ``module:name`` in our own tables stands for, imported now; an object is itself."""
+    if not isinstance(path, str):
+        return path
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def import_module(name: str, where: str) -> Any:
     """The module of that name, imported now; arguments and errors as of :func:`load_word`."""
     try:

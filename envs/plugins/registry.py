@@ -117,14 +117,18 @@ class Registry(dict[str, Entry]):
     def __missing__(self, word: str) -> Entry:
         return self.find(word)
 
-    def find(self, word: str) -> Entry:
+    def find(self, word: str, key: str | None = None) -> Entry:
         """What a word stands for; of a plug-in it is imported and looked at once.
+
+        Args:
+            word: what was written.
+            key: where, for errors, if not in the table's own key.
 
         Raises:
             ConfigError: the word is unknown, stands for two things, or for something that is no
                 such plug-in.
         """
-        where = f"{self.key}={word}"
+        where = f"{key or self.key}={word}"
         if word in self:
             self._check_unique(word, where)
             return dict.__getitem__(self, word)

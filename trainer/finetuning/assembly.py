@@ -9,8 +9,8 @@ from typing import Any
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from mixgym.agents.agent_options import check_options
-from mixgym.agents.registry import TRAINED, find_algorithm
-from mixgym.agents.requires import Requires
+from mixgym.agents.registry import find_algorithm
+from mixgym.agents.requires import TRAINED, Requires
 from mixgym.envs.build import build_environment
 from mixgym.envs.environment import EpisodeHook, MixtureEnv
 from mixgym.envs.errors import ConfigError
