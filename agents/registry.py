@@ -92,6 +92,9 @@ def _hbo(variant: str, summary: str) -> Algorithm:
     return Algorithm(summary, factory, RULE, needs_from, options, variant, training)
 
 
+STOCK = "sb3"
+"""An agent that was trained elsewhere, on a registered environment."""
+
 HBO = "hbo"
 """The one algorithm that learns inside a run, and can be trained over many as well."""
 
@@ -158,6 +161,12 @@ _BUILT_IN = {
     "hbo_paper": _hbo("paper", "HBO as the paper's text has it"),
     "closed_form": _hbo(
         "closed_form", "p = R / sum R with HBO's rewards: what any actor must beat"
+    ),
+    STOCK: Algorithm(
+        "an agent of Stable-Baselines3 with its own policy, from the file of its `save`",
+        "mixgym.agents.stock:StockAgent",
+        Requires(),
+        "mixgym.agents.stock:needs",
     ),
     **{name: _trained(preset) for name, preset in PRESETS.items() if name != HBO},
 }
