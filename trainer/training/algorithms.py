@@ -5,7 +5,6 @@ One word, ``train.algo``, chooses the algorithm. Its defaults are in ``agents/pr
 know is refused.
 """
 
-import inspect
 import json
 import warnings
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
+from mixgym.agents.agent_options import parameters_of
 from mixgym.agents.algorithm_presets import Preset
 from mixgym.agents.registry import training_of
 from mixgym.agents.requires import Action, Requires
@@ -107,7 +107,7 @@ def _check_names(config: RunConfig, algorithm: Any) -> None:
     Raises:
         ConfigError: with the nearest name that it has.
     """
-    known = [name for name in inspect.signature(algorithm).parameters if name not in OWN]
+    known = [name for name in parameters_of(algorithm) if name not in OWN]
     for name in config.train.options:
         if name not in known:
             raise ConfigError(
