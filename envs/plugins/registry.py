@@ -192,6 +192,10 @@ class Registry(dict[str, Entry]):
                 points = " and ".join(point.value for point in declared(self.group)[word])
                 yield word, f"plug-in {points}", self.origin(word)
 
+    def holds(self, thing: Any) -> bool:
+        """Whether a thing was registered here, or is what an entry of the table is made of."""
+        return any(one.thing is thing for one in self._registered.values())
+
     def modules(self) -> dict[str, str]:
         """Registered word -> module that registers it when it is imported."""
         return {

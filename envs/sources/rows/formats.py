@@ -80,11 +80,13 @@ class RowFormat:
         required: for each part of a row the columns that it may stand in, the usual one first.
         parse: takes the row and the columns found, in the order of ``required``.
         optional: columns that are used where they are there.
+        example: of a plug-in, a row that `mixgym check-plugin` reads; None: made up of texts.
     """
 
     required: tuple[tuple[str, ...], ...]
     parse: Callable[[Mapping[str, Any], tuple[str, ...]], Parsed]
     optional: tuple[str, ...] = ()
+    example: Mapping[str, Any] | None = None
 
     @property
     def columns(self) -> str:
