@@ -6,6 +6,7 @@ it looks for outside, when it is asked for. So the order in which plug-ins are i
 nothing, and a list of words imports none of them.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -86,7 +87,7 @@ class Registry(dict[str, Entry]):
         if thing is None:
             return lambda given: self.register(word, given, **declared_)
         entry = self._adopt(f"{self.noun} {word!r}", thing, **declared_)
-        module = _module_of(thing, entry)
+        module = _caller()
         place = f"{module}.{getattr(thing, '__qualname__', word)}"
         self._check_free(word, place)
         self._registered[word] = _Registered(entry, thing, module, place)
@@ -205,13 +206,12 @@ class Registry(dict[str, Entry]):
         }
 
 
-def _module_of(thing: Any, entry: Any) -> str:
-    """The module of a plug-in: of a function or class its own, else of what it computes with."""
-    for one in (thing, *vars(entry).values()) if hasattr(entry, "__dict__") else (thing,):
-        module = getattr(one, "__module__", None)
-        if callable(one) and isinstance(module, str):
-            return module
-    return "__main__"
+def _caller() -> str:
+    """The module whose code registers something: what another process imports to do the same."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__") == __name__ and frame.f_back is not None:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", "__main__"))
 
 
 def registries() -> dict[str, Registry[Any]]:
