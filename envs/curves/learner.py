@@ -21,6 +21,7 @@ from mixgym.envs.curves.held_out import HeldOutNoise, mean_error, relative_error
 from mixgym.envs.curves.probes import (
     Seen,
     baseline_tokens,
+    check_measurable,
     probe,
     probe_noise,
     probe_tokens,
@@ -145,6 +146,7 @@ class CurveLearner:
 
     def begin_probes(self, names: Sequence[str]) -> int:
         """See :class:`~mixgym.envs.learners.base.Learner`; the start is known without measuring."""
+        check_measurable(names)
         cells = int(self.task.present.sum())
         return baseline_tokens(need_baseline(names), cells, self._probe_rows)
 

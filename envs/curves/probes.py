@@ -12,7 +12,7 @@ Measurements are off by a relative error, :data:`NOISE` times the task's; of wha
 start, the difference is, so that it is exact before anything is trained (the rows are the same).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,8 @@ from mixgym.envs.curves.dynamics import (
 )
 from mixgym.envs.curves.exposure import rarity_slope
 from mixgym.envs.curves.task import CurveTask, rate_until, supervised_tokens
-from mixgym.envs.probes import find_probe
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.probes import ProbeKind, find_probe
 from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import last_sum
 
@@ -120,11 +121,33 @@ def probe(name: str, seen: Seen, noise: FloatArray) -> FloatArray:
     """
     error = NOISE * np.minimum(seen.task.noise, LARGEST)
     present = seen.task.present
-    if find_probe(name).level == "source":
-        value = SOURCE_VALUES[name](seen) * (1.0 + error[..., 0] * noise[..., 0])
+    kind = find_probe(name)
+    if kind.level == "source":
+        value = _by_source(name, kind)(seen) * (1.0 + error[..., 0] * noise[..., 0])
         return np.where(present.any(-1), value, np.nan)
-    value = STRATUM_VALUES[name](seen, 1.0 + error * noise)
+    error = 1.0 + error * noise
+    own = kind.curves
+    value = STRATUM_VALUES[name](seen, error) if own is None else own(seen) * error
     return np.where(present, value, np.nan)
+
+
+def check_measurable(names: Iterable[str]) -> None:
+    """Refuse plug-ins that have no value in the fast world.
+
+    Raises:
+        ConfigError: naming the probe.
+    """
+    for name in names:
+        kind = find_probe(name)
+        if kind.curves is None and kind.language is not None:
+            raise ConfigError(
+                f"environment.probes: {name} is measured on a language model only; give its "
+                "ProbeKind curves=..., a function of the fast world, or leave it out"
+            )
+
+
+def _by_source(name: str, kind: ProbeKind) -> Callable[[Seen], FloatArray]:
+    return SOURCE_VALUES[name] if kind.curves is None else kind.curves
 
 
 def probe_noise(name: str, episode: int, shape: tuple[int, int], count: int) -> FloatArray:

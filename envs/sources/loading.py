@@ -208,11 +208,11 @@ def _read(
     options: WorldOptions,
 ) -> ReadRows:
     if source.embedded is None:
-        return read_rows(files, name, options.data.malformed)
+        return read_rows(files, name, options.data.malformed, source.format)
     rows = {"train": generate(source.embedded, source.rows, options.seed)}
     if not files:
         return ReadRows(rows, "prompt")
-    read = read_rows(files, name, options.data.malformed)
+    read = read_rows(files, name, options.data.malformed, source.format)
     return replace(read, rows={**rows, **read.rows})
 
 

@@ -1,8 +1,8 @@
 """Rows of text from JSONL and JSON files, in whichever of the known formats they are written.
 
-A source has one format, the one that most of its rows are in (ties: the earlier in the table of
-:mod:`mixgym.envs.sources.rows.formats`). A role may be played by several files, shards that are
-read in order.
+A source has one format, the one that it names, or that most of its rows are in (ties: the earlier
+in the table of :mod:`mixgym.envs.sources.rows.formats`). A role may be played by several files,
+shards that are read in order.
 
 A row is malformed if it is not a JSON object in UTF-8, is in another format than its source, has
 an empty or wrongly typed field, an unknown role, or no assistant turn. Blank lines are not rows.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from mixgym.envs.errors import SourceError
-from mixgym.envs.sources.rows.formats import FORMATS, is_left_out, parse_row
+from mixgym.envs.sources.rows.formats import AUTO, FORMATS, is_left_out, parse_row
 from mixgym.envs.sources.rows.row import Messages as Messages  # where it was before
 from mixgym.envs.sources.rows.row import Row as Row
 from mixgym.envs.sources.rows.turns import MalformedError
@@ -64,7 +64,10 @@ class _Record:
 
 
 def read_rows(
-    files: Mapping[str, Path | Sequence[Path]], source: str, malformed: Policy = "error"
+    files: Mapping[str, Path | Sequence[Path]],
+    source: str,
+    malformed: Policy = "error",
+    row_format: str = AUTO,
 ) -> ReadRows:
     """Read the files of a source.
 
@@ -72,13 +75,15 @@ def read_rows(
         files: for each role (``train``, ``valid``, ...) the file that plays it, or its shards.
         source: the source's name, for errors.
         malformed: what to do with a row that cannot be used.
+        row_format: the format that the rows are in; ``auto``: the one that most fit.
 
     Raises:
         SourceError: a file is missing or empty, no row is in a known format, a row is malformed
             (under the policy ``error``), or nothing is left after skipping.
     """
     records = {role: _read_files(paths, source) for role, paths in files.items()}
-    row_format = _detect([record for part in records.values() for record in part], source)
+    if row_format == AUTO:
+        row_format = _detect([record for part in records.values() for record in part], source)
     counts: Counter[str] = Counter()
     unused: Counter[str] = Counter()
     rows: dict[str, tuple[Row, ...]] = {}

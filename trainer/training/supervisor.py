@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from mixgym.agents.policies.composed import load_agent
-from mixgym.agents.registry import RULE
+from mixgym.agents.requires import RULE
 from mixgym.agents.rules import Uniform
 from mixgym.envs import storage
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA

@@ -9,6 +9,7 @@ from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.probes import (
     Seen,
     baseline_tokens,
+    check_measurable,
     constant_probe,
     probe,
     probe_noise,
@@ -38,6 +39,7 @@ class BatchProbes:
     ) -> None:
         self.book = ProbeBook(wanted_probes(options), shape, (count,))
         self.names = list(self.book.periods)
+        check_measurable(self.names)
         self._early = options.probe_at_start
         self._rows = options.probe_rows
         self._count = count
