@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mixgym.envs.arrays import IntArray
-from mixgym.envs.sources.encoded_rows import EncodedRows as EncodedRows  # where it was before
+from mixgym.envs.sources.encoded.token_rows import EncodedRows as EncodedRows  # where it was before
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def digest_of(*parts: bytes) -> bytes:
 
 def as_digests(parts: Sequence[bytes]) -> Digests:
     """Digests of rows as an array."""
-    return np.frombuffer(b"".join(parts), np.uint64).reshape(-1, 2)
+    return np.frombuffer(bytearray().join(parts), np.uint64).reshape(-1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,9 @@ class TokenStore:
         if self.known_digests is not None:
             return self.known_digests
         rows = (self.row(i) for i in range(len(self.starts)))
-        return as_digests([digest_of(tokens.tobytes(), labels.tobytes()) for tokens, labels in rows])
+        return as_digests(
+            [digest_of(tokens.tobytes(), labels.tobytes()) for tokens, labels in rows]
+        )
 
     @cached_property
     def largest(self) -> NDArray[np.int32]:
