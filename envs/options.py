@@ -108,6 +108,15 @@ class DataOptions(Options):
         description="supervised tokens per source in select and test, which are measured once or "
         "twice; null: as held_out_tokens",
     )
+    cache: str | None = Field(
+        "auto",
+        description="folder where rows of large files (256 KiB and more) are kept as tokens, found "
+        "again by the content of files, tokenizer and options; auto: the user's cache folder "
+        "($MIXGYM_CACHE, or mixgym in $XDG_CACHE_HOME); null: nothing is kept",
+    )
+    processes: int | None = Field(
+        None, ge=1, description="that encode rows, where they are many; null: one per core"
+    )
     packing: PackingOptions = PackingOptions()
 
 

@@ -1,7 +1,11 @@
 """What an entry of the cache is made of, as a name: contents of files, options, tokenizer, code."""
 
+import atexit
 import hashlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -30,6 +34,19 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """``$MIXGYM_CACHE``, or ``mixgym`` in the user's cache folder; it may not be there yet."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mixgym"
+    return Path(os.environ.get("MIXGYM_CACHE", default))
+
+
+def folder_of(cache: str | None) -> Path | None:
+    """The folder that ``data.cache`` names; None for none."""
+    if cache is None:
+        return None
+    return cache_folder() if cache == "auto" else Path(cache).expanduser()
+
+
 def shelf_for(folder: Path | None, files: Iterable[Path]) -> Shelf | None:
     """Where what is made of some files is kept; None if it is not.
 
@@ -39,7 +56,19 @@ def shelf_for(folder: Path | None, files: Iterable[Path]) -> Shelf | None:
     """
     if folder is None or sum(path.stat().st_size for path in files) < LEAST_BYTES:
         return None
-    return Shelf(folder / "rows")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written to
+        return None
+    return Shelf(folder / "rows") if os.access(folder, os.W_OK) else None
+
+
+@cache
+def own_folder() -> Path:
+    """A folder that goes with the process."""
+    folder = tempfile.mkdtemp(prefix="mixgym-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @cache

@@ -2,8 +2,9 @@
 
 An entry is complete or not there: it is filled under a temporary name and renamed, and of two
 processes that make the same entry, the first wins. Everything read is checked against its sum, so
-that a damaged entry is removed and made anew. Arrays that are asked for as such stay on disk, mapped
-into memory. Entries are never changed; the oldest in use go when all together grow too large.
+that a damaged entry is removed and made anew. Arrays that are asked for as such stay on disk,
+mapped into memory. Entries are never changed; those that were not used for the longest time go when
+all together grow too large.
 """
 
 import contextlib
@@ -73,6 +74,17 @@ class Shelf:
             os.utime(place)  # it was used
         return entry
 
+    @contextlib.contextmanager
+    def making(self, key: str) -> Iterator[None]:
+        """Let others wait while this process makes an entry, where the file system knows locks."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".lock-{key}").open("wb") as file:
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield  # a process that dies lets go of the lock
+
     def keep(self, key: str, arrays: Mapping[str, Any], note: Any) -> None:
         """Keep an entry; nothing happens where another process was faster.
 
@@ -108,7 +120,7 @@ class Shelf:
             places = sorted(self.folder.iterdir(), key=lambda p: p.stat().st_mtime)
             now = time.time()
             for place in places:
-                if place.name.startswith(TEMPORARY_PREFIX) and now - place.stat().st_mtime > _STALE:
+                if place.name.startswith(".") and now - place.stat().st_mtime > _STALE:
                     _discard(place)
             total = sum(_size(place) for place in places)
             for place in places:
@@ -133,8 +145,12 @@ class Writer:
         self.note: Any = None
 
     def append(self, name: str, array: Any) -> None:
-        """Put rows behind those that an array has."""
-        values = np.ascontiguousarray(array)
+        """Put rows behind those that an array has, a part at a time."""
+        rows = max(1, _CHUNK // max(1, array[:1].nbytes))
+        for start in range(0, max(len(array), 1), rows):
+            self._append(name, np.ascontiguousarray(array[start : start + rows]))
+
+    def _append(self, name: str, values: Any) -> None:
         about = self._arrays.setdefault(
             name, {"dtype": values.dtype.str, "shape": [0, *values.shape[1:]], "sum": 0}
         )
@@ -189,12 +205,15 @@ def _array(path: Path, about: Mapping[str, Any], mapped: bool) -> Any:
 
 
 def _size(place: Path) -> int:
-    return sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in place.glob("*"))
 
 
 def _discard(place: Path) -> None:
     """Remove an entry at once by name, then its files; another process may be doing so too."""
     doomed = place.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):
-        place.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        if place.is_dir():
+            place.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            place.unlink()

@@ -1,4 +1,4 @@
-"""What became of rows when they were encoded: their tokens, and what was skipped, cut or left out."""
+"""What became of rows when they were encoded: their tokens, and what was skipped or cut."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -75,9 +75,7 @@ class TokenStore:
         if self.known_digests is not None:
             return self.known_digests
         rows = (self.row(i) for i in range(len(self.starts)))
-        return as_digests(
-            [digest_of(tokens.tobytes(), labels.tobytes()) for tokens, labels in rows]
-        )
+        return as_digests([digest_of(ids.tobytes(), labels.tobytes()) for ids, labels in rows])
 
     @cached_property
     def largest(self) -> NDArray[np.int32]:

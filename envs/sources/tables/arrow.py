@@ -5,20 +5,18 @@ the cache, and mapped from there: rows are never in memory all together. Texts o
 texts, whatever they look like. A record is named by the number of its row, from 1.
 """
 
-import atexit
 import contextlib
 import csv
-import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mixgym.envs.errors import SourceError
+from mixgym.envs.sources.cached.keys import file_digest, own_folder
 from mixgym.envs.sources.tables.records import Record, fail
 
 CONVERTED = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
@@ -61,9 +59,8 @@ class ArrowRecords:
 
     def _converted(self) -> list[Any]:
         """The batches of what the file was converted to, now or before."""
-        with self._path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-        kept = (self._folder or _own_folder()) / "datasets" / content
+        content = file_digest(self._path)[:32]
+        kept = (self._folder or own_folder()) / "datasets" / content
         try:
             return self._opened(converted(self._path, self._source, kept))
         except SourceError:
@@ -171,14 +168,6 @@ def quiet_datasets() -> Iterator[None]:
         datasets.logging.set_verbosity(level)
         if not had_bars:
             datasets.enable_progress_bars()
-
-
-@cache
-def _own_folder() -> Path:
-    """A folder that goes with the process."""
-    folder = tempfile.mkdtemp(prefix="mixgym-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
 
 
 def _line(error: BaseException) -> str:
