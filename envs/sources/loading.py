@@ -161,7 +161,7 @@ def _read_source(
     shared: Mapping[str, int],
 ) -> RawSource:
     data = options.data
-    read = _read(name, source, files.roles, options)
+    read = _read(name, source, files, options)
     rng = stream(options.seed, "splits", name)
     splits, unused = split_rows(read.rows, rng, data.held_out_fraction, source.train)
     counts = {
@@ -176,13 +176,26 @@ def _read_source(
         name,
         source,
         splits,
-        source.path if source.path is not None else f"embedded:{source.embedded}",
+        _origin(source),
         read.row_format,
         _nonzero(counts),
         cut_splits(read.rows, source.train),
         {k: n for k, n in read.unused.items() if data.strata_by != f"column:{k}"},
         _unread(files.unread),
     )
+
+
+def _origin(source: SourceOptions) -> str:
+    """Where rows come from, in a word or two."""
+    if source.embedded is not None:
+        return f"embedded:{source.embedded}"
+    if source.hub is not None:
+        details = [word for word in (source.config, source.split, source.revision) if word]
+        return " ".join([f"hub:{source.hub}", *details])
+    written = source.path
+    if isinstance(written, str):
+        return written
+    return ", ".join(written or ())
 
 
 def _unread(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -206,10 +219,10 @@ def _without_duplicates(raw: Sequence[RawSource], policy: Policy) -> list[RawSou
 def _read(
     name: str,
     source: SourceOptions,
-    files: Mapping[str, Sequence[Path]],
+    found: SourceFiles,
     options: WorldOptions,
 ) -> ReadRows:
-    how = _reading(options.data)
+    files, how = found.roles, _reading(source, found.names, options.data)
     if source.embedded is None:
         return read_rows(files, name, how=how)
     rows = {"train": generate(source.embedded, source.rows, options.seed)}
@@ -219,11 +232,13 @@ def _read(
     return replace(read, rows={**rows, **read.rows})
 
 
-def _reading(data: DataOptions) -> Reading:
+def _reading(source: SourceOptions, names: Mapping[Path, str], data: DataOptions) -> Reading:
     """How files are read under the options."""
     _, _, column = data.strata_by.partition("column:")
     return Reading(
         malformed=data.malformed,
+        columns=source.columns,
+        names=names,
         cells=(column,) if column else (),
         cache=folder_of(data.cache),
     )

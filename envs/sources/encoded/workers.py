@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,7 @@ def encode_shares(job: Job, processes: int, writer: Writer) -> None:
         SourceError: for whatever encoding in one process would refuse.
     """
     bounds = np.linspace(0, len(job.rows), processes + 1).astype(int).tolist()
-    shares = [
-        Job(job.rows[a:b], job.tokenizer, job.data, job.source)
-        for a, b in zip(bounds, bounds[1:], strict=False)
-    ]
+    shares = [Job(job.rows[a:b], job.tokenizer, job.data, job.source) for a, b in pairwise(bounds)]
     with tempfile.TemporaryDirectory(prefix="mixgym-") as name, contextlib.ExitStack() as stack:
         helpers = [_Helper(Path(name) / str(i), share) for i, share in enumerate(shares[1:])]
         for helper in helpers:
