@@ -104,13 +104,14 @@ class Shelf:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f"{TEMPORARY_PREFIX}{key}-{os.getpid()}-{secrets.token_hex(4)}"
         temporary.mkdir()
+        writer = Writer(temporary)
         try:
-            writer = Writer(temporary)
             yield writer
-            writer.close()
+            writer.end()
             with contextlib.suppress(OSError):  # another process was faster
                 temporary.rename(self.folder / key)
         finally:
+            writer.close()
             shutil.rmtree(temporary, ignore_errors=True)
         self._tidy(key)
 
@@ -162,9 +163,13 @@ class Writer:
         about["sum"] = zlib.crc32(data, about["sum"])
 
     def close(self) -> None:
-        """End all files, and write the note."""
+        """Let go of all files."""
         for file in self._files.values():
             file.close()
+
+    def end(self) -> None:
+        """Write the note, when all else is written."""
+        self.close()
         text = json.dumps({"arrays": self._arrays, "note": self.note})
         data = json.dumps({"sum": zlib.crc32(text.encode()), "text": text})
         (self._folder / _NOTE).write_text(data, encoding="utf-8")
