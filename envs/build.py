@@ -311,7 +311,7 @@ def _fingerprint(sources: Sequence[Source]) -> str:
         digest.update(f"{source.name}\x00{source.target}\x00{source.max_epochs}".encode())
         for split in source.splits:
             rows = source.splits[split]
-            for array in (rows.tokens, rows.labels, rows.offsets, source.strata[split]):
+            for array in (rows.digests, source.strata[split]):
                 digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:32]
 

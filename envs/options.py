@@ -16,13 +16,13 @@ from mixgym.envs.packing.packing_options import PackingOptions
 from mixgym.envs.plugins.registry import import_plugins, modules_behind
 from mixgym.envs.probes import PROBES
 from mixgym.envs.rewards import REWARDS
-from mixgym.envs.sources.rows.formats import AUTO, FORMATS
 from mixgym.envs.sources.scorers import check_word
+from mixgym.envs.sources.source_options import SourceOptions as SourceOptions
+from mixgym.envs.sources.source_options import Weight as Weight
 from mixgym.envs.spaces.priors import Prior
 from mixgym.envs.strict_options import Options as Options  # the base of sections elsewhere too
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Unit = Literal["supervised_tokens", "tokens", "rows"]
 BudgetUnit = Literal["steps", "supervised_tokens", "tokens"]
 
@@ -31,41 +31,6 @@ TaskSetName = Literal[
 ]
 
 SPLITS = ("train", "reward", "select", "test")
-
-
-class SourceOptions(Options):
-    """One data set of the mixture."""
-
-    path: str | None = Field(
-        None, description="JSONL or JSON file, or a folder with train/valid/test files or shards"
-    )
-    embedded: str | None = Field(None, description="name of a generated task instead of a path")
-    rows: int | None = Field(None, ge=1, description="rows to generate (embedded sources only)")
-    reward: str | None = Field(None, description="file of the reward split, if it is not to be cut")
-    select: str | None = Field(None, description="file of the select split")
-    test: str | None = Field(None, description="file of the test split")
-    format: str = Field(
-        "auto",
-        description="of the rows, see: mixgym list row-formats; auto: the one that most rows fit",
-    )
-    target: Weight = Field(1.0, description="weight in rewards and evaluation; 0: a pool only")
-    train: bool = Field(True, description="false: the source is a target only, never trained on")
-    max_epochs: float | None = Field(None, gt=0, description="cap on passes over the rows")
-
-    @field_validator("format")
-    @classmethod
-    def _known_format(cls, name: str) -> str:
-        if name != AUTO:
-            FORMATS.find(name)
-        return name
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "SourceOptions":
-        if (self.path is None) == (self.embedded is None):
-            raise ValueError("give either path or embedded")
-        if self.rows is not None and self.embedded is None:
-            raise ValueError("rows is for embedded sources; a file's rows are all read")
-        return self
 
 
 class DataOptions(Options):
@@ -124,6 +89,15 @@ class DataOptions(Options):
         ge=1,
         description="supervised tokens per source in select and test, which are measured once or "
         "twice; null: as held_out_tokens",
+    )
+    cache: str | None = Field(
+        "auto",
+        description="folder where rows of large files (256 KiB and more) are kept as tokens, found "
+        "again by the content of files, tokenizer and options; auto: the user's cache folder "
+        "($MIXGYM_CACHE, or mixgym in $XDG_CACHE_HOME); null: nothing is kept",
+    )
+    processes: int | None = Field(
+        None, ge=1, description="that encode rows, where they are many; null: one per core"
     )
     packing: PackingOptions = PackingOptions()
 

@@ -24,6 +24,7 @@ from mixgym.trainer.training.training_options import TrainOptions
 
 _COMMAND_LINE = "command line"
 _VERSIONS = "versions"
+_UNION_BRANCHES = ("str", "list[str]")
 _RECORDED = ("mixgym", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -231,6 +232,8 @@ def _clean_path(detail: ErrorDetails, data: Any) -> KeyPath | None:
         if isinstance(part, str) and re.match(r"(literal|dict)\[", part):
             if part.startswith("dict") != isinstance(value, dict):
                 return None
+            continue
+        if part in _UNION_BRANCHES and not isinstance(value, dict):
             continue
         path.append(part)
         value = value.get(part) if isinstance(value, dict) else None

@@ -140,7 +140,7 @@ def check_vocabulary(corpus: Corpus, model: Any, name: str) -> None:
     """
     size = int(model.config.get_text_config().vocab_size)
     largest = max(
-        (int(rows.tokens.max()) for s in corpus.sources for rows in s.splits.values() if len(rows)),
+        (rows.largest for s in corpus.sources for rows in s.splits.values()),
         default=0,
     )
     if largest >= size:

@@ -24,6 +24,7 @@ from mixgym.envs.options import SPLITS
 from mixgym.envs.sources.encoding import Encoding
 from mixgym.envs.sources.rows.row import Row
 from mixgym.envs.sources.scorers import MODEL_SCORES, SCORERS, ScorerKind, column_of
+from mixgym.envs.sources.tables.table import Rows
 
 Scores = NDArray[np.float64]
 
@@ -100,20 +101,16 @@ class ColumnScorer:
             SourceError: naming the place of the first row without a usable value.
         """
         place = {label: float(i) for i, label in enumerate(self.labels)}
-        value = self._place if self.labels else self._number
-        return np.array([value(row, place) for row in rows.raw], dtype=np.float64)
+        raw = Rows.of(rows.raw)
+        cells = raw.cells(self.column)
+        values = [self._place(c, place) if self.labels else _as_number(c) for c in cells]
+        if None in values:
+            labels = f"a label among {', '.join(map(repr, self.labels))}"
+            self._refuse(raw[values.index(None)], labels if self.labels else "a finite number")
+        return np.array(values, dtype=np.float64)
 
-    def _place(self, row: Row, place: Mapping[str, float]) -> float:
-        cell = row.columns.get(self.column)
-        if not isinstance(cell, str) or cell not in place:
-            self._refuse(row, f"a label among {', '.join(map(repr, self.labels))}")
-        return place[str(cell)]
-
-    def _number(self, row: Row, _: Mapping[str, float]) -> float:
-        number = _as_number(row.columns.get(self.column))
-        if number is None:
-            self._refuse(row, "a finite number")
-        return float(number or 0.0)
+    def _place(self, cell: object, place: Mapping[str, float]) -> float | None:
+        return place.get(cell) if isinstance(cell, str) else None
 
     def _refuse(self, row: Row, wanted: str) -> None:
         seen = row.columns.get(self.column)
@@ -182,7 +179,7 @@ def plugin_scorers(
     return {name: PluginScorer(word, kind, name, dry) for name in sources}
 
 
-def scorer_for(strata_by: str, raw: Sequence[Row], strata: int, source: str) -> Scorer:
+def scorer_for(strata_by: str, raw: Sequence[Sequence[Row]], strata: int, source: str) -> Scorer:
     """The scorer that ``data.strata_by`` asks for.
 
     A column whose first value is a text that is no number is read as labels; at most ``strata``
@@ -190,7 +187,7 @@ def scorer_for(strata_by: str, raw: Sequence[Row], strata: int, source: str) -> 
 
     Args:
         strata_by: ``length``, ``column:NAME`` or a plug-in.
-        raw: all rows of the source, of all splits.
+        raw: all rows of the source, by split.
         strata: G.
         source: the source's name, for errors.
 
@@ -209,14 +206,15 @@ def scorer_for(strata_by: str, raw: Sequence[Row], strata: int, source: str) -> 
                 f"column:NAME or a plug-in here, not one of {', '.join(MODEL_SCORES)}"
             )
         return found[source]
-    cells = [row.columns.get(column) for row in raw]
+    cells = [cell for part in raw for cell in Rows.of(part).cells(column)]
     if not cells or not isinstance(cells[0], str) or _as_number(cells[0]) is not None:
         return ColumnScorer(column, source)
     labels = sorted({cell for cell in cells if isinstance(cell, str)})
     if len(labels) > strata:
+        first = next(part[0] for part in raw if len(part))
         raise SourceError(
-            f"source {source!r}: {raw[0].file}: column {column!r} holds {len(labels)} labels "
-            f"(first: {raw[0].where}, {cells[0]!r}) for {strata} strata; raise data.strata or "
+            f"source {source!r}: {first.file}: column {column!r} holds {len(labels)} labels "
+            f"(first: {first.where}, {cells[0]!r}) for {strata} strata; raise data.strata or "
             "give a numeric column"
         )
     return ColumnScorer(column, source, tuple(labels))

@@ -16,9 +16,8 @@ A row over ``max_length`` tokens is, by policy, an error, skipped with a count, 
 Nothing here decides which rows are read or how hard they are.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -28,10 +27,21 @@ from numpy.typing import NDArray
 from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import DataOptions
+from mixgym.envs.sources.encoded.outcome import (
+    NO_SUPERVISED,
+    REFUSED,
+    SKIPPED,
+    TRUNCATED,
+    UNANSWERED,
+    Encoded,
+    Outcome,
+    join_encoded,
+)
+from mixgym.envs.sources.encoded.outcome import Encoding as Encoding  # what rows become
 from mixgym.envs.sources.rendering.rendered import RefusedRowError, Rendered, Template
 from mixgym.envs.sources.rendering.special_tokens import Beginning, beginning_of
 from mixgym.envs.sources.rows.row import Row
-from mixgym.envs.sources.source import EncodedRows
+from mixgym.envs.sources.tables.table import Rows
 from mixgym.envs.sources.templates import choose_template
 
 if TYPE_CHECKING:
@@ -39,29 +49,8 @@ if TYPE_CHECKING:
 
 _Bools = NDArray[np.bool_]
 
-UNANSWERED = "turns behind the last answer"
-
-# rows tokenised at a time: bounds the memory that offsets take as Python objects
-_BATCH_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Rows after encoding.
-
-    Attributes:
-        rows: the token sequences.
-        raw: the rows that they come from, one for one; skipped ones are gone.
-        lengths: int64[rows], tokens of each row before truncation.
-        counts: what was skipped, truncated and cut.
-        left_out: what rows hold and their texts do not -> how often.
-    """
-
-    rows: EncodedRows
-    raw: tuple[Row, ...]
-    lengths: IntArray
-    counts: Counter[str]
-    left_out: Counter[str] = field(default_factory=Counter)
+BATCH_ROWS = 256
+"""Rows tokenised at a time: bounds the memory that offsets take as Python objects."""
 
 
 def encode_rows(
@@ -78,45 +67,69 @@ def encode_rows(
     Raises:
         SourceError: the chat template cannot be used, or a row is over-long under ``error``.
     """
-    template = choose_template(tokenizer, data.template)
-    beginning = beginning_of(tokenizer)
-    counts: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
-    kept, encoded, lengths = [], [], []
-    for start in range(0, len(rows), _BATCH_ROWS):
-        shown = list(_render(rows[start : start + _BATCH_ROWS], template, data, source, counts))
-        texts = [rendered for _, rendered in shown]
-        for (row, rendered), tokens in zip(
-            shown, _tokenise(texts, tokenizer, beginning), strict=True
-        ):
-            left_out.update(rendered.left_out)
-            part = _fit(row, tokens, data, source, counts)
+    encoder = Encoder(tokenizer, data, source)
+    parts = [encoder.encode(rows[i : i + BATCH_ROWS]) for i in range(0, len(rows), BATCH_ROWS)]
+    whole = join_encoded(parts or [encoder.encode([])])
+    return whole.select(Rows.of(rows), np.arange(len(rows)))
+
+
+class Encoder:
+    """Encodes rows, a batch at a time.
+
+    Args:
+        tokenizer: a fast tokenizer with an eos token.
+        data: the options of template, labels, max_length and over_long.
+        source: the source's name, for errors.
+
+    Raises:
+        SourceError: the chat template cannot be used.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", data: DataOptions, source: str
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._data = data
+        self._source = source
+        self._template = choose_template(tokenizer, data.template)
+        self._beginning = beginning_of(tokenizer)
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
+        """Tokenise, label and truncate some rows.
+
+        Raises:
+            SourceError: a row is over-long under ``error``, or refused by the template.
+        """
+        outcome = Outcome(len(rows))
+        shown = list(_render(rows, self._template, self._data, self._source, outcome))
+        texts = [rendered for _, _, rendered in shown]
+        found = _tokenise(texts, self._tokenizer, self._beginning)
+        for (index, row, rendered), tokens in zip(shown, found, strict=True):
+            outcome.left_out += [(index, name, n) for name, n in rendered.left_out.items()]
+            part = _fit(row, tokens, self._data, self._source, outcome, index)
             if part is None:
                 continue
-            if row.messages and row.messages[-1][0] != "assistant" and data.labels != "all":
-                counts[UNANSWERED] += 1
-            labels = _labels(tokens, part, data)
+            if row.messages and row.messages[-1][0] != "assistant" and self._data.labels != "all":
+                outcome.note(index, UNANSWERED)
+            labels = _labels(tokens, part, self._data)
             if not labels.any():
-                counts["rows skipped: no supervised token"] += 1
+                outcome.note(index, NO_SUPERVISED)
                 continue
-            kept.append(row)
-            lengths.append(len(tokens.ids))
-            encoded.append((tokens.ids[part], labels))
-    sizes = np.array(lengths, dtype=np.int64)
-    return Encoding(EncodedRows.from_lists(encoded), tuple(kept), sizes, counts, left_out)
+            outcome.keep(index, len(tokens.ids), tokens.ids[part], labels)
+        return outcome.encoded()
 
 
 def _render(
-    rows: Sequence[Row], template: Template, data: DataOptions, source: str, counts: Counter[str]
-) -> Iterator[tuple[Row, Rendered]]:
-    """The rows that the template can show, with their texts."""
-    for row in rows:
+    rows: Sequence[Row], template: Template, data: DataOptions, source: str, outcome: Outcome
+) -> Iterator[tuple[int, Row, Rendered]]:
+    """The rows that the template can show, with their indices and texts."""
+    for index, row in enumerate(rows):
         try:
-            yield row, template.render(row)
+            yield index, row, template.render(row)
         except RefusedRowError as flaw:
             if data.malformed == "error":
                 raise SourceError(f"source {source!r}: {flaw}") from flaw
-            counts["rows skipped: refused by the template"] += 1
+            outcome.note(index, REFUSED)
 
 
 @dataclass(frozen=True)
@@ -217,12 +230,12 @@ def window(completion: _Bools, max_length: int) -> slice:
 
 
 def _fit(
-    row: Row, tokens: _Tokens, data: DataOptions, source: str, counts: Counter[str]
+    row: Row, tokens: _Tokens, data: DataOptions, source: str, outcome: Outcome, index: int
 ) -> IntArray | slice | None:
     """The part of a row that is kept; None to skip it."""
     places = np.flatnonzero(tokens.completion)
     if not len(places):
-        counts["rows skipped: no supervised token"] += 1
+        outcome.note(index, NO_SUPERVISED)
         return None
     size = len(tokens.ids) if data.labels == "all" else int(places[-1]) + 1
     if size <= data.max_length:
@@ -233,13 +246,13 @@ def _fit(
             f"{data.max_length}; raise it, or set data.over_long to truncate or skip"
         )
     if data.over_long == "skip":
-        counts["rows skipped: over-long"] += 1
+        outcome.note(index, SKIPPED)
         return None
     head = tokens.head
     part = window(tokens.completion[head:], data.max_length - head)
     kept = np.concatenate([np.arange(head), np.arange(head + part.start, head + part.stop)])
-    counts["rows truncated"] += 1
-    counts["supervised tokens cut"] += len(places) - int(tokens.completion[kept].sum())
+    outcome.note(index, TRUNCATED)
+    outcome.cut[index] = len(places) - int(tokens.completion[kept].sum())
     return kept
 
 

@@ -19,8 +19,11 @@ from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.difficulty import cap_rows
 from mixgym.envs.sources.encoding import Encoding
 from mixgym.envs.sources.splits import HELD_OUT, VALIDATION, halves
+from mixgym.envs.sources.tables.table import Rows
 
 Chosen = dict[str, IntArray]
+Contents = set[tuple[int, int]]
+"""Digests of what stands in some rows."""
 
 
 def choose_rows(
@@ -75,20 +78,23 @@ def others(chosen: Chosen, strata: Mapping[str, IntArray]) -> Chosen:
     return left
 
 
-def contents(parts: Mapping[str, Encoding], chosen: Chosen) -> set[tuple[object, ...]]:
+def contents(parts: Mapping[str, Encoding], chosen: Chosen) -> Contents:
     """What stands in the rows that were chosen."""
-    return {
-        parts["reward" if name == VALIDATION else name].raw[i].content
-        for name, rows in chosen.items()
-        for i in rows
-    }
+    found: Contents = set()
+    for name, rows in chosen.items():
+        found.update(_digests(parts["reward" if name == VALIDATION else name], rows))
+    return found
+
+
+def _digests(part: Encoding, rows: IntArray) -> list[tuple[int, int]]:
+    return [(first, second) for first, second in Rows.of(part.raw).digests[rows].tolist()]
 
 
 def given_back(
     parts: Mapping[str, Encoding],
     left: Chosen,
     cut: Collection[str],
-    measured: Collection[tuple[object, ...]],
+    measured: Collection[tuple[int, int]],
 ) -> Chosen:
     """By held-out split, the places of the rows that train gets back.
 
@@ -99,7 +105,7 @@ def given_back(
         measured: contents that no row in train may have.
     """
     return {
-        name: np.array([i for i in left[name] if parts[name].raw[i].content not in measured], int)
+        name: left[name][[d not in measured for d in _digests(parts[name], left[name])]]
         for name in HELD_OUT
-        if name in cut
+        if name in cut and len(left[name])
     }

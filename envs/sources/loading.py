@@ -18,13 +18,15 @@ from mixgym.envs.arrays import IntArray
 from mixgym.envs.errors import SourceError
 from mixgym.envs.options import SPLITS, DataOptions, SourceOptions, WorldOptions
 from mixgym.envs.random_streams import stream
+from mixgym.envs.sources.cached.keys import folder_of
 from mixgym.envs.sources.difficulty import DROPPED, Scorer, Scores, scorer_for, strata_of
 from mixgym.envs.sources.duplicates import Policy, handle_duplicates
-from mixgym.envs.sources.embedded import TASKS, default_sources, generate
-from mixgym.envs.sources.encoding import UNANSWERED, Encoding, encode_rows
+from mixgym.envs.sources.encoded.outcome import UNANSWERED, Encoding
+from mixgym.envs.sources.encoded.splits import encode_splits
 from mixgym.envs.sources.files import SourceFiles, find_files
+from mixgym.envs.sources.generated.embedded import TASKS, default_sources, generate
 from mixgym.envs.sources.held_out import Chosen, choose_rows, contents, given_back, others
-from mixgym.envs.sources.reading import ReadRows, read_rows
+from mixgym.envs.sources.reading import Reading, ReadRows, read_rows
 from mixgym.envs.sources.rendering.plain import PlainTemplate
 from mixgym.envs.sources.rendering.rendered import RefusedRowError
 from mixgym.envs.sources.rows.row import Row
@@ -53,7 +55,7 @@ class RawSource:
 
     name: str
     options: SourceOptions
-    rows: Mapping[str, tuple[Row, ...]]
+    rows: Mapping[str, Sequence[Row]]
     origin: str
     row_format: str
     counts: Mapping[str, int]
@@ -115,7 +117,7 @@ def encode_sources(
     found = scorers or {}
     graded = [_grade(s, tokenizer, data, found.get(s.name)) for s in raw]
     chosen = [choose_rows(g.parts, g.strata, data, seed, g.raw.name, halve) for g in graded]
-    measured: set[tuple[object, ...]] = set()
+    measured: set[tuple[int, int]] = set()
     for g, rows in zip(graded, chosen, strict=True):
         measured |= contents(g.parts, rows)
     return [_finish(g, rows, data, measured) for g, rows in zip(graded, chosen, strict=True)]
@@ -159,7 +161,7 @@ def _read_source(
     shared: Mapping[str, int],
 ) -> RawSource:
     data = options.data
-    read = _read(name, source, files.roles, options)
+    read = _read(name, source, files, options)
     rng = stream(options.seed, "splits", name)
     splits, unused = split_rows(read.rows, rng, data.held_out_fraction, source.train)
     counts = {
@@ -174,13 +176,26 @@ def _read_source(
         name,
         source,
         splits,
-        source.path if source.path is not None else f"embedded:{source.embedded}",
+        _origin(source),
         read.row_format,
         _nonzero(counts),
         cut_splits(read.rows, source.train),
         {k: n for k, n in read.unused.items() if data.strata_by != f"column:{k}"},
         _unread(files.unread),
     )
+
+
+def _origin(source: SourceOptions) -> str:
+    """Where rows come from, in a word or two."""
+    if source.embedded is not None:
+        return f"embedded:{source.embedded}"
+    if source.hub is not None:
+        details = [word for word in (source.config, source.split, source.revision) if word]
+        return " ".join([f"hub:{source.hub}", *details])
+    written = source.path
+    if isinstance(written, str):
+        return written
+    return ", ".join(written or ())
 
 
 def _unread(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -204,16 +219,30 @@ def _without_duplicates(raw: Sequence[RawSource], policy: Policy) -> list[RawSou
 def _read(
     name: str,
     source: SourceOptions,
-    files: Mapping[str, Sequence[Path]],
+    found: SourceFiles,
     options: WorldOptions,
 ) -> ReadRows:
+    files, how = found.roles, _reading(source, found.names, options.data)
     if source.embedded is None:
-        return read_rows(files, name, options.data.malformed, source.format)
+        return read_rows(files, name, how=how)
     rows = {"train": generate(source.embedded, source.rows, options.seed)}
     if not files:
         return ReadRows(rows, "prompt")
-    read = read_rows(files, name, options.data.malformed, source.format)
+    read = read_rows(files, name, how=how)
     return replace(read, rows={**rows, **read.rows})
+
+
+def _reading(source: SourceOptions, names: Mapping[Path, str], data: DataOptions) -> Reading:
+    """How files are read under the options."""
+    _, _, column = data.strata_by.partition("column:")
+    return Reading(
+        malformed=data.malformed,
+        row_format=source.format,
+        columns=source.columns,
+        names=names,
+        cells=(column,) if column else (),
+        cache=folder_of(data.cache),
+    )
 
 
 def _shortfall(source: SourceOptions, rows: Mapping[str, Sequence[Row]]) -> int:
@@ -265,10 +294,10 @@ def _grade(
     data: DataOptions,
     scorer: Scorer | None,
 ) -> _Graded:
-    parts = {name: encode_rows(raw.rows[name], tokenizer, data, raw.name) for name in SPLITS}
+    parts = encode_splits(raw.rows, tokenizer, data, raw.name, folder_of(data.cache))
     _check_splits(raw.name, raw.options, {name: len(part.rows) for name, part in parts.items()})
     if scorer is None:
-        every = [row for part in parts.values() for row in part.raw]
+        every = [part.raw for part in parts.values()]
         scorer = scorer_for(data.strata_by, every, data.strata, raw.name)
     scores = {name: scorer.score(parts[name]) for name in SPLITS}
     strata = strata_of(scores, scorer.is_stratum, data.strata, drop=data.remainder == "drop")
@@ -276,7 +305,7 @@ def _grade(
 
 
 def _finish(
-    graded: _Graded, chosen: Chosen, data: DataOptions, measured: Collection[tuple[object, ...]]
+    graded: _Graded, chosen: Chosen, data: DataOptions, measured: Collection[tuple[int, int]]
 ) -> Source:
     """The source with the chosen held-out rows; train gets back what was cut and not chosen."""
     raw, parts = graded.raw, graded.parts

@@ -3,68 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mixgym.envs.arrays import IntArray
-
-
-@dataclass(frozen=True)
-class EncodedRows:
-    """Token sequences of different lengths, end to end.
-
-    Attributes:
-        tokens: int32[total].
-        labels: bool[total], true where the token is supervised. The first token of a row never is:
-            nothing predicts it.
-        offsets: int64[rows + 1]; row ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``.
-    """
-
-    tokens: NDArray[np.int32]
-    labels: NDArray[np.bool_]
-    offsets: IntArray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> IntArray:
-        """int64[rows], tokens of each row."""
-        return np.diff(self.offsets)
-
-    @property
-    def supervised(self) -> IntArray:
-        """int64[rows], supervised tokens of each row."""
-        running = np.concatenate([[0], np.cumsum(self.labels, dtype=np.int64)])
-        return np.diff(running[self.offsets])
-
-    def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Tokens and labels of one row (views)."""
-        part = slice(self.offsets[index], self.offsets[index + 1])
-        return self.tokens[part], self.labels[part]
-
-    def take(self, rows: IntArray) -> "EncodedRows":
-        """A copy that holds ``rows``, in that order."""
-        return EncodedRows.from_lists([self.row(int(i)) for i in rows])
-
-    def joined(self, other: "EncodedRows") -> "EncodedRows":
-        """These rows, and ``other``'s behind them."""
-        return EncodedRows(
-            np.concatenate([self.tokens, other.tokens]),
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
-        )
-
-    @classmethod
-    def from_lists(cls, rows: list[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> "EncodedRows":
-        """Join ``(tokens, labels)`` pairs."""
-        lengths = np.array([len(tokens) for tokens, _ in rows], dtype=np.int64)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        if not rows:
-            return cls(np.zeros(0, np.int32), np.zeros(0, np.bool_), offsets)
-        tokens = np.concatenate([tokens for tokens, _ in rows]).astype(np.int32)
-        labels = np.concatenate([labels for _, labels in rows]).astype(np.bool_)
-        return cls(tokens, labels, offsets)
+from mixgym.envs.sources.encoded.token_rows import EncodedRows as EncodedRows  # where it was before
 
 
 @dataclass(frozen=True)

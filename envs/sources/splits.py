@@ -28,12 +28,13 @@ from mixgym.envs.options import SPLITS
 from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.rows.row import Row
 from mixgym.envs.sources.source import EncodedRows, Source
+from mixgym.envs.sources.tables.table import Rows
 
 HELD_OUT = SPLITS[1:]
 VALIDATION = "validation"
 """The half of the reward split that a bilevel rule learns from, where there is such a rule."""
 
-Splits = dict[str, tuple[Row, ...]]
+Splits = dict[str, Rows]
 
 
 def split_rows(
@@ -53,16 +54,16 @@ def split_rows(
     Returns:
         The splits, disjoint, and the number of rows that no split has a use for.
     """
-    splits: Splits = {name: tuple(rows.get(name, ())) for name in HELD_OUT}
+    splits: Splits = {name: Rows.of(rows.get(name, ())) for name in HELD_OUT}
     missing = [name for name in HELD_OUT if name not in rows]
     if "valid" in rows:
         waiting = [name for name in ("reward", "select") if name in missing]
-        splits |= _deal(rows["valid"], waiting, rng)
+        splits |= _deal(Rows.of(rows["valid"]), waiting, rng)
         missing = [name for name in missing if name not in waiting]
-    pool = rows.get("train", ())
+    pool = Rows.of(rows.get("train", ()))
     if not trained:
         splits |= _deal(pool, missing, rng)
-        return {"train": (), **splits}, 0 if missing else len(pool)
+        return {"train": Rows.of(()), **splits}, 0 if missing else len(pool)
     cut = _cut_size(len(pool), len(missing), held_out_fraction)
     return {**splits, **_cut(pool, missing, cut, rng)}, 0
 
@@ -79,31 +80,27 @@ def cut_splits(roles: Collection[str], trained: bool) -> tuple[str, ...]:
     return tuple(name for name in HELD_OUT if name not in roles and name not in dealt)
 
 
-def _deal(rows: Sequence[Row], names: Sequence[str], rng: np.random.Generator) -> Splits:
+def _deal(rows: Rows, names: Sequence[str], rng: np.random.Generator) -> Splits:
     """All rows to ``names``, in shares that differ by one row at most."""
     if not names:
         return {}
     order = rng.permutation(len(rows))
     parts = np.array_split(order, len(names))
-    return {n: _pick(rows, part) for n, part in zip(names, parts, strict=True)}
+    return {n: rows.pick(np.sort(part)) for n, part in zip(names, parts, strict=True)}
 
 
-def _cut(rows: Sequence[Row], names: Sequence[str], size: int, rng: np.random.Generator) -> Splits:
+def _cut(rows: Rows, names: Sequence[str], size: int, rng: np.random.Generator) -> Splits:
     """``size`` rows to each of ``names`` and the rest to train."""
     order = rng.permutation(len(rows))
     parts = [order[i * size : (i + 1) * size] for i in range(len(names))]
-    held = {name: _pick(rows, part) for name, part in zip(names, parts, strict=True)}
-    return {"train": _pick(rows, order[len(names) * size :]), **held}
+    held = {name: rows.pick(np.sort(part)) for name, part in zip(names, parts, strict=True)}
+    return {"train": rows.pick(np.sort(order[len(names) * size :])), **held}
 
 
 def _cut_size(rows: int, splits: int, fraction: float) -> int:
     if not splits or not fraction or not rows:
         return 0
     return min(max(1, round(fraction * rows)), (rows - 1) // splits)
-
-
-def _pick(rows: Sequence[Row], indices: np.ndarray) -> tuple[Row, ...]:
-    return tuple(rows[int(i)] for i in np.sort(indices))
 
 
 def halves(strata: IntArray, n_strata: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:

@@ -5,12 +5,13 @@ cached by the content of the text, in ``$MIXGYM_CACHE`` or the user's cache fold
 """
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mixgym.envs.sources.cached import keys
 
 END = "<|endoftext|>"
 TOKENIZER_TEXT_BYTES = 4_000_000  # per tokenizer: more does not change so small a vocabulary
@@ -91,8 +92,7 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
 
 def cache_folder() -> Path:
     """``$MIXGYM_CACHE``, or ``mixgym`` in the user's cache folder; created if missing."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mixgym"
-    folder = Path(os.environ.get("MIXGYM_CACHE", default))
+    folder = keys.cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

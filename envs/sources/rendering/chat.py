@@ -12,8 +12,11 @@ white space behind that left out. Places come from rendering, never from looking
 - where a template rewrites earlier turns (some cut the reasoning out of them), the whole
   conversation is rendered with such words in the place of contents.
 
+A template that marks what the assistant says itself, with ``{% generation %}``, is taken at its
+word, and none of this is done.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +24,7 @@ from mixgym.envs.sources.rendering.conversation import ConversationText
 from mixgym.envs.sources.rendering.rendered import (
     RefusedRowError,
     Rendered,
+    Span,
     by_learning,
     plain_text,
 )
@@ -31,6 +35,7 @@ from mixgym.envs.sources.rows.row import Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ADVICE = "set data.template to plain, or give the tokenizer another chat template"
 
 _NO_END = "an end of assistant turns, so that answers would not end"
@@ -55,6 +60,8 @@ class ChatTemplate:
         """
         if row.text is not None:
             return plain_text(row.text, eos_of(self._tokenizer))
+        if _TAG.search(self._source(row)):
+            return self._tagged(row)
         talk = ConversationText(self, row)
         spans = {
             index: talk.span(index)
@@ -96,6 +103,51 @@ class ChatTemplate:
             )
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             self.refuse(row, f"refuses the row ({error})", error)
+
+    def _source(self, row: Row) -> str:
+        """The template that is used for a row: some tokenizers have one of their own for tools."""
+        return str(self._tokenizer.get_chat_template(tools=row.tools()))
+
+    def _tagged(self, row: Row) -> Rendered:
+        """The text of a row, and what its template marks as said by the assistant."""
+        text, spans = self._marked(row)
+        speakers = [i for i, (role, _) in enumerate(row.messages) if role == "assistant"]
+        by_turn = dict(zip(speakers, spans, strict=False))
+        is_clear = len(spans) == len(speakers)
+        if not is_clear and row.muted:
+            self.refuse(
+                row,
+                f"marks {len(spans)} parts of {len(speakers)} assistant turns, so that the turns "
+                "that are not learnt cannot be told apart",
+            )
+        shown = Shown(self, row, text)
+        shown.check_turns(by_turn if is_clear else dict.fromkeys(speakers, (0, len(text))))
+        if row.extras:
+            shown.check_extras()
+        answers = {row.messages[index][1].strip() for index in speakers}
+        unended = sum(text[begin:end].strip() in answers for begin, end in spans)
+        if unended:
+            shown.left_out[_NO_END] += unended
+        if not is_clear:
+            return Rendered(text, tuple(spans), left_out=shown.left_out)
+        return Rendered(text, *by_learning(row, by_turn), left_out=shown.left_out)
+
+    def _marked(self, row: Row) -> tuple[str, list[Span]]:
+        """The text of a row, and the parts inside ``{% generation %}``, in order and apart."""
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, places = render_jinja_template(
+                [row.turns()],
+                tools=row.tools(),
+                chat_template=self._source(row),
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
+            )
+        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+            self.refuse(row, f"refuses the row ({error})", error)
+        return texts[0], [(int(begin), int(end)) for begin, end in places[0] if begin < end]
 
     def prompts_after(self, role: str, ask: Callable[[], bool]) -> bool:
         """Whether the template prompts the assistant behind a turn of ``role``; asked once."""

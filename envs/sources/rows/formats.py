@@ -7,10 +7,14 @@ messages       messages                        the turns, ``[{"role", "content"}
 prompt         prompt, completion              a user turn and an assistant turn
 instruction    instruction, output             likewise
 question       question, answer                likewise
+conversations  conversations                   ShareGPT's turns, ``[{"from", "value"}, ...]``
+chosen         chosen, prompt                  the better answer of two, behind its prompt
 text           text                            plain text without turns
 =============  ==============================  ==============================================
 
-``response`` stands for completion, output and answer where these are missing. Further columns:
+``response`` stands for completion, output and answer where these are missing. See
+:mod:`mixgym.envs.sources.rows.sharegpt` and :mod:`mixgym.envs.sources.rows.preferences` for the
+formats of these names. Further columns:
 
 - ``system`` (or ``system_prompt``): a system turn in front. Messages that begin with one of their
   own have to say the same.
@@ -32,7 +36,9 @@ from typing import Any
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.plugins.outside import check_signature
 from mixgym.envs.plugins.registry import Registry
+from mixgym.envs.sources.rows.preferences import is_system, preferred
 from mixgym.envs.sources.rows.row import NO_EXTRAS, Extras, Messages
+from mixgym.envs.sources.rows.sharegpt import as_messages
 from mixgym.envs.sources.rows.turns import (
     IGNORE,
     LEARN,
@@ -40,6 +46,7 @@ from mixgym.envs.sources.rows.turns import (
     MalformedError,
     encodable,
     kind,
+    list_of_turns,
     plain_yes,
     text_of,
     tools_of,
@@ -173,29 +180,45 @@ def _followed(key: str, value: object) -> bool:
 
 
 def _parse_messages(row: Mapping[str, Any], names: tuple[str, ...]) -> Parsed:
-    turns = row.get(names[0])
-    if not isinstance(turns, list) or not turns:
-        raise MalformedError(
-            f"{names[0]!r} is not a list of turns" if turns else f"{names[0]!r} is empty"
-        )
+    return _parse_turns(row, names[0], list_of_turns(row.get(names[0]), names[0]))
+
+
+def _parse_sharegpt(row: Mapping[str, Any], names: tuple[str, ...]) -> Parsed:
+    return _parse_turns(row, names[0], as_messages(list_of_turns(row.get(names[0]), names[0])))
+
+
+def _parse_chosen(row: Mapping[str, Any], names: tuple[str, ...]) -> Parsed:
+    context, learnt = preferred(row)
+    talk = Conversation()
+    system = _system(row)
+    if system is not None and not is_system((*context, *learnt)):
+        talk.say("system", system)
+    for index, turn in enumerate(context):
+        talk.add(turn, f"prompt[{index}]", context=True)
+    for index, turn in enumerate(learnt):
+        talk.add(turn, f"chosen[{len(context) + index}]")
+    return _parsed(talk, row)
+
+
+def _parse_turns(row: Mapping[str, Any], name: str, turns: list[Any]) -> Parsed:
     talk = Conversation()
     first = turns[0] if isinstance(turns[0], dict) else {}
-    own = first.get("content") if first.get("role") == "system" else None
+    own = _text(first.get("content")) if first.get("role") == "system" else None
     system = _system(row)
     if own is not None and system is not None and own.strip() != system.strip():
         raise MalformedError(
             "the system column and the first turn are different system texts; keep one"
         )
     if own is not None:
-        talk.add(turns[0], f"{names[0]}[0]")
+        talk.add(turns[0], f"{name}[0]")
     elif system is not None:
         talk.say("system", system)
     _add_history(talk, row)
     begin = int(own is not None)
     for index, turn in enumerate(turns[begin:], start=begin):
-        talk.add(turn, f"{names[0]}[{index}]")
+        talk.add(turn, f"{name}[{index}]")
     if all(role != "assistant" for role, _ in talk.messages):
-        raise MalformedError(f"{names[0]!r} has no assistant turn, so nothing to train on")
+        raise MalformedError(f"{name!r} has no assistant turn, so nothing to train on")
     return _parsed(talk, row)
 
 
@@ -209,6 +232,14 @@ def _parse_pair(row: Mapping[str, Any], names: tuple[str, ...]) -> Parsed:
     talk.say("user", "\n\n".join(part for part in parts if part is not None))
     talk.say("assistant", text_of(row, names[1]))
     return _parsed(talk, row)
+
+
+def _text(content: object) -> str | None:
+    """What a first turn says; what is no text is refused when the turn is added."""
+    if isinstance(content, list):
+        parts = (part.get("text") if isinstance(part, dict) else part for part in content)
+        return "".join(part for part in parts if isinstance(part, str))
+    return None if content is None else str(content)
 
 
 def _parsed(talk: Conversation, row: Mapping[str, Any]) -> Parsed:
@@ -275,14 +306,16 @@ def as_format(where: str, thing: Any, **declared: Any) -> RowFormat:
     return form
 
 
-_BUILT_IN = {
+BUILT_IN = {
     "messages": RowFormat((("messages",),), _parse_messages, SHARED),
     "prompt": _pair("prompt", "completion"),
     "instruction": _pair("instruction", "output"),
     "question": _pair("question", "answer"),
+    "conversations": RowFormat((("conversations",),), _parse_sharegpt, SHARED),
+    "chosen": RowFormat((("chosen",),), _parse_chosen, ("prompt", "rejected", *_SYSTEM, "tools")),
     "text": RowFormat((("text",),), lambda row, _: Parsed((), text_of(row, "text"))),
 }
 
 FORMATS: Registry[RowFormat] = Registry(
-    "row format", "sources.NAME.format", "mixgym.row_formats", as_format, _BUILT_IN, (AUTO,)
+    "row format", "sources.NAME.format", "mixgym.row_formats", as_format, BUILT_IN, (AUTO,)
 )

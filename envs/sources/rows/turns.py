@@ -1,9 +1,11 @@
 """Turns of a conversation: what is theirs to say, and whether they are to be learnt.
 
-Of a turn, ``role`` and ``content`` are text. A key of :data:`LEARN` or :data:`IGNORE` says whether
-an assistant turn is learnt; only a plain yes or no is understood, and anything else is refused.
-Every other key (``reasoning_content``, ``tool_calls``, ...) is kept for the chat template, and what
-the template does not show is counted there. Only assistant turns are learnt.
+Of a turn, ``role`` and ``content`` are text; a content may be a list of parts, all of them text. A
+key of :data:`LEARN` or :data:`IGNORE` says whether an assistant turn is learnt; only a plain yes or
+no is understood, and anything else is refused. Every other key (``reasoning_content``,
+``tool_calls``, ...) is kept for the chat template, and what the template does not show is counted
+there. Only assistant turns are learnt: what they say, and the calls of tools that they make, but
+never a turn of a tool.
 """
 
 import json
@@ -246,10 +248,50 @@ def _list(value: object, key: str) -> list[Any]:
 
 
 def _content(turn: Mapping[str, Any], role: str, extra: Mapping[str, Any]) -> str:
-    silent = turn.get("content") in (None, "")
-    if silent and role == "assistant" and any(key in extra for key in _SPEAKING):
+    content = turn.get("content")
+    if isinstance(content, list):
+        content = _joined(content)
+    if content in (None, "") and role == "assistant" and any(key in extra for key in _SPEAKING):
         return ""
-    return text_of(turn, "content")
+    return text_of({"content": content}, "content")
+
+
+def _joined(parts: list[Any]) -> str:
+    """The text of a content that is a list of parts, ``{"type": "text", "text": ...}`` each.
+
+    >>> _joined([{"type": "text", "text": "What is "}, {"text": "this?", "type": "text"}, "!"])
+    'What is this?!'
+    """
+    found = []
+    for index, part in enumerate(parts):
+        text = part.get("text") if isinstance(part, dict) else part
+        sort = part.get("type") or "text" if isinstance(part, dict) else "text"
+        if sort != "text" or not isinstance(text, str):
+            what = repr(sort) if sort != "text" else f"without a text ({kind(text)})"
+            raise MalformedError(f"part {index} of 'content' is {what}; only texts are read")
+        found.append(text)
+    return "".join(found)
+
+
+def list_of_turns(value: object, name: str) -> list[Any]:
+    """The turns in a column: a list, or what some tables make of one, an object of lists.
+
+    >>> list_of_turns({"role": ["user", "assistant"], "content": ["q", "a"]}, "messages")
+    [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]
+
+    Raises:
+        MalformedError: it is neither, or empty.
+    """
+    if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
+        sizes = {len(cells) for cells in value.values()}
+        if len(sizes) > 1:
+            raise MalformedError(f"{name!r} holds lists of different lengths")
+        value = [
+            dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)
+        ]
+    if not isinstance(value, list) or not value:
+        raise MalformedError(f"{name!r} is not a list of turns" if value else f"{name!r} is empty")
+    return value
 
 
 def text_of(row: Mapping[str, Any], name: str) -> str:

@@ -98,16 +98,16 @@ def test_ties_are_spread_in_the_proportions_of_the_train_rows():
 
 def test_numeric_columns_and_texts_that_read_as_numbers():
     rows = encoding([1] * 4, [10, 2.5, "9", True])
-    assert scorer_for("column:level", rows.raw, 4, "s").score(rows).tolist() == [10, 2.5, 9, 1]
+    assert scorer_for("column:level", [rows.raw], 4, "s").score(rows).tolist() == [10, 2.5, 9, 1]
     rows = encoding([1] * 2, ["10", "9"])
-    assert scorer_for("column:level", rows.raw, 4, "s").score(rows).tolist() == [10, 9]
+    assert scorer_for("column:level", [rows.raw], 4, "s").score(rows).tolist() == [10, 9]
 
 
 def test_labels_are_strata_in_sorted_order():
     train = encoding([1] * 4, ["hard", "easy", "hard", "hard"])
     reward = encoding([1] * 2, ["medium", "easy"])
     split = {**parts(), "train": train, "reward": reward}
-    scorer = scorer_for("column:level", train.raw + reward.raw, 3, "s")
+    scorer = scorer_for("column:level", [train.raw, reward.raw], 3, "s")
     found = stratify(split, scorer, 3)
     assert found["train"].tolist() == [1, 0, 1, 1]
     assert found["reward"].tolist() == [2, 0]
@@ -127,7 +127,7 @@ def test_labels_are_strata_in_sorted_order():
 def test_unusable_cells_are_placed(cells, reason):
     rows = encoding([1, 1], cells)
     with pytest.raises(SourceError, match=r"'s': a\.jsonl line 2: column 'level'") as caught:
-        scorer_for("column:level", rows.raw, 4, "s").score(rows)
+        scorer_for("column:level", [rows.raw], 4, "s").score(rows)
     assert reason in str(caught.value)
     assert "set data.strata_by to length" in str(caught.value)
 
@@ -137,11 +137,11 @@ def test_too_many_labels_and_unknown_words():
     with pytest.raises(
         SourceError, match=r"3 labels .first: a.jsonl line 1, 'a'. for 2 strata; raise"
     ):
-        scorer_for("column:level", rows.raw, 2, "s")
+        scorer_for("column:level", [rows.raw], 2, "s")
     with pytest.raises(ConfigError, match=r"strata_by=lenght: unknown scorer; did you mean length"):
-        scorer_for("lenght", rows.raw, 2, "s")
+        scorer_for("lenght", [rows.raw], 2, "s")
     with pytest.raises(ConfigError, match=r"strata_by=ifd: a model grades, not the rows alone"):
-        scorer_for("ifd", rows.raw, 2, "s")
+        scorer_for("ifd", [rows.raw], 2, "s")
 
 
 @given(

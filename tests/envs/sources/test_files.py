@@ -113,10 +113,10 @@ def test_unnamed_shards_train_beside_a_held_out_file(write, tmp_path):
 
 def test_files_that_are_not_read_are_told_of(write, tmp_path):
     write("d/train.jsonl", [{"text": "a"}])
-    for name in ("more.parquet", "old.jsonl.gz", "README.md", ".hidden.csv"):
+    for name in ("more.ndjson", "old.json.gz", "README.md", ".hidden.csv"):
         (tmp_path / "d" / name).write_text("x")
     found = find(SourceOptions(path=str(tmp_path / "d")), "s")
-    assert [p.name for p in found.unread] == ["more.parquet", "old.jsonl.gz"]
+    assert [p.name for p in found.unread] == ["more.ndjson", "old.json.gz"]
 
 
 def test_files_without_a_role_are_told_of(write, tmp_path):

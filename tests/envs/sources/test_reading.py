@@ -150,10 +150,10 @@ def test_unknown_columns_are_named(write):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("gone.jsonl", "no file at .*correct the path"), ("a.csv", "unknown type '.csv'")],
+    [("gone.jsonl", "no file at .*correct the path"), ("a.docx", "unknown type '.docx'")],
 )
 def test_missing_files_and_unknown_types(write, tmp_path, name, reason):
-    write("a.csv", [GOOD])
+    write("a.docx", [GOOD])
     with pytest.raises(SourceError, match=reason):
         read(tmp_path / name)
 

@@ -158,10 +158,45 @@ def test_any_texts_are_placed_to_the_character(bytes_tokenizer, template, texts)
     assert tokenizer.decode(tokens[labels]) == "".join(answers)
 
 
-def test_generation_tags_change_nothing(learnt):
-    tagged = CHATML.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
+TAGGED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% for c in m.tool_calls %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}"
+    "{% endfor %}<|im_end|>{% endgeneration %}\n"
+    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+)
+
+
+def test_generation_tags_say_what_is_learnt(learnt):
     talk = [user("q"), assistant("a"), user("r"), assistant("b")]
-    assert learnt(tagged, talk) == learnt(CHATML, talk)
+    assert learnt(TAGGED, talk) == learnt(CHATML, talk) == (["a<|im_end|>", "b<|im_end|>"], {})
+    muted = [user("q"), assistant("a", train=False), user("r"), assistant("b")]
+    assert learnt(TAGGED, muted) == (["b<|im_end|>"], {})
+    called = [user("q"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "cold"}]
+    runs, left_out = learnt(TAGGED, [*called, assistant("It is cold.")])
+    assert runs == ['<call>weather {"city": "Oslo"}<|im_end|>', "It is cold.<|im_end|>"]
+    assert left_out == {}
+
+
+def test_generation_tags_without_an_end_are_told_of(learnt):
+    bare = TAGGED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+    runs, left_out = learnt(bare, [user("q"), assistant("a"), user("r"), assistant("b")])
+    assert runs == ["a", "b"]
+    assert left_out == {"an end of assistant turns, so that answers would not end": 2}
+
+
+def test_generation_tags_around_parts_of_turns(learnt):
+    parts = "{{ m.content[:2] }}{% endgeneration %}|{% generation %}{{ m.content[2:] }}"
+    split = TAGGED.replace("{{ m.content }}{% for", parts + "{% for", 1)
+    with pytest.raises(SourceError, match=r"changes the text of messages\[1\]"):
+        learnt(split, [user("q"), assistant("abcd")])
+    thought = TAGGED.replace(
+        "{% generation %}{{ m.content }}{% for",
+        "{% generation %}hm{% endgeneration %} - {% generation %}{{ m.content }}{% for",
+    )
+    assert learnt(thought, [user("q"), assistant("abcd")])[0] == ["hm", "abcd<|im_end|>"]
+    with pytest.raises(SourceError, match="marks 4 parts of 2 assistant turns"):
+        learnt(thought, [user("q"), assistant("a", train=False), user("r"), assistant("b")])
 
 
 def test_an_end_that_only_the_last_turn_has(learnt):

@@ -1,0 +1,1 @@
+"""What is kept from one start to the next, by the content of all that it is made of."""
