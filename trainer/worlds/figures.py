@@ -135,6 +135,7 @@ def _rank(predicted: FloatArray, seen: FloatArray) -> float:
 
 
 def is_useful(report: dict[str, Any]) -> bool:
-    """Whether the world predicts better than both nulls."""
+    """Whether the world predicts better than both nulls, and any of what mixtures do."""
     error, late = report["error"], report["second_half"]
-    return bool(error["world"] < error["mean"] and late["world"] < late["stay"])
+    better = error["world"] < error["mean"] and late["world"] < late["stay"]
+    return bool(better and report["explained"] > 0)
