@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mixgym.envs.sources.cached.keys import file_digest, key_of, shelf_for
 from mixgym.envs.sources.cached.shelf import Entry, Shelf
@@ -136,7 +137,8 @@ def _key(files: Mapping[str, list[Path]], how: Reading) -> str:
 
 
 def _keep(shelf: Shelf, key: str, indices: Mapping[str, RowIndex]) -> None:
-    arrays, note = {}, {}
+    arrays: dict[str, Any] = {}
+    note: dict[str, Any] = {}
     for role, index in indices.items():
         arrays[f"{role}-records"], arrays[f"{role}-digests"] = index.records, index.digests
         note[role] = {
