@@ -13,15 +13,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mixgym.agents.algorithm_presets import PRESETS
-from mixgym.agents.registry import find_algorithm, load_object
+from mixgym.agents.registry import find_algorithm
 from mixgym.envs.errors import ConfigError, did_you_mean
+from mixgym.envs.plugins.outside import load_object
 
 _NOT_OPTIONS = (
     *("self", "env", "names", "policy", "policy_kwargs", "seed", "device", "_init_setup_model"),
     *("observation_space", "action_space", "lr_schedule", "level", "verbose", "tensorboard_log"),
 )
 """Arguments of factories that are not the user's to give."""
+
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,14 @@ def options_of(name: str) -> list[Option]:
     Raises:
         ConfigError: for an unknown name.
     """
-    found = [] if find_algorithm(name).is_trained else _acting(name, "agent.options.")
-    if name in PRESETS:
-        preset = PRESETS[name]
+    algorithm = find_algorithm(name)
+    found = [] if algorithm.is_trained else _acting(name, "agent.options.")
+    preset = algorithm.training
+    if preset is not None:
         found += _of_callable(load_object(preset.algorithm), preset.options, "train.options.")
-        found += _of_callable(load_object(preset.policy), preset.policy_options, "train.policy.")
+        found += _of_callable(
+            load_object(preset.policy), preset.policy_options, "train.policy.", inherited=False
+        )
     return found
 
 
@@ -81,19 +86,55 @@ def _acting(name: str, prefix: str) -> list[Option]:
 
 
 def _of_callable(
-    factory: Callable[..., Any], values: Mapping[str, Any], prefix: str
+    factory: Callable[..., Any],
+    values: Mapping[str, Any],
+    prefix: str,
+    *,
+    inherited: bool = True,
 ) -> list[Option]:
-    """The keyword arguments of a factory; ``values`` go over their defaults."""
+    """The keyword arguments of a factory; ``values`` go over their defaults.
+
+    Args:
+        factory: a function or a class.
+        values: the preset's.
+        prefix: of the keys.
+        inherited: whether a class that passes ``**kwargs`` on takes its base's too.
+    """
     meanings = _described_arguments(factory)
+    known = parameters_of(factory) if inherited else inspect.signature(factory).parameters
     defaults = {
         name: None if parameter.default is inspect.Parameter.empty else parameter.default
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if name not in _NOT_OPTIONS and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        for name, parameter in known.items()
+        if name not in _NOT_OPTIONS and parameter.kind not in _ANY
     }
     return [
         Option(f"{prefix}{name}", default, meanings.get(name, ""))
         for name, default in {**defaults, **values}.items()
     ]
+
+
+def parameters_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a callable by name; a class that passes ``**kwargs`` on has its base's too.
+
+    >>> class Base:
+    ...     def __init__(self, size: int = 1) -> None: ...
+    >>> class Own(Base):
+    ...     def __init__(self, *args: int, rate: float = 0.5, **kwargs: int) -> None: ...
+    >>> list(parameters_of(Own))
+    ['size', 'rate']
+    """
+    found: dict[str, inspect.Parameter] = {}
+    makers = [factory]
+    if inspect.isclass(factory):
+        makers = [vars(base)["__init__"] for base in factory.mro() if "__init__" in vars(base)]
+    for maker in makers:
+        own = inspect.signature(maker).parameters
+        kinds = {parameter.kind for parameter in own.values()}
+        named = {n: p for n, p in own.items() if p.kind not in _ANY and n != "self"}
+        found = {**named, **found}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return found
 
 
 def _of_model(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Iterator[Option]:

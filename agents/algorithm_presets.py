@@ -17,8 +17,8 @@ class Preset:
 
     Attributes:
         summary: one line for ``mixgym list algorithms``.
-        algorithm: ``module:class`` of a Stable-Baselines3 algorithm.
-        policy: ``module:class`` of its hierarchical policy.
+        algorithm: a Stable-Baselines3 algorithm, or ``module:class`` of one.
+        policy: its hierarchical policy, or ``module:class`` of it.
         family: what a rollout is.
         environment: ``action`` kind, and defaults of other options of the environment.
         options: keyword arguments of the algorithm.
@@ -31,8 +31,8 @@ class Preset:
     """
 
     summary: str
-    algorithm: str
-    policy: str
+    algorithm: str | type[Any]
+    policy: str | type[Any]
     family: Family
     environment: dict[str, Any]
     provenance: str

@@ -1,14 +1,16 @@
 """One word -> an agent: its factory, what it needs, what it is. Light: imports nothing heavy."""
 
-import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mixgym.agents.algorithm_presets import PRESETS
+from mixgym.agents.algorithm_presets import PRESETS, Preset
 from mixgym.agents.mixers.needs import cost
-from mixgym.agents.requires import Requires
+from mixgym.agents.plugins import Adopted, adopted
+from mixgym.agents.requires import RULE, TRAINED, Requires
 from mixgym.envs.errors import ConfigError, did_you_mean
+from mixgym.envs.plugins.outside import load_object
+from mixgym.envs.plugins.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -17,21 +19,23 @@ class Algorithm:
 
     Attributes:
         summary: one line for ``mixgym list algorithms``.
-        factory: ``module:name`` of a callable ``(env, **options) -> agent``.
+        factory: a callable ``(env, names=..., **options) -> agent``, or ``module:name`` of one.
         requires: the environment that it needs, whatever its options.
         needs_from: ``module:name`` of a function ``options -> Requires``, for one whose needs
             depend on its options.
         options: ``module:name`` of the model of its options, where they are not the factory's
             keyword arguments.
         variant: which of HBO's sets of options is its default.
+        training: how it is trained by `mixgym train`, where it is.
     """
 
     summary: str
-    factory: str
+    factory: str | Callable[..., Any]
     requires: Requires
-    needs_from: str | None = None
+    needs_from: str | Callable[..., Any] | None = None
     options: str | None = None
     variant: str | None = None
+    training: Preset | None = None
 
     def preset(self) -> Mapping[str, Any]:
         """The values that its options have unless others are given."""
@@ -61,19 +65,6 @@ class Algorithm:
         return needs
 
 
-def load_object(path: str) -> Any:
-    """What ``module:name`` stands for, imported now."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-TRAINED = Requires()
-"""What a trained agent needs."""
-
-RULE = Requires(action="weights", observation="dict", signals=True)
-"""What a rule needs."""
-
-
 def _rule(name: str, summary: str) -> Algorithm:
     return Algorithm(summary, f"mixgym.agents.rules:{name}", RULE)
 
@@ -97,19 +88,23 @@ def _hbo(variant: str, summary: str) -> Algorithm:
     factory = f"mixgym.agents.hbo.agent:{own or 'Hbo'}"
     needs_from = f"mixgym.agents.hbo.settings:{own}{'_' if own else ''}needs"
     options = "mixgym.agents.hbo.settings:HboOptions"
-    return Algorithm(summary, factory, RULE, needs_from, options, variant)
+    training = PRESETS[HBO] if variant == "recommended" else None
+    return Algorithm(summary, factory, RULE, needs_from, options, variant, training)
 
+
+STOCK = "sb3"
+"""An agent that was trained elsewhere, on a registered environment."""
 
 HBO = "hbo"
 """The one algorithm that learns inside a run, and can be trained over many as well."""
 
 
-def _trained(summary: str) -> Algorithm:
-    whole = f"{summary}; train it first (mixgym train --algo NAME)"
-    return Algorithm(whole, "mixgym.agents.registry:_needs_training", TRAINED)
+def _trained(preset: Preset) -> Algorithm:
+    whole = f"{preset.summary}; train it first (mixgym train --algo NAME)"
+    return Algorithm(whole, "mixgym.agents.registry:_needs_training", TRAINED, training=preset)
 
 
-ALGORITHMS = {
+_BUILT_IN = {
     "uniform": _rule("Uniform", "every trainable source alike"),
     "proportional": _rule("Proportional", "sources by their size"),
     "temperature": _rule("Temperature", "size ** (1 / tau): between proportional and uniform"),
@@ -167,8 +162,41 @@ ALGORITHMS = {
     "closed_form": _hbo(
         "closed_form", "p = R / sum R with HBO's rewards: what any actor must beat"
     ),
-    **{name: _trained(preset.summary) for name, preset in PRESETS.items() if name != HBO},
+    STOCK: Algorithm(
+        "an agent of Stable-Baselines3 with its own policy, from the file of its `save`",
+        "mixgym.agents.stock:StockAgent",
+        Requires(),
+        "mixgym.agents.stock:needs",
+    ),
+    **{name: _trained(preset) for name, preset in PRESETS.items() if name != HBO},
 }
+
+
+def as_algorithm(where: str, thing: Any, **declared: Any) -> Algorithm:
+    """The scheduler that a plug-in is; see :mod:`mixgym.agents.plugins`.
+
+    Raises:
+        ConfigError: for what is none, beginning with ``where``.
+    """
+    if isinstance(thing, Algorithm):
+        return replace(thing, **declared)
+    found: Adopted = adopted(where, thing)
+    if found.training is not None:
+        return replace(_trained(found.training), **declared)
+    return Algorithm(
+        **{
+            "summary": found.summary,
+            "factory": found.factory,
+            "requires": found.requires,
+            **declared,
+        }
+    )
+
+
+ALGORITHMS: Registry[Algorithm] = Registry(
+    "algorithm", "agent.name", "mixgym.algorithms", as_algorithm, _BUILT_IN
+)
+"""Rules, mixers, bandits and trained algorithms, by their words."""
 
 
 def _needs_training(*_: Any, **__: Any) -> Any:
@@ -187,8 +215,21 @@ def find_algorithm(name: str) -> Algorithm:
     """The algorithm of that name.
 
     Raises:
-        ConfigError: for an unknown name, with the nearest known one.
+        ConfigError: for an unknown name, with the nearest known one, or a plug-in that is none.
     """
-    if name in ALGORITHMS:
-        return ALGORITHMS[name]
-    raise ConfigError(f"agent.name={name}: unknown; {did_you_mean(name, ALGORITHMS)}")
+    return ALGORITHMS[name]
+
+
+def training_of(name: str) -> Preset:
+    """How an algorithm is trained.
+
+    Raises:
+        ConfigError: if it is unknown, or none that is trained.
+    """
+    training = ALGORITHMS.find(name, "train.algo").training if ALGORITHMS.knows(name) else None
+    if training is None:
+        known = [word for word, one in ALGORITHMS.items() if one.training is not None]
+        raise ConfigError(
+            f"train.algo={name}: not a trained algorithm; {did_you_mean(name, known)}"
+        )
+    return training

@@ -29,3 +29,10 @@ class Requires:
     step_rule: Literal["plain", "bilevel"] = "plain"
     reference: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+TRAINED = Requires()
+"""What a trained agent needs."""
+
+RULE = Requires(action="weights", observation="dict", signals=True)
+"""What a rule needs."""

@@ -59,6 +59,8 @@ class Rule(Actor):
 
     #: arrays of the state, per environment; a rule without memory has none
     state_shapes: ClassVar[tuple[tuple[int, ...], ...]] = ()
+    #: probes that a plug-in reads in ``signals.probes`` -> period in decisions
+    probes: ClassVar[dict[str, int]] = {}
 
     def __init__(self, env: "VecEnv | None" = None, names: tuple[str, ...] = ()) -> None:
         super().__init__(env)

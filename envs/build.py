@@ -25,6 +25,7 @@ from mixgym.envs.options import (
 from mixgym.envs.ranks import world_size
 from mixgym.envs.sources.source import Source
 from mixgym.envs.spaces.mixture import Mixture, normalise
+from mixgym.envs.spaces.priors import prior_weights
 from mixgym.envs.world import World
 
 if TYPE_CHECKING:
@@ -70,7 +71,13 @@ def _cell_sizes(sources: Sequence[Source], unit: Unit) -> FloatArray:
     return sizes
 
 
-def _make_prior(names: Sequence[str], sizes: FloatArray, options: EnvironmentOptions) -> Mixture:
+def _make_prior(
+    names: Sequence[str],
+    sizes: FloatArray,
+    cost: FloatArray,
+    targets: FloatArray,
+    options: EnvironmentOptions,
+) -> Mixture:
     """The mixture that a zero action stands for.
 
     Inside a source it is always the natural one: every stratum by its size.
@@ -78,16 +85,16 @@ def _make_prior(names: Sequence[str], sizes: FloatArray, options: EnvironmentOpt
     Args:
         names: of the K sources.
         sizes: float64[K, G], see :func:`_cell_sizes`.
-        options: ``prior`` is ``uniform``, ``proportional`` or a weight for every source by name.
+        cost: float64[K], tokens read per supervised token.
+        targets: float64[K].
+        options: ``prior`` is a word or a weight for every source by name.
 
     Raises:
         ConfigError: for names that are missing or unknown.
     """
     trainable = sizes.sum(-1) > 0
-    if options.prior == "uniform":
-        weights = trainable.astype(np.float64)
-    elif options.prior == "proportional":
-        weights = sizes.sum(-1)
+    if isinstance(options.prior, str):
+        weights = prior_weights(options.prior, sizes.sum(-1), cost, targets)
     else:
         wrong = set(names) ^ set(options.prior)
         if wrong:
@@ -184,11 +191,12 @@ def row_world(
     setup = packing_setup(options, sources, learner, processes)
     make_plane = _planes(options, sources, setup)
     names = [source.name for source in sources]
+    targets = np.array([source.target for source in sources])
     sizes, cost = _cell_sizes(sources, data.unit), tokens_read(sources)
     return World(
         names=tuple(names),
-        targets=np.array([source.target for source in sources]),
-        prior=_make_prior(names, sizes, options.environment),
+        targets=targets,
+        prior=_make_prior(names, sizes, cost[0], targets, options.environment),
         cell_size=sizes,
         cost=cost[0],
         cell_cost=cost[1],
@@ -346,7 +354,9 @@ class TaskWorlds:
         return World(
             names=task.names,
             targets=task.targets,
-            prior=_make_prior(task.names, task.size, options.environment),
+            prior=_make_prior(
+                task.names, task.size, task.source_cost, task.targets, options.environment
+            ),
             cell_size=task.size,
             cost=task.source_cost,
             cell_cost=task.cell_cost,

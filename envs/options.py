@@ -4,15 +4,21 @@
 into an environment. Nothing here touches a file or a model.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from mixgym.envs.bilevel.bilevel_options import BilevelOptions
 from mixgym.envs.learners.kinds import CAUSAL_LM, LearnerName
 from mixgym.envs.learners.models.small_models import PRESETS
 from mixgym.envs.packing.packing_options import PackingOptions
-from mixgym.envs.probes import find_probe
+from mixgym.envs.plugins.registry import import_plugins, modules_behind
+from mixgym.envs.probes import PROBES
+from mixgym.envs.rewards import REWARDS
+from mixgym.envs.sources.rows.formats import AUTO, FORMATS
+from mixgym.envs.sources.scorers import check_word
+from mixgym.envs.spaces.priors import Prior
 from mixgym.envs.strict_options import Options as Options  # the base of sections elsewhere too
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -53,22 +59,29 @@ class SourceOptions(Options):
     )
     embedded: str | None = Field(None, description="name of a generated task instead of a path")
     rows: int | None = Field(None, ge=1, description="rows to generate (embedded sources only)")
-    reward: Paths | None = Field(
-        None, description="files of the reward split, if it is not to be cut"
-    )
+    reward: Paths | None = Field(None, description="files of the reward split; null: it is cut")
     select: Paths | None = Field(None, description="files of the select split")
     test: Paths | None = Field(None, description="files of the test split")
+    format: str = Field(
+        "auto",
+        description="of the rows, see: mixgym list row-formats; auto: the one that most rows fit",
+    )
     target: Weight = Field(1.0, description="weight in rewards and evaluation; 0: a pool only")
     train: bool = Field(True, description="false: the source is a target only, never trained on")
     max_epochs: float | None = Field(None, gt=0, description="cap on passes over the rows")
 
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        if name != AUTO:
+            FORMATS.find(name)
+        return name
+
     @model_validator(mode="after")
     def _one_origin(self) -> "SourceOptions":
         given = sum(origin is not None for origin in (self.path, self.hub, self.embedded))
-        if given == 0 or (given > 1 and self.hub is None):
-            raise ValueError("give either path or embedded")
-        if given > 1:
-            raise ValueError("give one of path, hub and embedded")
+        if given != 1:
+            raise ValueError("give either path or embedded, or hub")
         if self.hub is None and (self.config is not None or self.revision is not None):
             raise ValueError("config and revision are of a data set of the hub: give hub")
         if self.split is not None and self.embedded is not None:
@@ -88,7 +101,7 @@ class DataOptions(Options):
     strata_by: str = Field(
         "length",
         description="length, column:NAME, or graded by a model: loss, ifd (ratio of perplexities "
-        "with and without the prompt), ifd_loss (ratio of losses)",
+        "with and without the prompt), ifd_loss (ratio of losses); see: mixgym list scorers",
     )
     remainder: Literal["spread", "drop"] = Field(
         "spread",
@@ -147,6 +160,12 @@ class DataOptions(Options):
         None, ge=1, description="that encode rows, where they are many; null: one per core"
     )
     packing: PackingOptions = PackingOptions()
+
+    @field_validator("strata_by")
+    @classmethod
+    def _known_scorer(cls, word: str) -> str:
+        check_word(word)
+        return word
 
 
 class ModelOptions(Options):
@@ -240,7 +259,7 @@ class EnvironmentOptions(Options):
     step_rule: Literal["plain", "bilevel"] = Field(
         "plain", description="bilevel: source weights are learnt on the way (see `bilevel`)"
     )
-    reward: str = "progress"
+    reward: str = Field("progress", description="see: mixgym list rewards")
     reward_sources: str = Field(
         "gradient_norm", description="probe of sources that log_utility, linear and arm read"
     )
@@ -256,7 +275,11 @@ class EnvironmentOptions(Options):
         description="folder of a reference model; curves: any word, the reference is what the "
         "whole budget reaches under the proportional mixture",
     )
-    prior: Literal["uniform", "proportional"] | dict[str, Weight] = "uniform"
+    prior: Prior | dict[str, Weight] = Field(
+        "uniform",
+        description="mixture of a zero action: uniform, proportional, cost_power (the agent "
+        "corrects that rule), or a weight for every source",
+    )
     floor: Fraction = Field(
         0.02, description="share of the prior mixed into every mixture of logits"
     )
@@ -269,18 +292,24 @@ class EnvironmentOptions(Options):
     max_sources: int | None = Field(None, ge=1, description="K_max of the padded spaces")
     max_strata: int | None = Field(None, ge=1, description="G_max of the padded spaces")
 
+    @field_validator("reward")
+    @classmethod
+    def _known_reward(cls, name: str) -> str:
+        REWARDS.find(name)
+        return name
+
     @field_validator("probes")
     @classmethod
     def _known_probes(cls, probes: dict[str, int]) -> dict[str, int]:
         for name in probes:
-            find_probe(name)
+            PROBES.find(name)
         return probes
 
     @field_validator("reward_sources", "reward_strata")
     @classmethod
     def _probe_of_the_level(cls, name: str, info: ValidationInfo) -> str:
         level = "source" if info.field_name == "reward_sources" else "stratum"
-        if find_probe(name).level != level:
+        if PROBES.find(name).level != level:
             raise ValueError(f"{name} is a probe of the other level; give one of a {level}")
         return name
 
@@ -296,12 +325,28 @@ class WorldOptions(Options):
     """Everything that ``envs.build`` needs for one environment."""
 
     seed: int = Field(0, ge=0)
+    plugins: tuple[str, ...] = Field(
+        (),
+        description="modules to import first, which register plug-ins by a decorator; those whose "
+        "words are used are added",
+    )
     sources: dict[str, SourceOptions] | Literal["embedded"] = "embedded"
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()
     training: TrainingOptions = TrainingOptions()
     environment: EnvironmentOptions = EnvironmentOptions()
     bilevel: BilevelOptions = BilevelOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_plugins(cls, values: Any) -> Any:
+        """Import what registers plug-ins, and note it, so that a resumed run imports it too."""
+        if not isinstance(values, dict) or not isinstance(values.get("plugins", []), list | tuple):
+            return values
+        given = [str(name) for name in values.get("plugins", ())]
+        import_plugins(given)
+        behind = [name for name in modules_behind(_words_in(values)) if name not in given]
+        return {**values, "plugins": (*given, *behind)} if behind else values
 
     @model_validator(mode="before")
     @classmethod
@@ -320,6 +365,21 @@ class WorldOptions(Options):
             ),
         }
         return {**values, **sections}
+
+
+def _words_in(value: Any) -> Iterator[str]:
+    """Every text in a configuration, its keys included."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _words_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _words_in(inner)
 
 
 def _filled(section: Any, key: str, value: Any) -> Any:

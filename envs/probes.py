@@ -7,11 +7,13 @@ charged to ``cost.probe_tokens`` in tokens of a forward pass; a token that is al
 counts as three. Nothing here imports NumPy or torch: the command line lists this registry.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from mixgym.envs.errors import did_you_mean
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.plugins.outside import check_signature
+from mixgym.envs.plugins.registry import Registry
 
 Level = Literal["source", "stratum"]
 
@@ -35,6 +37,12 @@ class ProbeKind:
         needs_reference: whether it compares with ``environment.reference``.
         logarithm: whether values are logarithms; rewards take their exponential.
         constant: whether it is known before the first decision and stays for the episode.
+        curves: of a plug-in, its value in the fast world: takes a
+            :class:`~mixgym.envs.curves.probes.Seen`, any leading axes, and knows no noise; None
+            where it has none there.
+        language: of a plug-in, its value on a language model: takes a
+            :class:`~mixgym.envs.learners.probes.losses.Probes` and leaves all in it as it was; NaN
+            in cells without rows.
     """
 
     summary: str
@@ -45,9 +53,11 @@ class ProbeKind:
     needs_reference: bool = False
     logarithm: bool = False
     constant: bool = False
+    curves: Callable[[Any], Any] | None = None
+    language: Callable[[Any], Any] | None = None
 
 
-PROBES = {
+_BUILT_IN = {
     "gradient_norm": ProbeKind(
         "norm of the gradient of the token-mean loss over the source's probe rows",
         "source",
@@ -146,15 +156,60 @@ PROBES = {
 }
 
 
+def as_kind(where: str, thing: Any, **declared: Any) -> ProbeKind:
+    """The probe that a plug-in is: a :class:`ProbeKind` that says how it is measured.
+
+    A function alone is none: its level and its cost have to be declared.
+
+    Args:
+        where: what errors call it.
+        thing: the kind, or with ``declared`` the function of the fast world.
+        declared: fields of the kind: ``summary``, ``level``, ``passes``, ``language``, ...
+
+    Raises:
+        ConfigError: for anything else, or a probe that is measured nowhere or for nothing.
+    """
+    if isinstance(thing, ProbeKind):
+        kind = replace(thing, **declared)
+    elif {"summary", "level"} <= declared.keys():
+        kind = ProbeKind(**{"curves": thing, **declared})
+    else:
+        raise ConfigError(
+            f"{where}: is {thing!r}; give a ProbeKind(summary, level, passes=..., curves=..., "
+            "language=...), which declares what it costs"
+        )
+    _check_kind(where, kind)
+    return kind
+
+
+def _check_kind(where: str, kind: ProbeKind) -> None:
+    if kind.level not in ("source", "stratum"):
+        raise ConfigError(f"{where}: level is {kind.level!r}; give source or stratum")
+    if kind.passes < 1 or kind.constant:
+        raise ConfigError(
+            f"{where}: passes={kind.passes}, constant={kind.constant}; a plug-in declares at least "
+            "one pass over its probe rows, and is measured when it is due"
+        )
+    if kind.curves is None and kind.language is None:
+        raise ConfigError(f"{where}: is measured nowhere; give curves=..., language=..., or both")
+    if kind.curves is not None:
+        check_signature(kind.curves, ("Seen",), f"{where}: curves")
+    if kind.language is not None:
+        check_signature(kind.language, ("Probes",), f"{where}: language")
+
+
+PROBES: Registry[ProbeKind] = Registry(
+    "probe", "environment.probes", "mixgym.probes", as_kind, _BUILT_IN
+)
+
+
 def find_probe(name: str) -> ProbeKind:
     """The probe of that name.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ConfigError: for an unknown name, with the nearest known one, or a plug-in that is none.
     """
-    if name in PROBES:
-        return PROBES[name]
-    raise ValueError(f"unknown probe {name!r}; {did_you_mean(name, PROBES)}")
+    return PROBES[name]
 
 
 def need_baseline(names: Iterable[str]) -> int:

@@ -45,13 +45,12 @@ class EpisodeNoise:
         self._name = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
         self._bits: Any = np.random.Philox(0)
         self._generator = np.random.Generator(self._bits)
+        self._key = np.array([0, self._name], np.uint64)
         self._start: Any = self._bits.state
+        self._start["state"] = {"counter": np.zeros(4, np.uint64), "key": self._key}
 
     def start(self, seed: int) -> np.random.Generator:
         """The generator at the start of the stream of ``seed``."""
-        self._start["state"] = {
-            "counter": np.zeros(4, np.uint64),
-            "key": np.array([seed, self._name], np.uint64),
-        }
+        self._key[0] = seed
         self._bits.state = self._start
         return self._generator

@@ -6,16 +6,19 @@ split, weighted by the target and never by the mixture, or probes of the trainin
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from mixgym.envs.arrays import BoolArray, FloatArray
-from mixgym.envs.errors import ConfigError, SourceError
-from mixgym.envs.options import PenaltyOptions
+from mixgym.envs.errors import SourceError
+from mixgym.envs.plugins.outside import check_signature, summary_of
+from mixgym.envs.plugins.registry import Registry
 from mixgym.envs.probes import find_probe
 from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import last_sum
 
+_NO_TARGETS = "no source with a target above 0 has held-out rows: give one a target, or more rows"
 SMALLEST = 1e-6  # of weights, in logarithms
 
 
@@ -99,7 +102,7 @@ def target_mean(nll: FloatArray, targets: FloatArray) -> float:
     >>> target_mean(np.array([1.0, 3.0, np.nan]), np.array([1.0, 3.0, 0.0]))
     2.5
     """
-    return float(_mean(nll, _measured_targets(nll, targets)))
+    return float(_target_mean(nll, targets))
 
 
 def relative(values: FloatArray) -> FloatArray:
@@ -140,7 +143,7 @@ def linear_of(weights: FloatArray, values: FloatArray) -> FloatArray:
 def progress(seen: RewardInput) -> Reward:
     """Fall of the target-weighted mean held-out NLL; sums to start minus end over an episode."""
     local = seen.before - seen.after
-    fall = _mean(local, _measured_targets(local, seen.targets))
+    fall = _target_mean(local, seen.targets)
     return Reward(fall, local, {"progress": fall})
 
 
@@ -148,7 +151,7 @@ def progress_normalised(seen: RewardInput) -> Reward:
     """As ``progress``, every source's fall over its own NLL at the start."""
     assert seen.start is not None
     local = (seen.before - seen.after) / np.where(seen.start > 0, seen.start, np.nan)
-    fall = _mean(local, _measured_targets(local, seen.targets))
+    fall = _target_mean(local, seen.targets)
     return Reward(fall, local, {"progress_normalised": fall})
 
 
@@ -188,12 +191,12 @@ def arm(seen: RewardInput) -> Reward:
     Over many draws this is ``linear`` with sources weighted by the mixture; each source's own part
     is a draw from its own strata.
     """
-    weight, strata = _given(seen.weight), _given(seen.strata)
-    draws = _given(seen.draws)
+    weight, strata = given(seen.weight), given(seen.strata)
+    draws = given(seen.draws)
     source = drawn(weight, draws[..., :1])
     stratum = drawn(strata, draws[..., 1:, None])
-    top = linear_of(source, _given(seen.source_probe))
-    local = linear_of(stratum, _given(seen.stratum_probe))
+    top = linear_of(source, given(seen.source_probe))
+    local = linear_of(stratum, given(seen.stratum_probe))
     inner = last_sum(np.where(source > 0, local, 0.0))
     return Reward(top + inner, local, {"arm_sources": top, "arm_strata": inner})
 
@@ -221,25 +224,45 @@ def bilevel_gap(seen: RewardInput) -> Reward:
     Sum over sources of (p - prior) g, over the prior's mean of |g|, where g is minus the value gap:
     0 for the prior and where nothing is known, at most a few.
     """
-    prior = _given(seen.prior)
-    known = np.nan_to_num(_given(seen.gains))
+    prior = given(seen.prior)
+    known = np.nan_to_num(given(seen.gains))
     scale = last_sum(prior * np.abs(known))[..., None]
     worth = known / np.where(scale > 0, scale, 1.0)
-    beyond = last_sum((_given(seen.weight) - prior) * worth)
+    beyond = last_sum((given(seen.weight) - prior) * worth)
     return Reward(beyond, worth, {"bilevel_gap": beyond})
 
 
-REWARDS = {
+def as_kind(where: str, thing: Any, **declared: Any) -> RewardKind:
+    """The reward that a plug-in is: a :class:`RewardKind`, or a function of a RewardInput.
+
+    Args:
+        where: what errors call it.
+        thing: the plug-in.
+        declared: fields of the kind that a function cannot tell: ``evaluations``, ``probes``, ...
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(thing, RewardKind):
+        return replace(thing, **declared)
+    check_signature(thing, ("RewardInput",), where)
+    return RewardKind(**{"summary": summary_of(thing), "compute": thing, **declared})
+
+
+_BUILT_IN = {
     "progress": RewardKind("fall of the target-weighted mean held-out NLL (telescopes)", progress),
     "progress_normalised": RewardKind(
         "the same, every source's fall over its NLL at the start", progress_normalised
     ),
     "progress_per_second": RewardKind(
-        "progress over the seconds of training that the cost model predicts", progress_per_second
+        "progress over the seconds of training that the cost model predicts",
+        progress_per_second,
     ),
     "worst": RewardKind("fall of the highest held-out NLL among the targets (telescopes)", worst),
     "log_utility": RewardKind(
-        "sum of R log p at both levels, R the probes over their sum (HBO)", log_utility, probes=True
+        "sum of R log p at both levels, R the probes over their sum (HBO)",
+        log_utility,
+        probes=True,
     ),
     "linear": RewardKind(
         "sum of p R at both levels, R the probes over their mean", linear, 1, True
@@ -252,15 +275,17 @@ REWARDS = {
     "arm": RewardKind("R of a source and a stratum drawn from the mixture", arm, 1, True),
 }
 
+REWARDS: Registry[RewardKind] = Registry(
+    "reward", "environment.reward", "mixgym.rewards", as_kind, _BUILT_IN
+)
+
 
 def make_reward(name: str) -> RewardKind:
     """The reward of that name.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: for an unknown name, or a plug-in that is none.
     """
-    if name not in REWARDS:
-        raise ConfigError(f"environment.reward={name}: choose one of {', '.join(REWARDS)}")
     return REWARDS[name]
 
 
@@ -269,44 +294,21 @@ def as_reward(name: str, values: FloatArray) -> FloatArray:
     return np.exp(values) if find_probe(name).logarithm else values
 
 
-def penalised(reward: Reward, seen: RewardInput, penalties: PenaltyOptions) -> Reward:
-    """The reward less what ``penalties`` ask for, each a component of its own."""
-    taken: dict[str, FloatArray | float] = {}
-    if penalties.kl_prior:
-        taken["kl_prior"] = -penalties.kl_prior * _mixture_kl(seen)
-    if penalties.epochs:
-        over = np.maximum(_given(seen.epochs) - penalties.epoch_cap, 0.0)
-        taken["epochs"] = -penalties.epochs * last_sum(over)
-    if penalties.probe_cost:
-        taken["probe_cost"] = -penalties.probe_cost * seen.probe_cost
-    if not taken:
-        return reward
-    components = {**reward.components, **taken}
-    return replace(reward, value=sum(components.values()), components=components)
-
-
-def _mixture_kl(seen: RewardInput) -> FloatArray:
-    """float64[...], KL of the mixture from the prior, over all (source, stratum), in nats."""
-    weight, strata = _given(seen.weight), _given(seen.strata)
-    top = last_sum(weight * _log_quotient(weight, _given(seen.prior)))
-    inner = last_sum(strata * _log_quotient(strata, _given(seen.prior_strata)))
-    return top + last_sum(weight * inner)
-
-
-def _log_quotient(weights: FloatArray, prior: FloatArray) -> FloatArray:
-    return np.log(np.maximum(weights, SMALLEST)) - np.log(np.maximum(prior, SMALLEST))
-
-
 def _two_levels(
     seen: RewardInput, utility: Callable[[FloatArray, FloatArray], FloatArray], name: str
 ) -> Reward:
-    top = utility(_given(seen.weight), _given(seen.source_probe))
-    local = utility(_given(seen.strata), _given(seen.stratum_probe))
-    inner = _mean(local, _measured_targets(local, seen.targets))
+    top = utility(given(seen.weight), given(seen.source_probe))
+    local = utility(given(seen.strata), given(seen.stratum_probe))
+    inner = _target_mean(local, seen.targets)
     return Reward(top + inner, local, {f"{name}_sources": top, f"{name}_strata": inner})
 
 
-def _given(values: FloatArray | None) -> FloatArray:
+def given(values: FloatArray | None) -> FloatArray:
+    """A part of :class:`RewardInput` that a reward cannot do without.
+
+    Raises:
+        ValueError: if it was left out.
+    """
     if values is None:
         raise ValueError("this reward needs parts of RewardInput that were left out")
     return values
@@ -316,13 +318,15 @@ def _measured_targets(values: FloatArray, targets: FloatArray) -> FloatArray:
     """The targets, 0 where a value is missing."""
     used: BoolArray = np.asarray((targets > 0) & np.isfinite(values))
     if not used.any(-1).all():
-        raise SourceError(
-            "no source with a target above 0 has held-out rows: give one a target, or more rows"
-        )
+        raise SourceError(_NO_TARGETS)
     return np.where(used, targets, 0.0)
 
 
-def _mean(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """float64[...], the weighted mean over the last axis; a weight of 0 hides any value."""
-    total = last_sum(np.where(weights > 0, values, 0.0) * weights)
-    return total / last_sum(weights)
+def _target_mean(values: FloatArray, targets: FloatArray) -> FloatArray:
+    """float64[...], the mean over the last axis, weighted by the targets that are measured."""
+    used = (targets > 0) & np.isfinite(values)
+    weights = np.where(used, targets, 0.0)
+    whole = last_sum(weights)
+    if not np.all(whole > 0):
+        raise SourceError(_NO_TARGETS)
+    return last_sum(np.where(used, values, 0.0) * weights) / whole

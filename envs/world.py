@@ -103,6 +103,8 @@ class Progress:
 
 def _latest(fresh: FloatArray, before: list[Any] | None) -> list[Any]:
     """``fresh``, and what was known before where it is NaN."""
-    old = np.full(fresh.shape, np.nan) if before is None else np.array(before, np.float64)
-    both: list[Any] = np.where(np.isfinite(fresh), fresh, old).tolist()
+    known = np.isfinite(fresh)
+    if before is not None and not known.all():
+        fresh = np.where(known, fresh, np.array(before, np.float64))
+    both: list[Any] = fresh.tolist()
     return both

@@ -249,7 +249,8 @@ def _worded(detail: ErrorDetails, at: KeyPath) -> str:
         near = nearest(str(at[-1]), known, cutoff=0.5)
         advice = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}"
         return f"{key}: unknown key (value {value}); {advice}"
-    wanted = detail["msg"].removeprefix("Value error, ")
+    wanted = detail["msg"].removeprefix("Value error, ").removeprefix(f"{key}=")
+    wanted = wanted.removeprefix(f"{detail['input']}: ")
     wanted = re.sub(r"^Input should be (a valid )?", "must be ", wanted)
     wanted = re.sub(r"dictionary or instance of \w+|dictionary", "mapping", wanted)
     if not key:

@@ -49,7 +49,10 @@ def environment_for(
             f"environment.reference: {config.agent.name} reads the losses of a reference model; "
             "give the folder of one"
         )
-    environment = given.model_copy(update={**update, **needs.settings})
+    settings = dict(needs.settings)
+    if not isinstance(given.prior, str):
+        settings.pop("prior", None)  # an agent sees the prior, and corrects weights by name too
+    environment = given.model_copy(update={**update, **settings})
     return config.model_copy(update={"environment": environment})
 
 

@@ -154,8 +154,10 @@ def closed_form_needs(options: Mapping[str, Any]) -> Requires:
 
 def check_reward(name: str, level: str, where: str) -> None:
     """Raise a ConfigError unless the reward is a probe of the level (``source``, ``stratum``)."""
+    if name == PROGRESS:
+        return
     allowed = [probe for probe, kind in PROBES.items() if kind.level == level] + [PROGRESS]
-    if name not in allowed:
+    if not PROBES.knows(name) or find_probe(name).level != level:
         raise ConfigError(f"{where}={name}: choose one of {', '.join(allowed)}")
 
 

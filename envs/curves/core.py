@@ -1,6 +1,7 @@
 """The core of the fast world: all environments as arrays; a single one is a batch of one."""
 
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import gymnasium as gym
@@ -9,9 +10,9 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.bilevel.bilevel_options import BilevelOptions
-from mixgym.envs.curves.batch_probes import BatchProbes
-from mixgym.envs.curves.batch_records import LazyRecord, StepArrays
-from mixgym.envs.curves.batch_tilt import BatchTilt
+from mixgym.envs.curves.batch.probes import BatchProbes
+from mixgym.envs.curves.batch.records import LazyRecord, Ledger, StepArrays, Trained
+from mixgym.envs.curves.batch.tilt import BatchTilt
 from mixgym.envs.curves.dynamics import (
     CurveState,
     Pace,
@@ -23,12 +24,12 @@ from mixgym.envs.curves.dynamics import (
 from mixgym.envs.curves.episodes import Draws, Episodes, Seeds, over
 from mixgym.envs.curves.held_out import mean_error, standard_errors
 from mixgym.envs.curves.probes import Seen
-from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, CurveTask, supervised_tokens
-from mixgym.envs.curves.task_tables import TaskTable
+from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA, CurveTask, supervised_total
+from mixgym.envs.curves.task_tables import Clock, TaskTable
 from mixgym.envs.curves.tasks.sets import Tasks
 from mixgym.envs.measuring.payment import Spent, paid
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.rewards import make_reward
+from mixgym.envs.rewards import Reward, make_reward
 from mixgym.envs.spaces.actions import Frames, Levels, make_action_kind
 from mixgym.envs.spaces.mixture import last_sum
 from mixgym.envs.spaces.observations import (
@@ -89,14 +90,14 @@ class CurvesCore:
         self.options = options
         self.shape = (options.max_sources or MAX_SOURCES, options.max_strata or MAX_STRATA)
         self.decisions = decisions
-        self._interval, self._steps = interval, steps or interval * decisions
+        self._clock = Clock(decisions, interval, steps or interval * decisions)
+        self._rows = np.arange(count)
         self._probes = BatchProbes(options, count, self.shape, decisions)
         self._tilt: BatchTilt | None = None
         if options.step_rule == "bilevel":
             self._tilt = BatchTilt(bilevel or BilevelOptions(), count, self.shape[0])
         reference = options.reference is not None or "excess_loss" in self._probes.names
-        done = tuple(int(n) for n in self._used(np.arange(decisions + 1)))
-        self._table = TaskTable(tasks, options, self.shape, done, reference)
+        self._table = TaskTable(tasks, options, self.shape, self._clock, reference)
         self._kind = make_action_kind(
             options.action, floor=options.floor, reach=options.reach, step=options.step
         )
@@ -138,15 +139,15 @@ class CurvesCore:
         """Draw new tasks for the environments ``which`` (all if None)."""
         which = np.arange(self.count) if which is None else which
         kind = make_reward(self.options.reward)
-        for i in which.tolist():
-            episode, shape = self._drawn.draw(i, arms=kind.probes)
+        drawn = self._drawn.draw(which, arms=kind.probes)
+        for i, (episode, shape) in zip(which.tolist(), drawn, strict=True):
             self._probes.draw(i, episode, shape)
         self._look_up()
         here = np.isin(np.arange(self.count), which)
         blank = Episodes.begun(self._here.prior, CurveState.start(self.task))
         begun = self._episodes.replaced(here, blank)
         self._find_truth(begun.state)
-        now = self._measure(begun.decision)
+        now = self._true * self._drawn.off_at(begun.decision)
         measured = {
             name: over(here, now, getattr(begun, name)) for name in ("start", "before", "now")
         }
@@ -168,54 +169,57 @@ class CurvesCore:
         self._known = mastery(self.task, state)
         self._true = nll(self.task, state, self._known)
 
-    def _measure(self, decision: NDArray[np.int64]) -> FloatArray:
-        """float64[n, K, G], NLL as measured now."""
-        return self._true * (1.0 + self._drawn.noise_at(decision))
-
-    def _used(self, decision: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[n], steps that so many decisions take."""
-        return np.minimum(np.maximum(decision, 0) * self._interval, self._steps)
-
     def step(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
         """Move all environments; returns rewards float64[n] and dones bool[n].
 
         One that has ended moves too, into nothing: it has to be reset before it is looked at.
         """
-        was, true_before = self._episodes, self._true
-        asked, inner = self._kind.weights(np.asarray(actions), self._frames())
-        weight = self._tilted(asked)
-        steps = self._used(was.decision + 1) - self._used(was.decision)
-        total = self._here.per_step * steps
-        tokens = supervised_tokens(self.task, weight[..., None] * inner, total)
-        state = advance(self.task, was.state, tokens, self._pace(was.decision, steps), self._known)
+        actions, was, true_before = np.asarray(actions), self._episodes, self._true
+        seen = self.view
+        asked, inner = self._kind.weights(actions, self._frames())
+        weight, pace = self._tilted(asked), self._pace(was.decision)
+        cells, read = weight[..., None] * inner, self._here.per_step * pace.steps
+        total = supervised_total(self.task, cells, read)
+        tokens = np.multiply(cells, total[..., None, None], out=cells)
+        state = advance(self.task, was.state, tokens, pace, self._known, total)
         self._find_truth(state)
-        decision = was.decision + 1
         middle = 0.5 * (true_before + self._true)
+        supervised = was.supervised + np.rint(total)
         self._episodes = Episodes(
-            decision=decision,
+            decision=was.decision + 1,
             reward=was.reward,
+            supervised=supervised,
             asked=asked,
             weight=weight,
             inner=inner,
-            share=_shares(state.given),
+            share=last_sum(state.given) / np.maximum(supervised, 1.0)[:, None],
             train=np.where(weight > 0, last_sum(middle * inner), was.train),
             cell_train=np.where(tokens > 0, middle, was.cell_train),
             start=was.start,
             before=was.now,
-            now=self._measure(decision),
+            now=self._true * self._drawn.off_at(was.decision + 1),
             **vars(state),
         )
         if self._probes.names:
             self._probe(np.where(tokens > 0, middle, np.nan))
-        reward = self._pay(total, true_before)
-        return reward, decision >= self.decisions
+        view, reward = self._pay(read, true_before, seen)
+        trained = Trained(actions, tokens, middle, pace)
+        self._last = StepArrays(
+            seen,
+            view,
+            reward,
+            trained,
+            supervised,
+            was.decision + 1,
+            state.given,
+            self._ledger(),
+        )
+        return self._episodes.reward, was.decision + 1 >= self.decisions
 
-    def _pace(self, decision: NDArray[np.int64], steps: NDArray[np.int64]) -> Pace:
+    def _pace(self, decision: NDArray[np.int64]) -> Pace:
         """How the interval after these decisions is trained; one that has ended stands still."""
-        rows, until = np.arange(self.count), self._here.rate_until
-        after = np.minimum(decision + 1, self.decisions)
-        passed = until[rows, after] - until[rows, np.minimum(decision, self.decisions)]
-        return Pace(steps.astype(np.float64), passed * self._steps / np.maximum(steps, 1))
+        at = self._clock.at(decision)
+        return Pace(self._clock.steps[at], self._here.rate[self._rows, at])
 
     def _tilted(self, asked: FloatArray) -> FloatArray:
         """What is sampled where ``asked`` is asked for; the step rule learns besides."""
@@ -223,8 +227,8 @@ class CurvesCore:
             return asked
         weight = self._tilt.tilt(asked)
         decision = self._episodes.decision
-        now, then = (self._used(decision - back) / self._steps for back in (0, 1))
-        self._tilt.learn(self._seen(), asked, now, then)
+        now, then = (self._clock.done[self._clock.at(n)] for n in (decision, decision - 1))
+        self._tilt.learn(self._seen(), asked, now, np.where(decision > 0, then, 0.0))
         return weight
 
     def _probe(self, trained: FloatArray) -> None:
@@ -233,36 +237,30 @@ class CurvesCore:
         gains = None if self._tilt is None else self._tilt.gains
         self._probes.take(self._seen(), self._episodes.decision, trained, start, gains)
 
-    def _pay(self, tokens: FloatArray, true_before: FloatArray) -> FloatArray:
-        """The rewards of the last decision; it is booked.
+    def _pay(self, read: FloatArray, true_before: FloatArray, seen: View) -> tuple[View, Reward]:
+        """What the last decision shows, and its rewards; they are booked.
 
         Args:
-            tokens: float64[n], that it read.
+            read: float64[n], tokens.
             true_before: float64[n, K, G], NLL without errors before it.
+            seen: what was shown before it.
         """
         kind, made = make_reward(self.options.reward), self._episodes
-        view = self._look()
+        view = self._look(seen.nll)
         draws = self._drawn.arms_at(made.decision) if kind.probes else None
         # an episode that has ended takes none
-        spent = Spent(np.maximum(tokens, 1.0), self._probes.tokens, draws=draws)
+        spent = Spent(np.maximum(read, 1.0), self._probes.tokens, draws=draws)
         judged = self._here.judged(view, true_before, self._true) if self._exact else view
         reward = paid(judged, spent, kind, self.options)
         value = np.asarray(reward.value)
         self._episodes = replace(made, reward=value)
         self._view = view.with_reward(value)
-        self._last = StepArrays(
-            made.weight,
-            made.inner,
-            view.nll,
-            reward.local,
-            value,
-            made.decision,
-            made.given,
-            self._here.present,
-            reward.components,
-            self._probes.fresh(),
-        )
-        return value
+        return self._view, reward
+
+    def _ledger(self) -> Ledger:
+        """What the records of a step say besides what it did."""
+        tilt = None if self._tilt is None else self._tilt.watched()
+        return Ledger(self._here, self._clock, self._probes.spent, self._probes.fresh(), tilt)
 
     def observe(self) -> Any:
         """Observations of all environments: an array [n, size], or a dict of them."""
@@ -273,7 +271,7 @@ class CurvesCore:
     def records(self) -> list[LazyRecord]:
         """The record of every environment's last decision."""
         last = self.last
-        return [LazyRecord(last, i) for i in range(self.count)]
+        return list(map(LazyRecord, repeat(last), range(self.count)))
 
     def record(self, index: int) -> LazyRecord:
         """The record of one environment's last decision."""
@@ -341,7 +339,8 @@ class CurvesCore:
             self._view = self._look()
         return self._view
 
-    def _look(self) -> View:
+    def _look(self, before: FloatArray | None = None) -> View:
+        """What the episodes have booked; ``before``: float64[n, K], losses before, if known."""
         here, made = self._here, self._episodes
         reference = None if here.reference is None else here.reference[0]
         now = here.by_source(made.now)
@@ -350,14 +349,14 @@ class CurvesCore:
             self._start = start, last_sum(start * here.target_weights)
         book, errors = self._probes.book, standard_errors(here.task.noise, made.now)
         view = View(
-            remaining=1.0 - self._used(made.decision) / self._steps,
+            remaining=1.0 - self._clock.done[self._clock.at(made.decision)],
             reward=made.reward,
             targets=here.task.targets,
             prior=here.prior[0],
             weight=made.weight,
             share=made.share,
             nll=now,
-            nll_before=here.by_source(made.before),
+            nll_before=here.by_source(made.before) if before is None else before,
             nll_start=self._start[0],
             nll_train=made.train,
             mean_nll=last_sum(now * here.target_weights),
@@ -379,16 +378,10 @@ class CurvesCore:
             probe_age=book.age if book.periods else None,
             cost=here.task.source_cost,
             cell_cost=here.task.cell_cost,
-            error=mean_error(errors, here.present),
+            error=mean_error(errors, here.task.cell_mean),
             cell_error=errors,
         )
         if self._fixed is None:
             self._fixed = fixed_parts(view, self.shape)
             view = replace(view, fixed=self._fixed)
         return view
-
-
-def _shares(given: FloatArray) -> FloatArray:
-    """float64[n, K], the realised shares of supervised tokens."""
-    by_source = last_sum(given)
-    return by_source / np.maximum(last_sum(by_source), 1e-300)[:, None]

@@ -1,9 +1,10 @@
 """How a closed-form learner moves: pure functions over any leading axes.
 
-The held-out NLL of source i, stratum g is a sum of five terms::
+The held-out NLL of source i, stratum g is a sum of six terms::
 
     floor + base (1 + S / base_scale) ** -base_exponent          what any training teaches
           + amplitude (1 + N / scale) ** -exponent               what these sources teach
+          + rarity log(whole / met)                              what being left out costs
           + warmth heat                                          what a high learning rate costs
           + overfit log max(passes / free_passes, 1)             what repetition costs
 
@@ -18,7 +19,7 @@ as in the additive mixing law (Shukor et al. 2025, arXiv 2507.09404). Without fo
 of amounts. ``heat`` follows the learning rate with a lag, so that losses fall when the rate is
 annealed (as in the multi-power law, Luo et al. 2025, arXiv 2503.12811). A repeated token is worth
 exponentially less with the passes (Muennighoff et al. 2023, arXiv 2305.16264), and in a stratum
-that has not opened a token counts a tenth.
+that has not opened a token counts a tenth. Rarity: :mod:`mixgym.envs.curves.exposure`.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
+from mixgym.envs.curves.exposure import exposed, rarity_nll
 from mixgym.envs.curves.task import CurveTask
 from mixgym.envs.spaces.mixture import last_sum
 
@@ -41,16 +43,20 @@ class CurveState:
 
     Attributes:
         given: float64[..., K, G], supervised tokens trained on.
+        fresh: float64[..., K, G], what the passes over a cell were worth, in fresh passes.
         learnt: float64[..., K, G], what they were worth to their own cell, in intrinsic time.
         recent: float64[..., K, G], the same less what was forgotten since, with what was known
             before.
+        shown: float64[..., K], intrinsic time spent on sources, less what faded since.
         time: float64[...], intrinsic time.
         heat: float64[...], the learning rate over that of the task's fit, with a lag.
     """
 
     given: FloatArray
+    fresh: FloatArray
     learnt: FloatArray
     recent: FloatArray
+    shown: FloatArray
     time: FloatArray
     heat: FloatArray
 
@@ -59,7 +65,8 @@ class CurveState:
         """Before training."""
         nothing = np.zeros_like(task.budget)
         cells = np.zeros_like(task.size)
-        return cls(cells, cells, task.known * task.present, nothing, nothing)
+        known = task.known * task.present
+        return cls(cells, cells, cells, known, np.zeros_like(task.targets), nothing, nothing)
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,7 @@ def mass(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G], what is known of every cell, in intrinsic time."""
     if not task.forgets:
         return state.learnt
-    kept = task.lasting[..., None, None]
-    return kept * state.learnt + (1.0 - kept) * state.recent
+    return state.recent + task.lasting[..., None, None] * (state.learnt - state.recent)
 
 
 def effective_tokens(task: CurveTask, state: CurveState) -> FloatArray:
@@ -93,15 +99,19 @@ def effective_tokens(task: CurveTask, state: CurveState) -> FloatArray:
 
 def _fall(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G], 1 + N / scale."""
-    ratio = 1.0 + effective_tokens(task, state) / task.scale
-    return np.maximum(ratio, _LEAST) if task.interferes else ratio
+    ratio = effective_tokens(task, state)
+    ratio /= task.scale
+    ratio += 1.0
+    return np.maximum(ratio, _LEAST, out=ratio) if task.interferes else ratio
 
 
 def mastery(task: CurveTask, state: CurveState) -> FloatArray:
     """float64[..., K, G], at most 1: how much of the amplitude is gone; below 0 by interference."""
-    # faster than expm1 and log1p
-    known = 1.0 - np.exp(-task.exponent * np.log(_fall(task, state)))
-    return np.maximum(known, _WORST) if task.interferes else known
+    left = np.log(_fall(task, state))  # with exp, faster than expm1 and log1p
+    left *= task.exponent
+    np.exp(np.negative(left, out=left), out=left)
+    known = np.subtract(1.0, left, out=left)
+    return np.maximum(known, _WORST, out=known) if task.interferes else known
 
 
 def passes(task: CurveTask, state: CurveState) -> FloatArray:
@@ -110,10 +120,12 @@ def passes(task: CurveTask, state: CurveState) -> FloatArray:
 
 
 def _common(task: CurveTask, state: CurveState) -> FloatArray:
-    """float64[..., K, 1], what any training teaches, and the cost of a high learning rate."""
+    """float64[..., K, 1], what any training teaches, what a high rate and being rare cost."""
     ratio = 1.0 + state.time[..., None, None] / task.base_scale
     taught = task.base * np.exp(-task.base_exponent * np.log(ratio))
     common: FloatArray = taught + task.warmth * state.heat[..., None, None]
+    if task.exposes:
+        common += rarity_nll(task, state.shown, state.time)
     return common
 
 
@@ -125,17 +137,24 @@ def nll(task: CurveTask, state: CurveState, known: FloatArray | None = None) -> 
         state: what has been trained.
         known: the state's :func:`mastery`, if somebody has it already.
     """
-    excess = np.maximum(passes(task, state) / task.free_passes, 1.0)
-    return train_nll(task, state, known) + task.overfit * np.log(excess)
+    excess = passes(task, state)
+    excess /= task.free_passes
+    np.log(np.maximum(excess, 1.0, out=excess), out=excess)
+    excess *= task.overfit
+    excess += train_nll(task, state, known)
+    return excess
 
 
 def train_nll(task: CurveTask, state: CurveState, known: FloatArray | None = None) -> FloatArray:
     """float64[..., K, G], NLL of training rows: without the cost of over-fitting."""
     known = mastery(task, state) if known is None else known
-    own = task.floor + task.amplitude * (1.0 - known)
-    if not task.common:
-        return own
-    return np.where(task.present, own + _common(task, state), 0.0)
+    own = 1.0 - known
+    own *= task.amplitude
+    own += task.floor
+    if task.common:
+        own += _common(task, state)
+        own *= task.present
+    return own
 
 
 def gradient_norm(task: CurveTask, state: CurveState) -> FloatArray:
@@ -157,6 +176,7 @@ def advance(
     tokens: FloatArray,
     pace: Pace = UNHURRIED,
     known: FloatArray | None = None,
+    total: FloatArray | None = None,
 ) -> CurveState:
     """The state after an interval.
 
@@ -166,26 +186,32 @@ def advance(
         tokens: float64[..., K, G], supervised tokens trained on.
         pace: steps and learning rate of the interval.
         known: the state's :func:`mastery`, if somebody has it already.
+        total: float64[...], the sum of ``tokens``, likewise.
     """
-    gate = _gate(task, mastery(task, state) if known is None else known)
     given = state.given + tokens
-    total = last_sum(last_sum(tokens))
+    total = last_sum(last_sum(tokens)) if total is None else total
     passed = _intrinsic(task, total, pace)
-    after, before = given * task.inverse_size, passes(task, state)
-    fresh = gate * task.size * (_worth(task, after) - _worth(task, before))
-    won = fresh * (passed / np.maximum(total, 1e-300))[..., None, None]
-    if not task.forgets:
-        recent = state.recent
-    else:
-        faded = task.forgetting * passed
-        kept = -np.expm1(-faded) / np.maximum(faded, 1e-12)  # of what came in on the way
-        recent = (
-            state.recent * np.exp(-faded)[..., None, None]
-            + won * np.where(faded > 1e-12, kept, 1.0)[..., None, None]
-        )
+    fresh = _worth(task, given * task.inverse_size)
+    won = fresh - state.fresh
+    won *= task.size
+    won *= (passed / np.maximum(total, 1e-300))[..., None, None]
+    if task.gated:
+        won *= _gate(task, mastery(task, state) if known is None else known)
+    recent = _faded(task, state.recent, won, passed) if task.forgets else state.recent
     lag = np.exp(-task.cooling * passed)
     heat = pace.rate + (state.heat - pace.rate) * lag
-    return CurveState(given, state.learnt + won, recent, state.time + passed, heat)
+    learnt, time = state.learnt + won, state.time + passed
+    shown = exposed(task, state.shown, tokens, passed)
+    return CurveState(given, fresh, learnt, recent, shown, time, heat)
+
+
+def _faded(task: CurveTask, recent: FloatArray, won: FloatArray, passed: FloatArray) -> FloatArray:
+    """float64[..., K, G], what is left of what was known and ``won`` while time ``passed``."""
+    faded = task.forgetting * passed
+    kept = -np.expm1(-faded) / np.maximum(faded, 1e-12)  # of what came in on the way
+    left = recent * np.exp(-faded)[..., None, None]
+    left += won * np.where(faded > 1e-12, kept, 1.0)[..., None, None]
+    return left
 
 
 def _intrinsic(task: CurveTask, total: FloatArray, pace: Pace) -> FloatArray:
@@ -205,17 +231,23 @@ def worth(task: CurveTask, state: CurveState, known: FloatArray) -> FloatArray:
         known: the state's :func:`mastery`.
     """
     repeated = np.maximum(passes(task, state) - 1.0, 0.0)
-    return _gate(task, known) * np.exp(-repeated / task.patience)
+    fresh: FloatArray = np.exp(-repeated / task.patience)
+    return _gate(task, known) * fresh if task.gated else fresh
 
 
 def _gate(task: CurveTask, known: FloatArray) -> FloatArray:
     """float64[..., K, G], what a token is worth by how far its stratum has opened."""
-    if not task.gated:
-        return task.open
+    # the mastery of the stratum before; whatever the first one finds there, it is open
+    earlier = np.zeros(known.shape)
+    earlier.reshape(-1)[1:] = known.reshape(-1)[:-1]
+    earlier -= task.opens_at
+    earlier *= 0.5 / _GATE_WIDTH
     # tanh instead of a logistic: it cannot overflow
-    opening = 0.5 + 0.5 * np.tanh((known[..., :-1] - task.threshold) / (2.0 * _GATE_WIDTH))
-    gate = np.where(task.threshold > 0, GATE_LEAK + (1.0 - GATE_LEAK) * opening, 1.0)
-    return np.concatenate([np.ones_like(known[..., :1]), gate], axis=-1)
+    lost = np.tanh(earlier, out=earlier)
+    np.subtract(1.0, lost, out=lost)
+    lost *= task.gates
+    lost *= 0.5 * (1.0 - GATE_LEAK)
+    return np.subtract(1.0, lost, out=lost)
 
 
 def _worth(task: CurveTask, seen: FloatArray) -> FloatArray:
@@ -223,5 +255,11 @@ def _worth(task: CurveTask, seen: FloatArray) -> FloatArray:
 
     An integral, so that many passes in one interval are worth no more than in several.
     """
-    repeated = np.maximum(seen - 1.0, 0.0)
-    return np.minimum(seen, 1.0) + task.patience * (1.0 - np.exp(-repeated / task.patience))
+    repeated = seen - 1.0
+    np.maximum(repeated, 0.0, out=repeated)
+    repeated /= task.patience
+    left = np.exp(np.negative(repeated, out=repeated), out=repeated)
+    worth = np.subtract(1.0, left, out=left)
+    worth *= task.patience
+    worth += np.minimum(seen, 1.0)
+    return worth

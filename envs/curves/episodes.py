@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.dynamics import CurveState
-from mixgym.envs.curves.held_out import HeldOutNoise
+from mixgym.envs.curves.held_out import HeldOutNoise, relative_errors
 from mixgym.envs.curves.task_tables import TaskTable
 from mixgym.envs.rewards import arm_draws
 from mixgym.envs.spaces.actions import Levels
+
+_STATE = tuple(field.name for field in fields(CurveState))
 
 Seeds = int | Sequence[int | None]
 """One for all environments, the i-th of which gets ``seed + i``; or one each."""
@@ -26,16 +28,19 @@ class Episodes:
     Attributes:
         decision: int64[n], decisions so far.
         reward: float64[n], of the last one.
+        supervised: float64[n], tokens so far, rounded in every interval.
         asked, weight: float64[n, K], the weights of sources that were asked for, and trained on.
         inner: float64[n, K, G], weights of strata.
         share: float64[n, K], realised so far.
         train, cell_train: float64[n, K], [n, K, G], training NLL; NaN where nothing was trained.
         start, before, now: float64[n, K, G], held-out NLL as measured.
-        given, learnt, recent, time, heat: see :class:`~mixgym.envs.curves.dynamics.CurveState`.
+        given, fresh, learnt, recent, shown, time, heat: see
+            :class:`~mixgym.envs.curves.dynamics.CurveState`.
     """
 
     decision: NDArray[np.int64]
     reward: FloatArray
+    supervised: FloatArray
     asked: FloatArray
     weight: FloatArray
     inner: FloatArray
@@ -46,8 +51,10 @@ class Episodes:
     before: FloatArray
     now: FloatArray
     given: FloatArray
+    fresh: FloatArray
     learnt: FloatArray
     recent: FloatArray
+    shown: FloatArray
     time: FloatArray
     heat: FloatArray
 
@@ -59,6 +66,7 @@ class Episodes:
         return cls(
             decision=np.zeros(len(top), np.int64),
             reward=np.zeros(len(top)),
+            supervised=np.zeros(len(top)),
             asked=top,
             weight=top,
             inner=inner,
@@ -74,7 +82,7 @@ class Episodes:
     @property
     def state(self) -> CurveState:
         """What has been trained so far."""
-        return CurveState(self.given, self.learnt, self.recent, self.time, self.heat)
+        return CurveState(*(getattr(self, name) for name in _STATE))
 
     def replaced(self, where: BoolArray, others: "Episodes") -> "Episodes":
         """These, and the ``others`` where bool[n] says so."""
@@ -128,8 +136,9 @@ class Draws:
         self._random = [np_random(seed + i // group)[0] for i in range(count)]
         self._number = np.zeros(count, np.int64)  # of the next episode
         self.task = np.zeros(count, np.intp)
-        self._noise = np.zeros((count, decisions + 1, *shape))
+        self._off = np.ones((count, decisions + 1, *shape))
         self._arms = np.zeros((count, decisions + 1, shape[0] + 1))
+        self._rows = np.arange(count)
         self._streams = HeldOutNoise()
 
     def seed(self, seed: Seeds) -> None:
@@ -142,34 +151,47 @@ class Draws:
                 self._random[i] = np_random(given)[0]
                 self._number[i] = 0
 
-    def draw(self, index: int, *, arms: bool) -> tuple[int, tuple[int, int]]:
-        """Draw the next episode of environment ``index``; absent cells have no noise.
+    def draw(self, which: NDArray[np.intp], *, arms: bool) -> list[tuple[int, tuple[int, int]]]:
+        """Draw the next episodes of the environments ``which``; absent cells have no noise.
 
         Args:
-            index: of the environment.
+            which: int[m], environments.
             arms: whether the reward draws too.
 
         Returns:
-            The episode's seed, and the (K, G) of its task.
+            The seed of each episode, and the (K, G) of its task.
         """
+        moving = np.zeros((len(which), *self._off.shape[1:]))
+        staying = np.zeros((len(which), 1, *self._off.shape[2:]))
+        drawn = [
+            self._draw(i, own, stay[0], arms)
+            for i, own, stay in zip(which.tolist(), moving, staying, strict=True)
+        ]
+        task = self.task[which]
+        noise, stays = self._table.noise[task][:, None], self._table.stays[task]
+        errors = relative_errors(moving, staying, noise, stays[:, None, None, None])
+        self._off[which] = 1.0 + errors
+        return drawn
+
+    def _draw(
+        self, index: int, moving: FloatArray, staying: FloatArray, arms: bool
+    ) -> tuple[int, tuple[int, int]]:
+        """One of them; normal numbers go into ``moving`` and ``staying``."""
         episode = int(self._random[index].integers(2**31))
         order = index + int(self._number[index]) * len(self._random)
         task = (order if self._in_order else episode) % len(self._table.shapes)
         rows, groups = self._table.shapes[task]
-        error, stays = self._table.noise[task, :rows, :groups], self._table.stays[task]
-        self._noise[index] = 0.0
-        self._noise[index, :, :rows, :groups] = self._streams.draw(
-            episode, self._decisions + 1, error, stays
-        )
+        normal = self._streams.draw(episode, len(moving), (rows, groups))
+        moving[:, :rows, :groups], staying[:rows, :groups] = normal
         if arms:
             self._arms[index, 1:, : rows + 1] = arm_draws(episode, self._decisions, rows)
         self.task[index] = task
         self._number[index] += 1
         return episode, (rows, groups)
 
-    def noise_at(self, decision: NDArray[np.int64]) -> FloatArray:
-        """float64[n, K, G], relative errors of the measurements after these decisions."""
-        return self._at(self._noise, decision)
+    def off_at(self, decision: NDArray[np.int64]) -> FloatArray:
+        """float64[n, K, G], by how much losses measured after these decisions are multiplied."""
+        return self._at(self._off, decision)
 
     def arms_at(self, decision: NDArray[np.int64]) -> FloatArray:
         """float64[n, K + 1], uniform numbers of these decisions."""
@@ -177,12 +199,12 @@ class Draws:
 
     def _at(self, values: FloatArray, decision: NDArray[np.int64]) -> FloatArray:
         """What each environment has at its decision; the last one's for those that have ended."""
-        return values[np.arange(len(values)), np.minimum(decision, self._decisions)]
+        return values[self._rows, np.minimum(decision, self._decisions)]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Copies by name, from which :meth:`set_state` continues."""
         return {
-            "noise": self._noise.copy(),
+            "off": self._off.copy(),
             "draws": self._arms.copy(),
             "number": self._number.copy(),
             "index": self.task.copy(),
@@ -194,7 +216,7 @@ class Draws:
 
     def set_state(self, arrays: dict[str, Any], random: list[Any]) -> None:
         """Continue from :meth:`arrays` and :meth:`random_state`."""
-        self._noise, self._arms = np.array(arrays["noise"]), np.array(arrays["draws"])
+        self._off, self._arms = np.array(arrays["off"]), np.array(arrays["draws"])
         self._number, self.task = np.array(arrays["number"]), np.array(arrays["index"])
         for own, state in zip(self._random, random, strict=True):
             own.bit_generator.state = state

@@ -17,17 +17,18 @@ import numpy as np
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.curves.dynamics import CurveState, Pace, advance, mastery, nll
-from mixgym.envs.curves.held_out import HeldOutNoise, mean_error, standard_errors
+from mixgym.envs.curves.held_out import HeldOutNoise, mean_error, relative_errors, standard_errors
 from mixgym.envs.curves.probes import (
     Seen,
     baseline_tokens,
+    check_measurable,
     probe,
     probe_noise,
     probe_tokens,
     reference_losses,
     target_falls,
 )
-from mixgym.envs.curves.task import CurveTask, rate_until, supervised_tokens, tokens_per_step
+from mixgym.envs.curves.task import CurveTask, rates_until, supervised_tokens, tokens_per_step
 from mixgym.envs.interval_plan import Budget, IntervalPlan
 from mixgym.envs.learners.base import (
     Evaluation,
@@ -38,7 +39,7 @@ from mixgym.envs.learners.base import (
 from mixgym.envs.probes import find_probe, need_baseline
 from mixgym.envs.spaces.mixture import Mixture
 
-_HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss
+HELD_OUT_TOKENS = 1000  # pretended tokens behind every cell's held-out loss
 
 
 class CurveLearner:
@@ -59,6 +60,7 @@ class CurveLearner:
         self._probe_rows = probe_rows
         self._steps = steps
         self._noise = HeldOutNoise()
+        self._rates = rates_until(task, steps)
         self._begin()
 
     def reset(self) -> None:
@@ -68,45 +70,59 @@ class CurveLearner:
     def _begin(self) -> None:
         self._state = CurveState.start(self.task)
         self._intervals = self._trained = 0
+        self._find_truth()
         self._errors = np.zeros((0, *self.task.size.shape))
+
+    def _find_truth(self) -> None:
+        """Mastery and NLL without noise."""
+        self._known = mastery(self.task, self._state)
+        self._nll = nll(self.task, self._state, self._known)
 
     def _error(self) -> FloatArray:
         """float64[K, G], relative errors of the measurement of this moment."""
         if self._intervals >= len(self._errors):  # later ones do not change earlier ones
             count = 2 * self._intervals + 32
             noise, stays = self.task.noise, self.task.stays
-            self._errors = self._noise.draw(self._seed, count, noise, stays)
+            normal = self._noise.draw(self._seed, count, (noise.shape[0], noise.shape[1]))
+            self._errors = relative_errors(*normal, noise, stays)
         return np.asarray(self._errors[self._intervals])
 
-    def _pace(self, steps: int) -> Pace:
-        """How the next steps are trained."""
-        first, last = self._trained, min(self._trained + steps, self._steps)
-        until = [rate_until(self.task, np.array(n / self._steps)) for n in (first, last)]
-        passed = (until[1] - until[0]) * self._steps
-        return Pace(np.array(float(steps)), passed / max(steps, 1))
-
     def train(self, plan: IntervalPlan, step_rule: StepRule, progress: float) -> TrainReport:
-        """See :class:`~mixgym.envs.learners.base.Learner`; loss is the mean of before and after."""
+        """See :class:`~mixgym.envs.learners.base.Learner`.
+
+        The loss is the mean of before and after; learning rates are relative to the task's fit.
+        """
         step_rule.align(self._worth, progress)
-        before = nll(self.task, self._state)
-        pace, tokens = self._pace(len(plan.steps)), plan.supervised.astype(np.float64)
-        self._state = advance(self.task, self._state, tokens, pace)
-        loss = 0.5 * (before + nll(self.task, self._state)) * plan.supervised
+        before, steps = self._nll, len(plan.steps)
+        until = min(self._trained + steps, self._steps)
+        rates = float(self._rates[until] - self._rates[min(self._trained, self._steps)])
+        pace = Pace(float(steps), rates / max(steps, 1))
+        tokens = plan.supervised.astype(np.float64)
+        self._state = advance(self.task, self._state, tokens, pace, self._known)
+        self._find_truth()
+        loss = 0.5 * (before + self._nll) * plan.supervised
         self._intervals += 1
-        self._trained += len(plan.steps)
-        mean = float(loss.sum() / max(float(plan.supervised.sum()), 1.0))
-        return TrainReport(loss, plan.supervised, plan.tokens, plan.rows, (mean,))
+        self._trained += steps
+        return TrainReport(
+            loss,
+            plan.supervised,
+            plan.tokens,
+            plan.rows,
+            (float(loss.sum() / max(float(plan.supervised.sum()), 1.0)),),
+            learning_rate=float(self._rates[until] - self._rates[max(until - 1, 0)]),
+            rates=rates,
+        )
 
     def _worth(self) -> FloatArray:
         """float64[K], fall of the targets' mean NLL by tokens of each source."""
-        return target_falls(Seen(self.task, self._state, mastery(self.task, self._state)))
+        return target_falls(Seen(self.task, self._state, self._known))
 
     def evaluate(self, split: str) -> Evaluation:
         """See :class:`~mixgym.envs.learners.base.Learner`.
 
         Only the reward split is measured with noise: the others are the truth.
         """
-        values, noise = nll(self.task, self._state), np.zeros_like(self.task.size)
+        values, noise = self._nll, np.zeros_like(self.task.size)
         if split == "reward":
             noise = self.task.noise
             values = values * (1.0 + self._error())
@@ -117,21 +133,20 @@ class CurveLearner:
 
         Every row is one token.
         """
-        count = np.where(self.task.present, _HELD_OUT_TOKENS, 0)
-        losses = values * count
+        count = np.where(self.task.present, HELD_OUT_TOKENS, 0)
+        losses, errors = values * count, standard_errors(noise, values)
         return Evaluation(
             losses,
             count,
             tokens=int(count.sum()),
             rows=count,
-            error=np.where(count > 0, standard_errors(noise, values), np.nan),
-            source_error=np.where(
-                count.any(-1), mean_error(standard_errors(noise, values), self.task.present), np.nan
-            ),
+            error=np.where(count > 0, errors, np.nan),
+            source_error=np.where(count.any(-1), mean_error(errors, self.task.cell_mean), np.nan),
         )
 
     def begin_probes(self, names: Sequence[str]) -> int:
         """See :class:`~mixgym.envs.learners.base.Learner`; the start is known without measuring."""
+        check_measurable(names)
         cells = int(self.task.present.sum())
         return baseline_tokens(need_baseline(names), cells, self._probe_rows)
 
@@ -139,7 +154,7 @@ class CurveLearner:
         """See :class:`~mixgym.envs.learners.base.Learner`."""
         noise = probe_noise(name, self._seed, self.task.size.shape, self._intervals + 1)[-1]
         reference = reference_losses(self.task)[1] if find_probe(name).needs_reference else None
-        seen = Seen(self.task, self._state, mastery(self.task, self._state), reference)
+        seen = Seen(self.task, self._state, self._known, reference)
         cells = int(self.task.present.sum())
         tokens = probe_tokens(name, cells, self._probe_rows)
         return ProbeResult(probe(name, seen, noise), tokens)
@@ -158,6 +173,7 @@ class CurveLearner:
         held = {name: np.array(values, np.float64) for name, values in state["state"].items()}
         self._state = CurveState(**held)
         self._intervals, self._trained = state["intervals"], state["steps"]
+        self._find_truth()
 
     def fork(self) -> "CurveLearner":
         """See :class:`~mixgym.envs.learners.base.Learner`."""

@@ -12,7 +12,7 @@ Measurements are off by a relative error, :data:`NOISE` times the task's; of wha
 start, the difference is, so that it is exact before anything is trained (the rows are the same).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +29,10 @@ from mixgym.envs.curves.dynamics import (
     train_nll,
     worth,
 )
+from mixgym.envs.curves.exposure import rarity_slope
 from mixgym.envs.curves.task import CurveTask, rate_until, supervised_tokens
-from mixgym.envs.probes import find_probe
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.probes import ProbeKind, find_probe
 from mixgym.envs.random_streams import EpisodeNoise
 from mixgym.envs.spaces.mixture import last_sum
 
@@ -60,12 +62,6 @@ class Seen:
     reference: FloatArray | None = None
 
     @property
-    def by_cell(self) -> FloatArray:
-        """float64[..., K, G], weights of a mean over the strata that exist."""
-        present = self.task.present
-        return present / np.maximum(present.sum(-1, keepdims=True), 1)
-
-    @property
     def nll(self) -> FloatArray:
         """float64[..., K, G], NLL of training rows."""
         return train_nll(self.task, self.state, self.known)
@@ -76,7 +72,7 @@ class Seen:
         Tokens of k are spread over its strata by their size, and count what they are worth now.
         """
         task = self.task
-        slope = gradient_norm(task, self.state) * self.by_cell
+        slope = gradient_norm(task, self.state) * self.task.cell_mean
         size = np.maximum(last_sum(task.size), 1e-300)[..., None]
         share = task.size / size * worth(task, self.state, self.known)
         reach = slope @ np.swapaxes(share @ task.spread, -1, -2)
@@ -85,6 +81,10 @@ class Seen:
             there = np.asarray(task.present.any(-1))
             everyone = common_slope(task, self.state) * there[..., None, :]
             fall = fall + everyone * there[..., :, None]
+        if task.exposes:
+            fall = (
+                fall + rarity_slope(task, self.state.shown, self.state.time) * there[..., None, :]
+            )
         return fall * self._supervised[..., None, None]
 
     @property
@@ -121,11 +121,33 @@ def probe(name: str, seen: Seen, noise: FloatArray) -> FloatArray:
     """
     error = NOISE * np.minimum(seen.task.noise, LARGEST)
     present = seen.task.present
-    if find_probe(name).level == "source":
-        value = SOURCE_VALUES[name](seen) * (1.0 + error[..., 0] * noise[..., 0])
+    kind = find_probe(name)
+    if kind.level == "source":
+        value = _by_source(name, kind)(seen) * (1.0 + error[..., 0] * noise[..., 0])
         return np.where(present.any(-1), value, np.nan)
-    value = STRATUM_VALUES[name](seen, 1.0 + error * noise)
+    error = 1.0 + error * noise
+    own = kind.curves
+    value = STRATUM_VALUES[name](seen, error) if own is None else own(seen) * error
     return np.where(present, value, np.nan)
+
+
+def check_measurable(names: Iterable[str]) -> None:
+    """Refuse plug-ins that have no value in the fast world.
+
+    Raises:
+        ConfigError: naming the probe.
+    """
+    for name in names:
+        kind = find_probe(name)
+        if kind.curves is None and kind.language is not None:
+            raise ConfigError(
+                f"environment.probes: {name} is measured on a language model only; give its "
+                "ProbeKind curves=..., a function of the fast world, or leave it out"
+            )
+
+
+def _by_source(name: str, kind: ProbeKind) -> Callable[[Seen], FloatArray]:
+    return SOURCE_VALUES[name] if kind.curves is None else kind.curves
 
 
 def probe_noise(name: str, episode: int, shape: tuple[int, int], count: int) -> FloatArray:
@@ -173,7 +195,7 @@ def _own(fall: FloatArray) -> FloatArray:
 
 
 def _norm(seen: Seen, grain: float) -> FloatArray:
-    entropy = last_sum(seen.nll * seen.by_cell)
+    entropy = last_sum(seen.nll * seen.task.cell_mean)
     return np.sqrt(_own(seen.falls()) + grain * entropy)
 
 

@@ -5,7 +5,7 @@ What they mean is said in :mod:`mixgym.envs.curves.dynamics`; where tasks come f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,6 +42,10 @@ class CurveTask:
         lasting: float64[...], share of what was learnt that is never forgotten.
         forgetting: float64[...], decay of the rest per unit of intrinsic time.
         known: float64[..., K, 1], mass that is there before training, and may be forgotten.
+        rarity, kinship: float64[..., K, 1], nats per e-fold by which a source is rare in what
+            the model is shown, and the share that other sources' text counts for, 0 to 1.
+        fading: float64[...], per unit of intrinsic time, how fast what was shown stops counting.
+        begun: float64[...], intrinsic time that what the model was before training counts for.
         warmth: float64[..., K, 1], nats that training at the fit's learning rate costs.
         cooling: float64[...], per unit of intrinsic time: how fast that follows the rate.
         patience: float64[..., K, 1], passes over which the worth of a repeated token decays.
@@ -74,6 +78,10 @@ class CurveTask:
     lasting: FloatArray
     forgetting: FloatArray
     known: FloatArray
+    rarity: FloatArray
+    kinship: FloatArray
+    fading: FloatArray
+    begun: FloatArray
     warmth: FloatArray
     cooling: FloatArray
     patience: FloatArray
@@ -117,14 +125,27 @@ class CurveTask:
         return bool(np.any(self.lasting < 1.0))
 
     @cached_property
-    def open(self) -> FloatArray:
-        """float64[..., K, G] of ones: what tokens are worth where all strata are open."""
-        return np.ones_like(self.size)
+    def cell_mean(self) -> FloatArray:
+        """float64[..., K, G], weights of a mean over the strata that exist."""
+        present = self.present
+        return np.asarray(present / np.maximum(present.sum(-1, keepdims=True), 1))
 
     @cached_property
     def gated(self) -> bool:
         """Whether a stratum opens only after another one."""
         return bool(np.any(self.threshold > 0.0))
+
+    @cached_property
+    def gates(self) -> FloatArray:
+        """float64[..., K, G], 1 for strata that another one opens, else 0."""
+        gates: FloatArray = np.ones_like(self.size) * (self.threshold > 0.0)
+        gates[..., 0] = 0.0
+        return gates
+
+    @cached_property
+    def opens_at(self) -> FloatArray:
+        """float64[..., K, G], the threshold of every stratum's gate."""
+        return np.asarray(self.gates * self.threshold)
 
     @cached_property
     def interferes(self) -> bool:
@@ -133,13 +154,23 @@ class CurveTask:
 
     @cached_property
     def common(self) -> bool:
-        """Whether there are terms that do not depend on the mixture."""
-        return bool(np.any(self.base != 0.0) or np.any(self.warmth != 0.0))
+        """Whether there are terms that all strata of a source share."""
+        return bool(np.any(self.base != 0.0) or np.any(self.warmth != 0.0) or self.exposes)
+
+    @cached_property
+    def exposes(self) -> bool:
+        """Whether a source loses by being left out."""
+        return bool(np.any(self.rarity > 0.0))
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the sources (of a single task)."""
         return tuple(f"source{k}" for k in range(self.targets.shape[-1]))
+
+    def by_cell(self) -> "CurveTask":
+        """The same with a value per cell where dynamics want one: quicker than a column."""
+        wide = np.ones_like(self.size)
+        return replace(self, **{name: wide * getattr(self, name) for name in _WIDE})
 
     def pick(self, index: NDArray[np.intp]) -> "CurveTask":
         """The tasks at ``index`` of the leading axis."""
@@ -169,11 +200,14 @@ _COLUMNS = {
     "base_exponent": 1.0,
     "threshold": 0.0,
     "known": 0.0,
+    "rarity": 0.0,
+    "kinship": 0.0,
     "warmth": 0.0,
     "patience": 1.0,
     "overfit": 0.0,
     "free_passes": 1.0,
 }
+_WIDE = ("patience", "overfit", "free_passes")  # columns that dynamics take with cells
 BY_SOURCE = ("targets", *_CELLS, *_COLUMNS)
 """Fields with a row per source."""
 
@@ -194,6 +228,10 @@ def simple(sources: int, strata: int) -> dict[str, FloatArray]:
         "lasting": one,
         "forgetting": none,
         "known": 0.0 * column,
+        "rarity": 0.0 * column,
+        "kinship": 0.0 * column,
+        "fading": none,
+        "begun": one,
         "warmth": 0.0 * column,
         "cooling": none,
         "free_passes": 4.0 * column,
@@ -220,8 +258,12 @@ def supervised_tokens(task: CurveTask, weights: FloatArray, read: FloatArray) ->
         weights: float64[..., K, G], shares of supervised tokens, summing to 1.
         read: float64[...].
     """
-    per_token = (weights * task.cost).sum((-2, -1))
-    return weights * (read / per_token)[..., None, None]
+    return weights * supervised_total(task, weights, read)[..., None, None]
+
+
+def supervised_total(task: CurveTask, weights: FloatArray, read: FloatArray) -> FloatArray:
+    """float64[...], the sum of :func:`supervised_tokens`."""
+    return np.asarray(read / (weights * task.cost).sum((-2, -1)))
 
 
 def rate_until(task: CurveTask, done: FloatArray) -> FloatArray:
@@ -239,6 +281,11 @@ def rate_until(task: CurveTask, done: FloatArray) -> FloatArray:
         task.schedule == CONSTANT, late, np.where(task.schedule == LINEAR, linear, cosine)
     )
     return np.asarray(task.rate * (rising + rest * falling))
+
+
+def rates_until(task: CurveTask, steps: int) -> FloatArray:
+    """float64[steps + 1], sum of a single task's relative learning rates before every step."""
+    return rate_until(task, np.arange(steps + 1) / steps) * steps
 
 
 def pad_task(task: CurveTask, sources: int, strata: int) -> CurveTask:

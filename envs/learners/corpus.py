@@ -5,7 +5,7 @@ reading and encoding take up to half of a short run. It is found again by what i
 options that it depends on and its files' sizes and times.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from mixgym.envs import storage
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.options import WorldOptions
-from mixgym.envs.sources.difficulty import MODEL_SCORES
+from mixgym.envs.sources.scorers import MODEL_SCORES
 from mixgym.envs.sources.source import Source
 
 
@@ -101,6 +101,7 @@ def _stamps(options: WorldOptions) -> list[tuple[str, int, int]]:
 def _load(options: WorldOptions, dry: bool) -> Corpus:
     from mixgym.envs.learners.models.loading import load_tokenizer
     from mixgym.envs.learners.probes.difficulty_scorers import make_grader, scorers
+    from mixgym.envs.sources.difficulty import Scorer, plugin_scorers
     from mixgym.envs.sources.loading import encode_sources, read_sources, training_texts
     from mixgym.envs.sources.splits import check_validation, training_subset
     from mixgym.envs.sources.templates import prompting_as_trained
@@ -110,7 +111,12 @@ def _load(options: WorldOptions, dry: bool) -> Corpus:
     tokenizer = load_tokenizer(options.model, lambda: _in_turn(texts))
     tokenizer = prompting_as_trained(tokenizer, options.data.template)
     grader = make_grader(options, tokenizer, dry=dry)
-    found = scorers(grader, [source.name for source in raw], options.seed) if grader else {}
+    names = [source.name for source in raw]
+    found: Mapping[str, Scorer] = (
+        scorers(grader, names, options.seed)
+        if grader
+        else plugin_scorers(options.data.strata_by, names, dry=dry)
+    )
     halved = options.environment.step_rule == "bilevel"
     sources = tuple(encode_sources(raw, tokenizer, options.data, options.seed, found, halved))
     if halved:

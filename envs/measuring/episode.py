@@ -60,6 +60,7 @@ class Episode:
         # what stays until a cell is used up, with the cells that it was made for
         self._fixed: tuple[bytes, Fixed] | None = None
         self._frames: tuple[bytes, Frames] | None = None
+        self._mean_start: float | None = None  # of the target-weighted loss
 
     @property
     def remaining(self) -> float:
@@ -137,6 +138,8 @@ class Episode:
         trained = unknown[:, 0] if done.train_nll is None else np.array(done.train_nll)
         cells = unknown if done.cell_train_nll is None else np.array(done.cell_train_nll)
         available = self.plane.available()
+        if self._mean_start is None:
+            self._mean_start = target_mean(seen["nll_start"], world.targets)
         view = View(
             remaining=self.remaining,
             reward=done.reward,
@@ -146,7 +149,7 @@ class Episode:
             share=np.array(done.given or np.zeros(len(world.names))) / max(done.supervised, 1),
             nll_train=np.asarray(trained, np.float64),
             mean_nll=target_mean(seen["nll"], world.targets),
-            mean_nll_start=target_mean(seen["nll_start"], world.targets),
+            mean_nll_start=self._mean_start,
             cell_size=world.cell_size,
             cell_prior=world.prior.strata,
             cell_weight=self.mixture.strata,
@@ -191,6 +194,7 @@ class Episode:
         self.progress = Progress(**copy.deepcopy(state["progress"]))
         self.plane.restore(state["plane"])
         self.measured.set_state(state["measurements"])
+        self._mean_start = None
         self.mixture, self.asked = Mixture.of(*state["mixture"]), Mixture.of(*state["asked"])
 
 

@@ -1,11 +1,14 @@
 """What decisions are paid: the input of a reward, from what was booked; batched or not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from mixgym.envs.arrays import FloatArray
-from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.options import EnvironmentOptions, PenaltyOptions
 from mixgym.envs.probes import BACKWARD, BILEVEL_GAIN
-from mixgym.envs.rewards import Reward, RewardInput, RewardKind, as_reward, penalised
+from mixgym.envs.rewards import SMALLEST, Reward, RewardInput, RewardKind, as_reward, given
+from mixgym.envs.spaces.mixture import last_sum
 from mixgym.envs.spaces.view import View
 
 
@@ -59,3 +62,31 @@ def paid(view: View, spent: Spent, kind: RewardKind, options: EnvironmentOptions
     """The reward of the decision that ``view`` shows, less the penalties."""
     seen = reward_input(view, spent, kind, options)
     return penalised(kind.compute(seen), seen, options.penalties)
+
+
+def penalised(reward: Reward, seen: RewardInput, penalties: PenaltyOptions) -> Reward:
+    """The reward less what ``penalties`` ask for, each a component of its own."""
+    taken: dict[str, FloatArray | float] = {}
+    if penalties.kl_prior:
+        taken["kl_prior"] = -penalties.kl_prior * _mixture_kl(seen)
+    if penalties.epochs:
+        over = np.maximum(given(seen.epochs) - penalties.epoch_cap, 0.0)
+        taken["epochs"] = -penalties.epochs * last_sum(over)
+    if penalties.probe_cost:
+        taken["probe_cost"] = -penalties.probe_cost * seen.probe_cost
+    if not taken:
+        return reward
+    components = {**reward.components, **taken}
+    return replace(reward, value=sum(components.values()), components=components)
+
+
+def _mixture_kl(seen: RewardInput) -> FloatArray:
+    """float64[...], KL of the mixture from the prior, over all (source, stratum), in nats."""
+    weight, strata = given(seen.weight), given(seen.strata)
+    top = last_sum(weight * _log_quotient(weight, given(seen.prior)))
+    inner = last_sum(strata * _log_quotient(strata, given(seen.prior_strata)))
+    return top + last_sum(weight * inner)
+
+
+def _log_quotient(weights: FloatArray, prior: FloatArray) -> FloatArray:
+    return np.log(np.maximum(weights, SMALLEST)) - np.log(np.maximum(prior, SMALLEST))

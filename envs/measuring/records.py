@@ -163,14 +163,19 @@ def by_stratum(names: Sequence[str], values: FloatArray) -> dict[str, list[float
     >>> by_stratum(("a",), np.array([[1.5, np.nan]]))
     {'a': [1.5, None]}
     """
-    return {name: _plain(row) for name, row in zip(names, values, strict=True)}
+    rows = values.tolist()
+    return {name: [_or_none(x) for x in row] for name, row in zip(names, rows, strict=True)}
 
 
 def _plain(row: Any) -> Any:
     """A float, or a list with None where there is no value."""
     if np.ndim(row) == 0:
         return float(row)
-    return [float(value) if np.isfinite(value) else None for value in row]
+    return [_or_none(value) for value in np.asarray(row, np.float64).tolist()]
+
+
+def _or_none(value: float) -> float | None:
+    return value if isfinite(value) else None
 
 
 def _named(names: tuple[str, ...], values: FloatArray) -> dict[str, float]:

@@ -7,15 +7,17 @@ documents take about a second. Which packs are trained together is decided elsew
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from mixgym.envs.arrays import IntArray
-from mixgym.envs.errors import ConfigError, PackingError, did_you_mean
+from mixgym.envs.errors import PackingError
 from mixgym.envs.packing.grouping.length_set import LengthSet
 from mixgym.envs.packing.packed import Packing, Placement
+from mixgym.envs.plugins.outside import check_signature, summary_of
+from mixgym.envs.plugins.registry import Registry
 
 _ISF_ROUNDS = 10
 _ISF_SLACK = 128  # tokens that a pack may lack to be kept
@@ -165,7 +167,19 @@ class PackerKind:
     pack: RandomPacker
 
 
-PACKERS: dict[str, PackerKind] = {
+def as_kind(where: str, thing: Any, **declared: Any) -> PackerKind:
+    """The packer that a plug-in is: a :class:`PackerKind`, or a function as its ``pack``.
+
+    Raises:
+        ConfigError: for anything else, beginning with ``where``.
+    """
+    if isinstance(thing, PackerKind):
+        return replace(thing, **declared)
+    check_signature(thing, ("lengths", "capacity", "generator"), where)
+    return PackerKind(**{"summary": summary_of(thing), "pack": thing, **declared})
+
+
+_BUILT_IN = {
     "best_fit_decreasing": PackerKind(
         "longest document first, into the fullest pack that holds it", _fixed(best_fit_decreasing)
     ),
@@ -183,15 +197,17 @@ PACKERS: dict[str, PackerKind] = {
     "next_fit": PackerKind("shuffle; what does not fit opens the next pack", _next_fit_shuffled),
 }
 
+PACKERS: Registry[PackerKind] = Registry(
+    "packer", "data.packing.packer", "mixgym.packers", as_kind, _BUILT_IN
+)
+
 
 def find_packer(name: str) -> PackerKind:
     """The packer called ``name``.
 
     Raises:
-        ConfigError: if there is none, with the names there are.
+        ConfigError: if there is none, with the names there are, or for a plug-in that is none.
     """
-    if name not in PACKERS:
-        raise ConfigError(f"packer {name!r} is unknown; {did_you_mean(name, PACKERS)}")
     return PACKERS[name]
 
 

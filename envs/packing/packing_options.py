@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from mixgym.envs.packing.packers import find_packer
+from mixgym.envs.packing.packers import PACKERS
 from mixgym.envs.strict_options import Options
 
 
 def _known_packer(name: str) -> str:
-    find_packer(name)
+    PACKERS.find(name)
     return name
 
 

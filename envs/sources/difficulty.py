@@ -19,16 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.arrays import IntArray
-from mixgym.envs.errors import SourceError
+from mixgym.envs.errors import ConfigError, SourceError
 from mixgym.envs.options import SPLITS
 from mixgym.envs.sources.encoding import Encoding
 from mixgym.envs.sources.rows.row import Row
+from mixgym.envs.sources.scorers import MODEL_SCORES, SCORERS, ScorerKind, column_of
 from mixgym.envs.sources.tables.table import Rows
 
 Scores = NDArray[np.float64]
-
-MODEL_SCORES = ("loss", "ifd", "ifd_loss")
-"""Words in ``data.strata_by`` that stand for a model's grades."""
 
 DROPPED = -1  # the stratum of a train row that is left out
 
@@ -123,6 +121,64 @@ class ColumnScorer:
         )
 
 
+@dataclass
+class PluginScorer:
+    """A plug-in's grades, looked at before they are used.
+
+    Attributes:
+        name: the word in ``data.strata_by``.
+        kind: the plug-in.
+        source: the source's name, for errors.
+        dry: grade by length instead where a model would be read, and count what it would read.
+        cost: tokens that grading took so far.
+    """
+
+    name: str
+    kind: ScorerKind
+    source: str
+    dry: bool = False
+    cost: int = 0
+
+    @property
+    def is_stratum(self) -> bool:
+        """Whether a score is a stratum's number already."""
+        return self.kind.is_stratum
+
+    def score(self, rows: Encoding) -> Scores:
+        """float64[n].
+
+        Raises:
+            SourceError: if it gives another number of them, or one that is not finite.
+        """
+        self.cost += self.kind.passes * int(rows.rows.lengths.sum())
+        if not len(rows.raw) or (self.dry and self.kind.passes):
+            return rows.lengths.astype(np.float64)
+        assert self.kind.score is not None
+        scores = np.asarray(self.kind.score(rows), np.float64)
+        if scores.shape != (len(rows.raw),):
+            raise SourceError(
+                f"source {self.source!r}: scorer {self.name} gave an array {scores.shape} for "
+                f"{len(rows.raw)} rows; it has to give one number for each"
+            )
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            raise SourceError(
+                f"source {self.source!r}: {rows.raw[bad[0]].where}: scorer {self.name} gave "
+                f"{scores[bad[0]]}; it has to give a finite number"
+            )
+        return scores
+
+
+def plugin_scorers(
+    word: str, sources: Sequence[str], *, dry: bool = False
+) -> dict[str, PluginScorer]:
+    """By source the plug-in that ``data.strata_by`` asks for; none if that is no plug-in."""
+    kind = None if column_of(word) is not None else SCORERS[word]
+    if kind is None or kind.score is None:
+        return {}
+    return {name: PluginScorer(word, kind, name, dry) for name in sources}
+
+
 def scorer_for(strata_by: str, raw: Sequence[Sequence[Row]], strata: int, source: str) -> Scorer:
     """The scorer that ``data.strata_by`` asks for.
 
@@ -130,22 +186,26 @@ def scorer_for(strata_by: str, raw: Sequence[Sequence[Row]], strata: int, source
     distinct ones can be, each a stratum of its own, in sorted order.
 
     Args:
-        strata_by: ``length`` or ``column:NAME``.
+        strata_by: ``length``, ``column:NAME`` or a plug-in.
         raw: all rows of the source, by split.
         strata: G.
         source: the source's name, for errors.
 
     Raises:
-        SourceError: another word, or too many labels.
+        ConfigError: another word.
+        SourceError: too many labels.
     """
     if strata_by == "length":
         return LengthScorer()
-    kind, _, column = strata_by.partition(":")
-    if kind != "column" or not column:
-        raise SourceError(
-            f"data.strata_by is {strata_by!r}; give length, column:NAME, or one of "
-            f"{', '.join(MODEL_SCORES)}"
-        )
+    column = column_of(strata_by)
+    if column is None:
+        found = plugin_scorers(strata_by, [source])
+        if not found:
+            raise ConfigError(
+                f"data.strata_by={strata_by}: a model grades, not the rows alone; take length, "
+                f"column:NAME or a plug-in here, not one of {', '.join(MODEL_SCORES)}"
+            )
+        return found[source]
     cells = [cell for part in raw for cell in Rows.of(part).cells(column)]
     if not cells or not isinstance(cells[0], str) or _as_number(cells[0]) is not None:
         return ColumnScorer(column, source)

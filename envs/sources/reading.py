@@ -1,8 +1,8 @@
 """Rows of text from files, in whichever of the known formats they are written.
 
-A source has one format, the one that most of its rows are in (ties: the earlier in the table of
-:mod:`mixgym.envs.sources.rows.formats`). A role may be played by several files, shards that are
-read in order. Types of files: see :mod:`mixgym.envs.sources.tables.opening`.
+A source has one format, the one that it names, or that most of its rows are in (ties: the earlier
+in the table of :mod:`mixgym.envs.sources.rows.formats`). A role may be played by several files,
+shards that are read in order. Types of files: see :mod:`mixgym.envs.sources.tables.opening`.
 
 A row is malformed if it is not a JSON object in UTF-8, is in another format than its source, has
 an empty or wrongly typed field, an unknown role, or no assistant turn. Blank lines are not rows.
@@ -13,6 +13,7 @@ Every row is looked at once, and then left where it is: it is made anew when it 
 was seen of the rows of large files is kept in the cache.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any
 
 from mixgym.envs.sources.cached.keys import file_digest, key_of, shelf_for
 from mixgym.envs.sources.cached.shelf import Entry, Shelf
+from mixgym.envs.sources.rows.formats import AUTO, FORMATS
 from mixgym.envs.sources.rows.row import Messages as Messages  # where it was before
 from mixgym.envs.sources.rows.row import Row as Row
 from mixgym.envs.sources.tables.opening import SUFFIXES as SUFFIXES
@@ -56,6 +58,7 @@ class Reading:
 
     Attributes:
         malformed: what to do with a row that cannot be used.
+        row_format: the format that the rows are in; ``auto``: the one that most fit.
         columns: the source's own names of columns -> those that formats know.
         cells: columns whose values are needed for every row.
         cache: folder of what is kept between starts; None: nothing is.
@@ -63,6 +66,7 @@ class Reading:
     """
 
     malformed: Policy = "error"
+    row_format: str = AUTO
     columns: Mapping[str, str] = field(default_factory=dict)
     cells: tuple[str, ...] = ()
     cache: Path | None = None
@@ -73,6 +77,7 @@ def read_rows(
     files: Mapping[str, Path | Sequence[Path]],
     source: str,
     malformed: Policy = "error",
+    row_format: str = AUTO,
     how: Reading | None = None,
 ) -> ReadRows:
     """Read the files of a source.
@@ -81,13 +86,14 @@ def read_rows(
         files: for each role (``train``, ``valid``, ...) the file that plays it, or its shards.
         source: the source's name, for errors.
         malformed: what to do with a row that cannot be used.
-        how: more on how to read, ``malformed`` included.
+        row_format: the format that the rows are in; ``auto``: the one that most fit.
+        how: more on how to read, ``malformed`` and ``row_format`` included.
 
     Raises:
         SourceError: a file is missing or empty, no row is in a known format, a row is malformed
             (under the policy ``error``), or nothing is left after skipping.
     """
-    how = how or Reading(malformed)
+    how = how or Reading(malformed, row_format)
     shards = {role: [p] if isinstance(p, Path) else list(p) for role, p in files.items()}
     opening = Opening(source, how.cache, dict(how.names))
     parts = {role: [opening.records(path) for path in paths] for role, paths in shards.items()}
@@ -109,8 +115,8 @@ def read_rows(
             names = ", ".join(map(str, shards[role]))
             fail(source, f"every row of {names} is {fate}; correct the file")
         rows[role] = FileTable(parts[role], Columns(how.columns), index, _of_role(key, role)).all()
-    row_format = next(iter(indices.values())).row_format
-    return ReadRows(rows, row_format, counts["skipped"], counts["left out"], unused)
+    found_format = next(iter(indices.values())).row_format
+    return ReadRows(rows, found_format, counts["skipped"], counts["left out"], unused)
 
 
 def _of_role(key: str | None, role: str) -> str | None:
@@ -120,20 +126,41 @@ def _of_role(key: str | None, role: str) -> str | None:
 def _look(parts: Mapping[str, list[Records]], source: str, how: Reading) -> dict[str, RowIndex]:
     """Read every row."""
     columns = Columns(how.columns)
-    row_format = detect([part for role in parts.values() for part in role], columns, source)
+    every = [part for role in parts.values() for part in role]
+    row_format = detect(every, columns, source, how.row_format)
     return {
         role: index_rows(mine, row_format, columns, source, how.malformed, how.cells)
         for role, mine in parts.items()
     }
 
 
-def _key(files: Mapping[str, list[Path]], how: Reading) -> str:
+def _key(files: Mapping[str, list[Path]], how: Reading) -> str | None:
+    """What the cache calls what is seen of the rows; None if that is not known."""
     contents = {
         role: [(suffix_of(path), file_digest(path)) for path in paths]
         for role, paths in files.items()
     }
     order = list(files)
-    return key_of("read", [contents, order, how.malformed, dict(how.columns), how.cells])
+    outside = _outside(how.row_format)
+    if outside is None:
+        return None
+    options = [how.malformed, how.row_format, dict(how.columns), how.cells]
+    return key_of("read", [contents, order, options, outside])
+
+
+def _outside(wanted: str) -> list[tuple[str, str]] | None:
+    """Names and modules of the formats that are not ours; None if such a module is no file."""
+    forms = [*FORMATS.values(), *([] if wanted == AUTO else [FORMATS[wanted]])]
+    found = set()
+    for parse in (form.parse for form in forms):
+        module = str(getattr(parse, "__module__", ""))
+        if module.startswith("mixgym."):
+            continue
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is None or not Path(file).is_file():
+            return None
+        found.add((str(getattr(parse, "__qualname__", "")), file_digest(Path(file))))
+    return sorted(found)
 
 
 def _keep(shelf: Shelf, key: str, indices: Mapping[str, RowIndex]) -> None:

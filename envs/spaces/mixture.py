@@ -157,10 +157,13 @@ def weights_around(
 
     softmax(s a + log q') is q' e^(s a) over its sum; with |s a| of a few units no power overflows.
     """
-    powers = base * np.exp(scale * action)
-    total = last_sum(powers)[..., None]
-    soft = powers / np.where(total > 0, total, 1.0)
-    return (1.0 - floor) * soft + floor * base
+    powers = scale * action
+    np.exp(powers, out=powers)
+    powers *= base
+    total = last_sum(powers)
+    powers *= ((1.0 - floor) / np.where(total > 0, total, 1.0))[..., None]
+    powers += floor * base
+    return powers
 
 
 def last_sum(values: "NDArray[Any]") -> FloatArray:
@@ -168,8 +171,14 @@ def last_sum(values: "NDArray[Any]") -> FloatArray:
 
     Much faster than a reduction of a short axis, and the same bits whatever comes before it.
     """
-    total = values[..., 0].astype(np.float64)
-    for column in range(1, values.shape[-1]):
+    columns = values.shape[-1]
+    if columns == 1 or values.dtype != np.float64:
+        total = values[..., 0].astype(np.float64)
+        rest = range(1, columns)
+    else:
+        total = values[..., 0] + values[..., 1]
+        rest = range(2, columns)
+    for column in rest:
         total += values[..., column]
     return total
 

@@ -9,7 +9,8 @@ it; :func:`parts_of` gives the shapes back. Absent sources and strata are all ze
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +18,16 @@ from numpy.typing import NDArray
 
 from mixgym.envs.arrays import FloatArray
 from mixgym.envs.spaces.mixture import last_sum
+from mixgym.envs.spaces.ratios import (
+    BOUND,
+    Single,
+    fall_of,
+    log_costs,
+    log_ratio,
+    log_share,
+    relative_error,
+    single,
+)
 from mixgym.envs.spaces.signals import (
     CELL_SIGNALS,
     PREFIX,
@@ -26,12 +37,9 @@ from mixgym.envs.spaces.signals import (
     signal_parts,
     signal_spaces,
 )
-from mixgym.envs.spaces.view import Fixed, View
+from mixgym.envs.spaces.view import Fixed, View, source_size
 
-Single = NDArray[np.float32]
-
-BOUND = 10.0
-LEAST_ERROR = 1e-4  # of a held-out loss, relative; what is smaller looks like this
+_BOUND = np.float32(BOUND)
 
 PROGRESS = (
     "remaining",  # share of the budget that is left
@@ -63,6 +71,16 @@ STRATA = (
 )
 
 
+_WEIGHT, _SHARE, _EPOCHS, _LOSS, _CHANGE, _TRAIN_LOSS, _ERROR = (
+    SOURCES.index(name)
+    for name in ("weight", "share", "epochs", "loss", "change", "train_loss", "error")
+)
+_CELL_WEIGHT, _CELL_EPOCHS, _CELL_LOSS, _CELL_CHANGE, _CELL_ERROR = (
+    STRATA.index(name) for name in ("weight", "epochs", "loss", "change", "error")
+)
+
+
+@cache
 def layout(shape: tuple[int, int]) -> dict[str, tuple[slice, tuple[int, ...]]]:
     """Name -> (slice of the flat observation, shape of that part).
 
@@ -115,49 +133,105 @@ def flat_observation(view: View, shape: tuple[int, int]) -> tuple[NDArray[np.flo
 
 
 def fixed_parts(view: View, shape: tuple[int, int]) -> Fixed:
-    """The fixed features of a view."""
-    cost, cell_cost = _log_costs(view)
-    count = last_sum(view.sources)[..., None]
+    """What stays of a view's observations; the episode's start has to be measured."""
+    mean, sources, cells = (
+        np.divide(1.0, start, out=np.zeros(np.shape(start)), where=start > 0)
+        for start in (np.asarray(view.mean_nll_start), view.nll_start, view.cell_nll_start)
+    )
     present = view.cell_size > 0
+    sources = np.where(view.sources, sources, 0.0)
+    cells = np.where(present, cells, 0.0)
+    return Fixed(
+        template=_template(view, shape),
+        count=last_sum(view.sources)[..., None],
+        size=source_size(view.cell_size),
+        source_mask=view.sources.astype(np.float32),
+        cell_mask=present.astype(np.float32),
+        start=mean,
+        source_start=sources,
+        cell_start=cells,
+        measured=bool(np.isfinite(view.nll_start).all() and np.isfinite(view.cell_nll_start).all()),
+    )
+
+
+def _template(view: View, shape: tuple[int, int]) -> Single:
+    """float32[..., size], an observation with the features that stay; 0 elsewhere."""
+    lead = view.targets.shape[:-1]
+    whole = np.zeros((*lead, layout(shape)["masks"][0].stop), np.float32)
+    parts = _parts(whole, view, shape)
+    _write_fixed_sources(parts.sources, view)
+    _write_fixed_strata(parts.strata, view)
+    whole[..., layout(shape)["masks"][0]] = _masks(view, shape)
+    return whole
+
+
+def _write_fixed_sources(rows: Single, view: View) -> None:
+    count = last_sum(view.sources)[..., None]
     size = last_sum(view.cell_size)
     mean_size = np.maximum(last_sum(size)[..., None] / count, 1e-9)
+    columns = {
+        "target": view.targets / np.maximum(view.targets.max(-1, keepdims=True), 1e-9),
+        "size": log_share(size / mean_size) / 3,
+        "prior": log_share(view.prior * count) / 3,
+        "cost": log_costs(view.cost, view.cell_cost)[0],
+    }
+    for name, column in columns.items():
+        rows[..., SOURCES.index(name)] = column * view.sources
+
+
+def _write_fixed_strata(rows: Single, view: View) -> None:
+    present = view.cell_size > 0
     groups = np.maximum(present.any(-2).sum(-1), 1)[..., None, None]
-    rank = np.arange(present.shape[-1]) / np.maximum(groups - 1, 1)
-    sources = [
-        view.targets / np.maximum(view.targets.max(-1, keepdims=True), 1e-9),
-        _log_share(size / mean_size) / 3,
-        _log_share(view.prior * count) / 3,
-    ]
-    strata = [
-        np.broadcast_to(rank, present.shape),
-        view.cell_size / np.maximum(size, 1e-9)[..., None],
-    ]
-    return Fixed(
-        count,
-        np.stack(sources, -1),
-        np.stack(strata, -1),
-        cost,
-        cell_cost,
-        view.sources.astype(np.float64),
-        present.astype(np.float64),
-        _masks(view, shape),
+    size = np.maximum(last_sum(view.cell_size), 1e-9)[..., None]
+    columns = {
+        "difficulty": np.arange(present.shape[-1]) / np.maximum(groups - 1, 1),
+        "size": view.cell_size / size,
+        "cost": log_costs(view.cost, view.cell_cost)[1],
+    }
+    for name, column in columns.items():
+        rows[..., STRATA.index(name)] = column * present
+
+
+class _Parts(NamedTuple):
+    """Places in whole observations that are written to.
+
+    Attributes:
+        progress: float32[..., P].
+        sources: float32[..., K, S].
+        strata: float32[..., K, G, D].
+    """
+
+    progress: Single
+    sources: Single
+    strata: Single
+
+
+def _parts(whole: Single, view: View, shape: tuple[int, int]) -> _Parts:
+    """The places in observations [..., size] of what a view has, without the padding."""
+    found = layout(shape)
+    progress, sources, strata = (
+        whole[..., part].reshape(*whole.shape[:-1], *size)  # a view: only the last axis is split
+        for part, size in (found["progress"], found["sources"], found["strata"])
     )
+    rows, groups = view.cell_size.shape[-2:]
+    return _Parts(progress, sources[..., :rows, :], strata[..., :rows, :groups, :])
 
 
 def features(view: View, shape: tuple[int, int]) -> Single:
     """The flat observations before clipping, float32[..., size]."""
     fixed = view.fixed or fixed_parts(view, shape)
-    sources = padded(_source_rows(view, fixed), shape[:1])
-    strata = padded(_stratum_rows(view, fixed), shape)
-    lead = view.targets.shape[:-1]
-    parts = [_progress(view), sources, strata, fixed.masks]
-    rows = [part.reshape(*lead, -1) for part in parts]
-    return np.concatenate(rows, axis=-1, dtype=np.float32)
+    whole = fixed.template.copy()
+    parts = _parts(whole, view, shape)
+    _write_progress(parts.progress, view, fixed)
+    _write_sources(parts.sources, view, fixed)
+    _write_strata(parts.strata, view, fixed)
+    return whole
 
 
 def clipped_to_bounds(whole: Single) -> Single:
     """Features as they are given to an agent."""
-    return np.minimum(np.maximum(whole, np.float32(-BOUND)), np.float32(BOUND))
+    clipped = np.maximum(whole, -_BOUND)
+    return np.minimum(clipped, _BOUND, out=clipped)
 
 
 def dict_observation(
@@ -239,50 +313,38 @@ def parts_of(
     }
 
 
-def _single(values: FloatArray) -> Single:
-    """In single precision, whose logarithms take a quarter of the time."""
-    return np.asarray(values, np.float32)
-
-
-def _progress(view: View) -> FloatArray:
-    """float64[..., P]."""
+def _write_progress(rows: Single, view: View, fixed: Fixed) -> None:
     start = np.maximum(view.mean_nll_start, 1e-9)
-    columns = [
-        np.asarray(view.remaining),
-        _log_ratio(np.asarray(view.mean_nll), np.asarray(view.mean_nll_start)),
-        10 * np.asarray(view.reward) / start,
-    ]
-    return np.stack(columns, -1)
+    rows[..., 0] = view.remaining
+    rows[..., 1] = log_ratio(np.asarray(view.mean_nll), fixed.start)
+    rows[..., 2] = 10.0 * np.asarray(view.reward) / start
 
 
-def _source_rows(view: View, fixed: Fixed) -> Single:
-    """float32[..., K, S]; absent sources are zero."""
-    rows = np.empty((*view.targets.shape, len(SOURCES)), np.float32)
-    rows[..., :3] = fixed.sources
-    rows[..., 3] = _log_share(view.weight * fixed.count) / 3
-    rows[..., 4] = view.share
-    rows[..., 5] = np.log1p(_single(view.epochs))
-    rows[..., 6] = _log_ratio(view.nll, view.nll_start)
-    rows[..., 7] = _fall(view.nll_before, view.nll, view.nll_start)
-    rows[..., 8] = _log_ratio(view.nll_train, view.nll_start)
-    rows[..., 9] = fixed.cost
-    rows[..., 10] = _relative_error(view.error, view.nll)
-    rows *= fixed.source_mask[..., None]
-    return rows
+def _write_sources(rows: Single, view: View, fixed: Fixed) -> None:
+    """The columns that change; those of absent sources stay 0."""
+    mask, start = fixed.source_mask, fixed.source_start
+    _put(rows, _WEIGHT, log_share(view.weight * fixed.count) / np.float32(3), mask)
+    _put(rows, _SHARE, view.share, mask)
+    _put(rows, _EPOCHS, np.log1p(single(view.epochs)), mask)
+    rows[..., _LOSS] = log_ratio(view.nll, start)
+    rows[..., _CHANGE] = fall_of(view.nll_before, view.nll, start, fixed.measured)
+    rows[..., _TRAIN_LOSS] = log_ratio(view.nll_train, start)
+    _put(rows, _ERROR, relative_error(view.error, view.nll), mask)
 
 
-def _stratum_rows(view: View, fixed: Fixed) -> Single:
-    """float32[..., K, G, D]; strata without rows are zero."""
-    rows = np.empty((*view.cell_size.shape, len(STRATA)), np.float32)
-    rows[..., :2] = fixed.strata
-    rows[..., 2] = view.cell_weight
-    rows[..., 3] = np.log1p(_single(view.cell_epochs))
-    rows[..., 4] = _log_ratio(view.cell_nll, view.cell_nll_start)
-    rows[..., 5] = _fall(view.cell_nll_before, view.cell_nll, view.cell_nll_start)
-    rows[..., 6] = fixed.cell_cost
-    rows[..., 7] = _relative_error(view.cell_error, view.cell_nll)
-    rows *= fixed.cell_mask[..., None]
-    return rows
+def _write_strata(rows: Single, view: View, fixed: Fixed) -> None:
+    """The columns that change; those of strata without rows stay 0."""
+    mask, start = fixed.cell_mask, fixed.cell_start
+    _put(rows, _CELL_WEIGHT, view.cell_weight, mask)
+    _put(rows, _CELL_EPOCHS, np.log1p(single(view.cell_epochs)), mask)
+    rows[..., _CELL_LOSS] = log_ratio(view.cell_nll, start)
+    rows[..., _CELL_CHANGE] = fall_of(view.cell_nll_before, view.cell_nll, start, fixed.measured)
+    _put(rows, _CELL_ERROR, relative_error(view.cell_error, view.cell_nll), mask)
+
+
+def _put(rows: Single, column: int, values: NDArray[Any], mask: Single) -> None:
+    """Write a column; 0 where the mask is."""
+    np.multiply(values, mask, out=rows[..., column], casting="same_kind")
 
 
 def _masks(view: View, shape: tuple[int, int]) -> FloatArray:
@@ -291,43 +353,3 @@ def _masks(view: View, shape: tuple[int, int]) -> FloatArray:
     top = padded(np.asarray(view.available.any(-1))[..., None], shape[:1]).reshape(*lead, -1)
     inner = padded(view.available[..., None], shape).reshape(*lead, -1)
     return np.concatenate([top, inner], -1)
-
-
-def _log_costs(view: View) -> tuple[FloatArray, FloatArray]:
-    """float64[..., K] and [..., K, G], logs of costs over the mean of the sources; 0 if unknown.
-
-    Strata are measured by the same mean, so that they compare across sources.
-    """
-    known = np.isfinite(view.cost)
-    total = last_sum(np.where(known, view.cost, 0.0))
-    mean = np.where(known.any(-1), total, 1.0) / np.maximum(known.sum(-1), 1)
-    return (
-        np.nan_to_num(np.log(view.cost / mean[..., None]), nan=0.0),
-        np.nan_to_num(np.log(view.cell_cost / mean[..., None, None]), nan=0.0),
-    )
-
-
-def _relative_error(error: FloatArray, value: FloatArray) -> Single:
-    """log10(error / value) from -4 to 0; 0 where either is unknown (NaN)."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # an absent row is 0 / 0
-        relative = error / value
-    # fmin, of a number and NaN, is the number
-    return np.log10(_single(np.maximum(np.fmin(relative, 1.0), LEAST_ERROR)))
-
-
-def _log_ratio(value: FloatArray, reference: FloatArray) -> Single:
-    """log(value / reference); 0 where either is missing or not positive, at least -10."""
-    good = (value > 0) & (reference > 0)
-    ratio = np.where(good, value, 1.0) / np.where(good, reference, 1.0)
-    return np.maximum(np.log(_single(ratio)), np.float32(-BOUND))
-
-
-def _fall(before: FloatArray, after: FloatArray, start: FloatArray) -> FloatArray:
-    """10 (before - after) / start; 0 where unmeasured (NaN)."""
-    measured = start > 0
-    return np.where(measured, 10.0 * (before - after) / np.where(measured, start, 1.0), 0.0)
-
-
-def _log_share(value: FloatArray) -> Single:
-    """log(value), at least -10, which is also what 0 becomes."""
-    return np.log(_single(np.maximum(value, np.exp(-BOUND))))

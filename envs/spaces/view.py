@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
 from mixgym.envs.spaces.mixture import last_sum
@@ -16,25 +17,27 @@ from mixgym.envs.spaces.mixture import last_sum
 
 @dataclass(frozen=True)
 class Fixed:
-    """Features that stay for as long as the task and its available cells do.
+    """What observations need that stays for as long as the episode and its available cells do.
 
     Attributes:
+        template: float32[..., size], the observation with the features that stay; 0 elsewhere.
         count: float64[..., 1], sources that exist.
-        sources: float64[..., K, 3], the columns target, size and prior.
-        strata: float64[..., K, G, 2], the columns difficulty and size.
-        cost, cell_cost: float64[..., K] and [..., K, G], the columns of that name.
-        source_mask, cell_mask: float64[..., K] and [..., K, G], 1 for rows that are not all zero.
-        masks: float64[..., K_max + K_max * G_max].
+        size: float64[..., K], of sources, never 0.
+        source_mask, cell_mask: float32[..., K] and [..., K, G], 1 for rows that are not all zero.
+        start, source_start, cell_start: float64[...], [..., K] and [..., K, G], what losses are
+            multiplied by to compare them with the start: 1 over it, 0 where it is missing.
+        measured: whether none of these is missing.
     """
 
+    template: NDArray[np.float32]
     count: FloatArray
-    sources: FloatArray
-    strata: FloatArray
-    cost: FloatArray
-    cell_cost: FloatArray
-    source_mask: FloatArray
-    cell_mask: FloatArray
-    masks: FloatArray
+    size: FloatArray
+    source_mask: NDArray[np.float32]
+    cell_mask: NDArray[np.float32]
+    start: FloatArray
+    source_start: FloatArray
+    cell_start: FloatArray
+    measured: bool
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,16 @@ class View:
     @cached_property
     def epochs(self) -> FloatArray:
         """float64[K], passes over each source: size-weighted mean over its strata."""
-        size = last_sum(self.cell_size)
-        return last_sum(self.cell_epochs * self.cell_size) / np.maximum(size, 1e-12)
+        size = source_size(self.cell_size) if self.fixed is None else self.fixed.size
+        return last_sum(self.cell_epochs * self.cell_size) / size
 
     def with_reward(self, reward: FloatArray | float) -> "View":
         """The same after the decision was paid; what is cached stays so."""
         paid = object.__new__(View)  # a tenth of the time of dataclasses.replace
         vars(paid).update(vars(self), reward=reward)
         return paid
+
+
+def source_size(cell_size: FloatArray) -> FloatArray:
+    """float64[..., K], the sizes of sources, never 0, from those of their cells [..., K, G]."""
+    return np.maximum(last_sum(cell_size), 1e-12)

@@ -18,7 +18,7 @@ from mixgym.agents.policies.export import (
     export_policy,
     load_weights,
 )
-from mixgym.agents.registry import ALGORITHMS, load_object
+from mixgym.agents.registry import ALGORITHMS
 from mixgym.envs.curves.tasks import sets
 from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.curves.vector import CurvesVecEnv
@@ -26,6 +26,7 @@ from mixgym.envs.errors import ConfigError
 from mixgym.envs.levels.batch_global import GlobalLevel
 from mixgym.envs.levels.batch_local import local_rows
 from mixgym.envs.options import EnvironmentOptions
+from mixgym.envs.plugins.outside import load_object
 from mixgym.envs.registration import make_mixture_env
 from mixgym.envs.spaces.actions import ACTIONS
 from mixgym.envs.spaces.observations import local_observation

@@ -39,7 +39,7 @@ def needs_of_period(options: dict[str, Any]) -> Requires:
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"agent\.name=unifrom: unknown; did you mean uniform\?"):
+    with pytest.raises(ConfigError, match=r"unifrom: unknown algorithm; did you mean uniform"):
         find_algorithm("unifrom")
     with pytest.raises(ConfigError, match="known: uniform"):
         find_algorithm("zzz")

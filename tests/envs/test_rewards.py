@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import mixgym  # noqa: F401 - registers the environments
 from mixgym.envs.errors import ConfigError, SourceError
+from mixgym.envs.measuring.payment import penalised
 from mixgym.envs.options import PenaltyOptions
 from mixgym.envs.rewards import (
     REWARDS,
@@ -18,7 +19,6 @@ from mixgym.envs.rewards import (
     linear_of,
     log_utility_of,
     make_reward,
-    penalised,
     progress,
     relative,
     target_mean,
@@ -57,7 +57,7 @@ def test_no_measured_target_is_an_error() -> None:
 
 def test_rewards_by_name() -> None:
     assert make_reward("progress") is REWARDS["progress"]
-    with pytest.raises(ConfigError, match=r"environment\.reward=speed: choose one of .*progress"):
+    with pytest.raises(ConfigError, match=r"environment\.reward=speed: unknown reward; .*progress"):
         make_reward("speed")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mixgym.envs.errors import ConfigError, did_you_mean
+from mixgym.envs.plugins.registry import BUILT_IN, Registry
 from mixgym.trainer.cli.common import Json, answer_with, app, failures_worded
 
 
@@ -21,6 +22,8 @@ class What(StrEnum):
     REWARDS = "rewards"
     PROBES = "probes"
     ENVS = "envs"
+    SCORERS = "scorers"
+    ROW_FORMATS = "row-formats"
     PACKERS = "packers"
     MERGE_METHODS = "merge-methods"
 
@@ -30,8 +33,10 @@ REGISTRIES = {
     What.REWARDS: ("mixgym.envs.rewards", "REWARDS"),
     What.PROBES: ("mixgym.envs.probes", "PROBES"),
     What.ENVS: ("mixgym.envs.registration", "ENVIRONMENTS"),
+    What.SCORERS: ("mixgym.envs.sources.scorers", "SCORERS"),
+    What.ROW_FORMATS: ("mixgym.envs.sources.rows.formats", "FORMATS"),
     What.PACKERS: ("mixgym.envs.packing.packers", "PACKERS"),
-    What.MERGE_METHODS: ("mixgym.trainer.merging.methods.catalogue", "MERGE_METHODS"),
+    What.MERGE_METHODS: ("mixgym.trainer.merging.methods.catalogue", "METHODS"),
 }
 """Module and name of each registry; these modules import nothing heavy."""
 
@@ -45,17 +50,27 @@ def list_names(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Names that a configuration may use, with what each stands for; `list options NAME`."""
+    """Names that a configuration may use, where they come from and what they stand for.
+
+    `list options NAME` shows what an algorithm or a merge method takes.
+    """
     with failures_worded("nothing was written"):
-        rows = _rows(what, name)
+        rows = _options(name) if what is What.OPTIONS else _words(what, name)
     if json_output:
-        answer_with(dict(rows), json_output)
+        answer_with({key: _plain(said) for key, *said in rows}, json_output)
         return
     if not rows:
         typer.echo(f"{name} takes no options")
-    width = max((len(key) for key, _ in rows), default=0)
-    for key, about in rows:
-        typer.echo(f"{key:<{width}}  {about}".rstrip())
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
+        typer.echo("  ".join([*cells, row[-1]]).rstrip())
+
+
+def _plain(said: list[str]) -> Any:
+    """What is said of a word, as JSON has it."""
+    return said[0] if len(said) == 1 else dict(zip(("origin", "summary"), said, strict=True))
 
 
 def shown(value: Any) -> str:
@@ -65,22 +80,22 @@ def shown(value: Any) -> str:
     return getattr(value, "__name__", str(value))
 
 
-def _rows(what: What, name: str | None) -> list[tuple[str, str]]:
-    """What is listed: names and what is said of them.
+def _words(what: What, name: str | None) -> list[tuple[str, ...]]:
+    """What is listed: words, where they come from, and what is said of them.
 
     Raises:
-        ConfigError: for an unknown name, or one where none is looked for.
+        ConfigError: for a name where none is looked for.
     """
-    if what is What.OPTIONS:
-        return _options(name)
     if name is not None:
         raise ConfigError(f"mixgym list {what} {name}: only `mixgym list options` takes a name")
     module, attribute = REGISTRIES[what]
-    registry: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
-    return [(key, str(getattr(entry, "summary", entry))) for key, entry in registry.items()]
+    table: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
+    if isinstance(table, Registry):
+        return [(word, origin, summary) for word, summary, origin in table.listed()]
+    return [(word, BUILT_IN, str(entry)) for word, entry in table.items()]
 
 
-def _options(name: str | None) -> list[tuple[str, str]]:
+def _options(name: str | None) -> list[tuple[str, ...]]:
     """Option -> default and meaning.
 
     Raises:
@@ -89,12 +104,12 @@ def _options(name: str | None) -> list[tuple[str, str]]:
     from mixgym.agents.registry import ALGORITHMS
     from mixgym.trainer.merging.methods.catalogue import METHODS, options_of_method
 
-    if name in METHODS:
+    if name is not None and METHODS.knows(name) and not ALGORITHMS.knows(name):
         return [
             (key, f"{shown(default)}  {about}") for key, default, about in options_of_method(name)
         ]
-    if name not in ALGORITHMS:
-        known = [*ALGORITHMS, *METHODS]
+    if name is None or not ALGORITHMS.knows(name):
+        known = [*ALGORITHMS.words(), *METHODS.words()]
         asked = "give a name" if name is None else f"{name} is unknown"
         raise ConfigError(f"mixgym list options: {asked}; {did_you_mean(name or '', known)}")
     from mixgym.agents.agent_options import options_of

@@ -9,8 +9,9 @@ from typing import Any
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from mixgym.agents.agent_options import check_options
-from mixgym.agents.registry import TRAINED, find_algorithm
-from mixgym.agents.requires import Requires
+from mixgym.agents.registry import STOCK, find_algorithm
+from mixgym.agents.requires import TRAINED, Requires
+from mixgym.agents.stock import SUFFIX
 from mixgym.envs.build import build_environment
 from mixgym.envs.environment import EpisodeHook, MixtureEnv
 from mixgym.envs.errors import ConfigError
@@ -50,7 +51,7 @@ def assemble(config: RunConfig, on_episode_end: EpisodeHook | None = None) -> As
 
 
 def find_agent(options: AgentOptions) -> AgentKind:
-    """The agent of that name: a registered algorithm, or the folder of a training run.
+    """The agent of that name: an algorithm, the folder of a training run, or a file of SB3's.
 
     Raises:
         ConfigError: for an unknown name, a folder without an agent, or options that it does not
@@ -59,7 +60,10 @@ def find_agent(options: AgentOptions) -> AgentKind:
     folder = Path(options.name).expanduser()
     if folder.is_dir():
         return _exported(folder, options)
-    if "/" in options.name or os.sep in options.name:  # no algorithm has one in its name
+    if folder.suffix == SUFFIX and folder.is_file():
+        own = {"path": str(folder), **options.options}
+        options = AgentOptions(name=STOCK, options=own)
+    elif "/" in options.name or os.sep in options.name:  # no algorithm has one in its name
         raise ConfigError(
             f"agent.name={options.name}: there is no such folder; give the folder of a run of "
             "`mixgym train`, or an algorithm's name (mixgym list algorithms)"
@@ -69,6 +73,10 @@ def find_agent(options: AgentOptions) -> AgentKind:
         algorithm.load()()
     needs = algorithm.needs(options.options)
     return AgentKind(needs, lambda env, names: _rule(options, env, names))
+
+
+ACTING = ("floor", "reach", "step", "prior")
+"""What an agent's actions mean, from its card."""
 
 
 def _exported(folder: Path, options: AgentOptions) -> AgentKind:
@@ -83,7 +91,7 @@ def _exported(folder: Path, options: AgentOptions) -> AgentKind:
             f"agent.options: the agent in {where} is trained and takes none, "
             f"got {', '.join(options.options)}"
         )
-    kept: dict[str, Any] = {name: card[name] for name in ("floor", "reach", "step") if name in card}
+    kept: dict[str, Any] = {name: card[name] for name in ACTING if name in card}
     needs = replace(TRAINED, action=card.get("action", TRAINED.action), settings=kept)
     return AgentKind(needs, lambda env, names: load_agent(where, env))
 

@@ -18,6 +18,7 @@ from mixgym.trainer.merging.files import tokenizers
 from mixgym.trainer.merging.files.checkpoint import Checkpoint, TensorInfo
 from mixgym.trainer.merging.files.opening import open_checkpoint
 from mixgym.trainer.merging.files.vocabulary import BaseVocabulary
+from mixgym.trainer.merging.methods.function_kernel import FunctionKernel
 from mixgym.trainer.merging.methods.kernels import (
     Combination,
     GramKernel,
@@ -245,6 +246,8 @@ def build_kernel(recipe: Recipe, job: TensorJob) -> Kernel:
         if sparsify == "none" and combine in ("sum", "mean"):
             return build_dense_sum(settings)
         return StagedKernel(sparsify, combine, settings)
+    if recipe.spec.compute is not None:
+        return FunctionKernel(recipe.method, recipe.spec.compute, settings, job.base is not None)
     if family == "linear":
         return build_linear(settings)
     if family == "nearswap":

@@ -145,11 +145,10 @@ class Recipe(Strict):
     @property
     def spec(self) -> MethodSpec:
         """The method's entry in the catalogue."""
-        if self.method not in METHODS:
-            raise _KeyedError(
-                ("method",), f"unknown method {self.method!r}; {did_you_mean(self.method, METHODS)}"
-            )
-        return METHODS[self.method]
+        try:
+            return METHODS[self.method]
+        except ConfigError as error:
+            raise _KeyedError(("method",), str(error)) from None
 
     @property
     def stages(self) -> tuple[str, str]:

@@ -10,7 +10,7 @@ mixture, and could say so at the start.
 import numpy as np
 
 from mixgym.envs.arrays import FloatArray
-from mixgym.envs.curves.batch_records import StepArrays
+from mixgym.envs.curves.batch.records import StepArrays
 from mixgym.envs.curves.tasks.sets import Tasks
 from mixgym.envs.learners.kinds import CURVES
 from mixgym.envs.options import EnvironmentOptions

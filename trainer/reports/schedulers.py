@@ -15,8 +15,8 @@ from mixgym.trainer.environment_needs import environment_for
 from mixgym.trainer.finetuning.assembly import find_agent
 from mixgym.trainer.training.validation import Predict
 
-_CONFIGURED = ("fixed", "scripted")
-"""Rules that know sources by name; they cannot meet tasks that they were not written for."""
+_CONFIGURED = ("fixed", "scripted", "sb3")
+"""Those that know sources by name, or a size: tasks that they were not made for are not theirs."""
 
 _AWARE = ("hbo", "scalebio")
 """Algorithms, other than mixers, that read gradients or losses weighted by the target; trained
@@ -76,9 +76,9 @@ def schedulers(
     everything = ready | VARIANTS
     wanted = everything if only is None else {"uniform": ("uniform", {})}
     for name in only or ():
-        if name not in everything:
+        if name not in everything and not ALGORITHMS.knows(name):
             raise ConfigError(f"{name}: no such rule (known: {', '.join(everything)})")
-        wanted[name] = everything[name]
+        wanted[name] = everything.get(name, (name, {}))
     found = {name: _scheduler(own, options) for name, (own, options) in wanted.items()}
     return found | {str(run): _scheduler(str(run), {}) for run in runs}
 

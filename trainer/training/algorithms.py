@@ -5,7 +5,6 @@ One word, ``train.algo``, chooses the algorithm. Its defaults are in ``agents/pr
 know is refused.
 """
 
-import inspect
 import json
 import warnings
 from collections.abc import Mapping
@@ -22,11 +21,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
-from mixgym.agents.algorithm_presets import PRESETS, Preset
-from mixgym.agents.registry import load_object
+from mixgym.agents.agent_options import parameters_of
+from mixgym.agents.algorithm_presets import Preset
+from mixgym.agents.registry import training_of
 from mixgym.agents.requires import Action, Requires
 from mixgym.envs.errors import ConfigError, did_you_mean
 from mixgym.envs.learners.kinds import CAUSAL_LM, CURVES
+from mixgym.envs.plugins.outside import load_object
 from mixgym.trainer.config import RunConfig
 
 Level = Literal["joint", "global", "local"]
@@ -39,19 +40,6 @@ OWN = ("self", "policy", "env", "policy_kwargs", "seed", "device", "_init_setup_
 """Keyword arguments of algorithms that are not the user's."""
 
 
-def preset_of(algo: str) -> Preset:
-    """The defaults of a trained algorithm.
-
-    Raises:
-        ConfigError: if it is none.
-    """
-    if algo not in PRESETS:
-        raise ConfigError(
-            f"train.algo={algo}: not a trained algorithm; {did_you_mean(algo, PRESETS)}"
-        )
-    return PRESETS[algo]
-
-
 def training_needs(config: RunConfig) -> Requires:
     """The environment that ``train.algo`` acts in.
 
@@ -61,7 +49,7 @@ def training_needs(config: RunConfig) -> Requires:
     Raises:
         ConfigError: if another action kind was asked for than the algorithm can take.
     """
-    preset, given = preset_of(config.train.algo), config.environment.model_fields_set
+    preset, given = training_of(config.train.algo), config.environment.model_fields_set
     own: Action = preset.environment["action"]
     if config.train.policy.get("head") == "dirichlet":
         own = "weights"
@@ -94,7 +82,7 @@ def make_algorithm(
     Raises:
         ConfigError: for options that it does not take.
     """
-    preset = preset_of(config.train.algo)
+    preset = training_of(config.train.algo)
     algorithm = load_object(preset.algorithm)
     _check_names(config, algorithm)
     options = _options(config, preset, env, stage)
@@ -119,7 +107,7 @@ def _check_names(config: RunConfig, algorithm: Any) -> None:
     Raises:
         ConfigError: with the nearest name that it has.
     """
-    known = [name for name in inspect.signature(algorithm).parameters if name not in OWN]
+    known = [name for name in parameters_of(algorithm) if name not in OWN]
     for name in config.train.options:
         if name not in known:
             raise ConfigError(
@@ -232,7 +220,7 @@ def save_algorithm(algorithm: BaseAlgorithm, folder: Path) -> None:
 
 def load_algorithm(folder: Path, env: Any, config: RunConfig) -> BaseAlgorithm:
     """Continue from :func:`save_algorithm`; the environment is put in its state afterwards."""
-    loader = load_object(preset_of(config.train.algo).algorithm)
+    loader = load_object(training_of(config.train.algo).algorithm)
     with warnings.catch_warnings():
         # the class of the buffer was chosen by n_steps, and is now taken for the user's own choice
         warnings.filterwarnings("ignore", message=".*is ignored because a custom")

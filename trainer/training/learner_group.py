@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mixgym.agents.policies.composed import Composed, export_composed, load_agent, policy_folders
 from mixgym.agents.policies.export import export_policy, load_weights
+from mixgym.agents.registry import training_of
 from mixgym.envs.learners.kinds import CAUSAL_LM
 from mixgym.envs.levels.batch_global import GlobalLevel, level_shape
 from mixgym.envs.levels.batch_local import LocalRows
@@ -30,7 +31,6 @@ from mixgym.trainer.training.algorithms import (
     load_algorithm,
     log_interval,
     make_algorithm,
-    preset_of,
     save_algorithm,
 )
 from mixgym.trainer.training.global_random_state import global_streams, set_global_streams
@@ -106,7 +106,7 @@ class LearnerGroup:
     def _discount(self) -> float:
         """The discount of the learner over sources, per decision of the joint environment."""
         train = self._config.train
-        options = {**preset_of(train.algo).options, **train.options}
+        options = {**training_of(train.algo).options, **train.options}
         return float(options.get("gamma", 0.99))  # Stable-Baselines3's own default
 
     def _settings(self, level: str) -> RunConfig:
@@ -134,7 +134,7 @@ class LearnerGroup:
         observation, about half of which exist: its batches are twice as large, and of a rollout
         there are more of them. On a language model a rollout is two fine-tuning runs.
         """
-        preset = preset_of(algo)
+        preset = training_of(algo)
         options = {**preset.options, **(preset.language if self._stage == CAUSAL_LM else {})}
         rows = self._shape[0] if level == "local" else 1
         sizes: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from mixgym.agents.policies.composed import load_agent
-from mixgym.agents.registry import RULE
+from mixgym.agents.requires import RULE
 from mixgym.agents.rules import Uniform
 from mixgym.envs import storage
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
@@ -248,6 +248,7 @@ def export_agent(run: RunFolder, group: LearnerGroup, name: str, card: dict[str,
         "step": environment.step,
         "floor": environment.floor,
         "reach": environment.reach,
+        **({"prior": environment.prior} if isinstance(environment.prior, str) else {}),
         **({"level_of_training": train.level} if train.level != "joint" else {}),
         **({"local_algorithm": train.local_algo} if train.local_algo else {}),
     }

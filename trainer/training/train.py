@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Progr
 
 from mixgym.agents.policies.composed import load_agent, policy_folders
 from mixgym.agents.policies.export import acting_weights, read_card
+from mixgym.agents.registry import training_of
 from mixgym.agents.rules import Proportional, Uniform
 from mixgym.envs import storage
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
@@ -26,7 +27,6 @@ from mixgym.trainer.runs.tables import show
 from mixgym.trainer.training.algorithms import (
     decisions_per_round,
     log_interval,
-    preset_of,
     training_needs,
     updates_of,
     whole_rounds,
@@ -120,7 +120,7 @@ def _checked(config: RunConfig) -> RunConfig:
     config = environment_for(training_needs(config), config)
     if train.level == "joint":
         return config
-    preset_of(train.local_algo or train.algo)
+    training_of(train.local_algo or train.algo)
     if config.environment.action == "nudge":
         raise ConfigError(
             f"train.level={train.level}: {train.algo} nudges one weight of the whole mixture at a "

@@ -11,8 +11,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
 
-from mixgym.agents.algorithm_presets import PRESETS
-from mixgym.agents.registry import HBO
+from mixgym.agents.registry import HBO, training_of
 from mixgym.envs import storage
 from mixgym.envs.build import build_environment
 from mixgym.envs.curves.core import DECISIONS
@@ -135,7 +134,7 @@ def group_of(config: RunConfig) -> int:
     levels have a pay of their own. Every group is whole: as large as divides the environments.
     """
     train = config.train
-    suited = PRESETS[train.algo].family == "on_policy" and train.algo != HBO
+    suited = training_of(train.algo).family == "on_policy" and train.algo != HBO
     if not suited or train.level not in ("joint", "global"):
         return 1
     return math.gcd(train.group, train.environments)

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from mixgym.agents.algorithm_presets import Preset
+from mixgym.agents.registry import training_of
 from mixgym.envs import storage
 from mixgym.envs.curves.task import MAX_SOURCES, MAX_STRATA
 from mixgym.envs.errors import ConfigError
@@ -24,7 +25,6 @@ from mixgym.trainer.runs.tables import number, show, table
 from mixgym.trainer.training.algorithms import (
     log_interval,
     make_algorithm,
-    preset_of,
     training_needs,
 )
 from mixgym.trainer.training.training_envs import FastTrainingEnv
@@ -68,7 +68,7 @@ def tune(config: RunConfig, *, trials: int, seeds: int = 1) -> dict[str, Any]:
             search.
     """
     optuna = _optuna()
-    preset = preset_of(config.train.algo)
+    preset = training_of(config.train.algo)
     space = {name: what for name, what in preset.search.items() if not _given(config, name)}
     if not space:
         raise ConfigError(

@@ -131,6 +131,7 @@ def _spread(found: Fit) -> dict[str, FloatArray]:
         "base_scale": cells("base_scale_source")[:, :1],
         "base_exponent": cells("base_exponent_source")[:, :1],
         "overfit": cells("overfit_source")[:, :1],
+        "rarity": cells("rarity_source")[:, :1],
         "warmth": cells("warmth_source")[:, :1],
         "transfer": between,
     }

@@ -43,9 +43,9 @@ def predict(task: CurveTask, runs: Trajectories) -> FloatArray:
     count, decisions = runs.supervised.shape[:2]
     shape = (*lead, count, *runs.supervised.shape[2:])
     begun = CurveState.start(wide)
+    wanted = {begun.given.ndim: shape, begun.shown.ndim: shape[:-1], begun.time.ndim: shape[:-2]}
     state = CurveState(
-        *(np.broadcast_to(v, shape) for v in (begun.given, begun.learnt, begun.recent)),
-        *(np.broadcast_to(v, shape[:-2]) for v in (begun.time, begun.heat)),
+        **{name: np.broadcast_to(v, wanted[v.ndim]) for name, v in vars(begun).items()}
     )
     found = []
     for t in range(decisions):

@@ -37,6 +37,12 @@ _PRIORS: dict[str, tuple[str, float, float]] = {
     "lasting": ("one", 0.0, 1.0),  # logit
     "forgetting": ("one", 1.0, 1.0),  # log, of one over the intrinsic time of a run
     "known": ("one", -3.0, 1.0),  # log, of the intrinsic time of a run
+    "rarity": ("one", -2.0, 1.0),  # log nats
+    "rarity_source": ("source", 0.0, 0.7),
+    "kinship": ("one", -2.0, 1.5),  # logit
+    "kinship_source": ("source", 0.0, 1.0),
+    "fading": ("one", 1.0, 1.0),  # log, of one over the intrinsic time of a run
+    "begun": ("one", -3.0, 1.0),  # log, of the intrinsic time of a run
     "warmth": ("one", -3.0, 1.0),  # log nats
     "warmth_source": ("source", 0.0, 0.3),
     "cooling": ("one", 3.0, 1.0),  # log, of one over the intrinsic time of a run
@@ -51,7 +57,7 @@ _PRIORS: dict[str, tuple[str, float, float]] = {
 
 _AMOUNTS = {
     # logits and logarithms of nothing, or of all
-    "base": -20.0, "warmth": -20.0, "lasting": 20.0, "batch_power": 20.0,
+    "base": -20.0, "warmth": -20.0, "rarity": -20.0, "lasting": 20.0, "batch_power": 20.0,
 
     "rate_harm": -20.0,
 }  # fmt: skip
@@ -158,6 +164,10 @@ class Parameters:
             "lasting": scalar(_logistic(part["lasting"])),
             "forgetting": scalar(np.exp(part["forgetting"])) / corpus.span,
             "known": known,
+            "rarity": np.exp(part["rarity"] + part["rarity_source"]),
+            "kinship": _logistic(part["kinship"] + part["kinship_source"]),
+            "fading": scalar(np.exp(part["fading"])) / corpus.span,
+            "begun": corpus.span * scalar(np.exp(part["begun"])),
             "warmth": warmth,
             "cooling": scalar(np.exp(part["cooling"])) / corpus.span,
             "patience": np.exp(part["patience"]) * column,

@@ -41,6 +41,7 @@ NOISE = "noise"
 """What the names of sources begin with that are there to be found useless."""
 _ALIKE = 0.6  # share of the tasks in which all useful sources count alike
 _LEAST_TOKENS, _MOST_TOKENS = 30.0, 5_000.0  # of a source's held-out set
+_LEAST_SIZE = 500.0  # supervised tokens of a source that was cut down
 _READ_PER_STEP = 1024.0  # tokens that a step of the wide prior's tasks reads
 
 
@@ -102,12 +103,18 @@ def _around(rng: np.random.Generator, world: FittedWorld, *others: FittedWorld) 
     dearer = np.exp(rng.normal(0.0, 0.3, (chosen, 1)))
     task = replace(
         task,
-        size=task.size * 10.0 ** rng.uniform(-1.5, 0.3, (chosen, 1)),
+        size=_cut(task.size, 10.0 ** rng.uniform(-1.5, 0.3, (chosen, 1))),
         cost=np.maximum(task.cost * dearer, 1.0),
         budget=np.array(world.budget * 10.0 ** rng.uniform(-0.4, 0.4)),
         targets=_targets(rng, found.useful),
     )
     return _circumstances(rng, task, found.row_error)
+
+
+def _cut(size: FloatArray, factor: FloatArray) -> FloatArray:
+    """float64[K, G], sizes times a factor each; what is small already is not made smaller."""
+    least = np.minimum(size.sum(-1, keepdims=True), _LEAST_SIZE)
+    return size * np.maximum(factor, least / size.sum(-1, keepdims=True))
 
 
 def _sources_of(rng: np.random.Generator, world: FittedWorld) -> _Drawn:
@@ -221,6 +228,10 @@ def _from_prior(rng: np.random.Generator, seed: int) -> CurveTask:
         base_exponent=rng.uniform(0.2, 1.0, column),
         lasting=np.array(rng.uniform(0.2, 1.0)),
         forgetting=10.0 ** rng.uniform(0.0, 1.5) / span,
+        rarity=rng.choice([0.0, 1.0]) * rng.uniform(0.0, 0.3, column),
+        kinship=rng.uniform(0.0, 0.5, column),
+        fading=10.0 ** rng.uniform(0.0, 1.5) / span,
+        begun=span * 10.0 ** rng.uniform(-2.5, -0.5),
         warmth=rng.uniform(0.0, 0.1, column),
         cooling=10.0 ** rng.uniform(0.5, 2.0) / span,
         patience=rng.uniform(3.0, 20.0, column),

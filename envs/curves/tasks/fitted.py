@@ -21,15 +21,17 @@ from mixgym.envs.errors import ConfigError
 
 FORMAT = "mixgym-world/1"
 
-LOGARITHMS = ("scale", "exponent", "base_scale", "base_exponent", "patience", "overfit", "warmth")
+LOGARITHMS = (
+    "scale", "exponent", "base_scale", "base_exponent", "patience", "overfit", "warmth", "rarity",
+)  # fmt: skip
 """Constants whose spread is that of their logarithm."""
 VALUES = ("floor", "transfer")
 """Constants whose spread is that of themselves."""
 CONSTANTS = (
     "size", "cost", "floor", "amplitude", "scale", "exponent", "base", "base_scale",
     "base_exponent", "transfer", "spread", "lasting", "forgetting", "known",
-    "warmth", "cooling", "patience", "overfit", "free_passes", "batch", "batch_power",
-    "rate_harm",
+    "rarity", "kinship", "fading", "begun", "warmth", "cooling", "patience", "overfit",
+    "free_passes", "batch", "batch_power", "rate_harm",
 )  # fmt: skip
 """Constants of a task that a file holds."""
 

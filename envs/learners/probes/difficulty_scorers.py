@@ -27,8 +27,9 @@ from mixgym.envs.learners.parallel.processes import own_device
 from mixgym.envs.learners.probes.probe_rows import bare_rows
 from mixgym.envs.options import DataOptions, ModelOptions, WorldOptions
 from mixgym.envs.random_streams import stream
-from mixgym.envs.sources.difficulty import MODEL_SCORES, Scores
+from mixgym.envs.sources.difficulty import Scores
 from mixgym.envs.sources.encoding import Encoding, encode_rows
+from mixgym.envs.sources.scorers import MODEL_SCORES
 from mixgym.envs.sources.source import EncodedRows
 
 NEIGHBOURS = 8  # graded rows that a row without a grade draws from

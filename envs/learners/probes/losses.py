@@ -46,6 +46,7 @@ class Probes:
     def begin(self, names: Sequence[str]) -> int:
         """See ``begin_probes`` of :class:`~mixgym.envs.learners.base.Learner`."""
         kinds = [find_probe(name) for name in names]
+        _check_measurable(names)
         if any(kind.needs_reference for kind in kinds) and REFERENCE not in self._at_start:
             self._measure_reference(names)
         if any(kind.baseline and not kind.needs_reference for kind in kinds):
@@ -66,9 +67,12 @@ class Probes:
 
     def measure(self, name: str) -> ProbeResult:
         """See ``probe`` of :class:`~mixgym.envs.learners.base.Learner`."""
-        probed = self.probed
-        by_source = find_probe(name).level == "source"
-        values = self._source_values(name) if by_source else CELL_VALUES[name](self)
+        probed, kind = self.probed, find_probe(name)
+        by_source = kind.level == "source"
+        if kind.language is not None:
+            values = np.asarray(kind.language(self), np.float64)
+        else:
+            values = self._source_values(name) if by_source else CELL_VALUES[name](self)
         where = probed.cells()
         where = np.asarray(where.any(-1)) if by_source else where
         bad = np.argwhere(where & ~np.isfinite(values))
@@ -175,6 +179,21 @@ class Probes:
             return np.full(self.probed.trained.module.config.get_text_config().hidden_size, np.nan)
         mean: FloatArray = torch.stack(rows).mean(0).cpu().numpy()
         return mean
+
+
+def _check_measurable(names: Sequence[str]) -> None:
+    """Refuse plug-ins that have no value on a language model.
+
+    Raises:
+        ConfigError: naming the probe.
+    """
+    for name in names:
+        kind = find_probe(name)
+        if kind.language is None and kind.curves is not None:
+            raise ConfigError(
+                f"environment.probes: {name} is measured in the fast world only; give its "
+                "ProbeKind language=..., a function of the model, or leave it out"
+            )
 
 
 def _ifd_ratio(probes: Probes) -> FloatArray:

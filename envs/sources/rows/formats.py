@@ -29,10 +29,13 @@ Every other column is named in a warning, with the number of rows that fill it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.plugins.outside import check_signature
+from mixgym.envs.plugins.registry import Registry
 from mixgym.envs.sources.rows.preferences import is_system, preferred
 from mixgym.envs.sources.rows.row import NO_EXTRAS, Extras, Messages
 from mixgym.envs.sources.rows.sharegpt import as_messages
@@ -52,6 +55,7 @@ from mixgym.envs.sources.rows.turns import (
 _SYSTEM = ("system", "system_prompt")
 _MEASURED = ("loss", "loss_scale")
 _FLAGS = frozenset((*LEARN, *IGNORE))
+AUTO = "auto"  # the word for: whichever fits most rows
 SHARED = (*_SYSTEM, "history", "tools")
 """Columns that every format with turns takes."""
 
@@ -83,16 +87,25 @@ class RowFormat:
         required: for each part of a row the columns that it may stand in, the usual one first.
         parse: takes the row and the columns found, in the order of ``required``.
         optional: columns that are used where they are there.
+        example: of a plug-in, a row that `mixgym check-plugin` reads; None: made up of texts.
     """
 
     required: tuple[tuple[str, ...], ...]
     parse: Callable[[Mapping[str, Any], tuple[str, ...]], Parsed]
     optional: tuple[str, ...] = ()
+    example: Mapping[str, Any] | None = None
 
     @property
     def columns(self) -> str:
         """The usual columns, as errors name them."""
         return ", ".join(names[0] for names in self.required)
+
+    @property
+    def summary(self) -> str:
+        """What marks the format, for ``mixgym list row-formats``."""
+        parts = [" or ".join(names) for names in self.required]
+        also = f"; also {', '.join(self.optional)}" if self.optional else ""
+        return f"columns {', '.join(parts)}{also}"
 
     @cached_property
     def fields(self) -> frozenset[str]:
@@ -271,7 +284,29 @@ def _pair(prompt: str, answer: str) -> RowFormat:
     return RowFormat(((prompt,), (answer, "response")), _parse_pair, columns)
 
 
-FORMATS: Mapping[str, RowFormat] = {
+def as_format(where: str, thing: Any, **declared: Any) -> RowFormat:
+    """The format that a plug-in is: a :class:`RowFormat`, or with ``required`` its ``parse``.
+
+    Raises:
+        ConfigError: for anything else, beginning with ``where``.
+    """
+    if isinstance(thing, RowFormat):
+        form = replace(thing, **declared)
+    elif "required" in declared:
+        form = RowFormat(**{"parse": thing, **declared})
+    else:
+        raise ConfigError(f"{where}: is {thing!r}; give a RowFormat(required, parse)")
+    required: Any = form.required  # of somebody who may not check types
+    if not required or any(isinstance(names, str) or not names for names in required):
+        raise ConfigError(
+            f"{where}: required is {form.required!r}; give for each part of a row the columns that "
+            'it may stand in, such as (("title",), ("body", "text"))'
+        )
+    check_signature(form.parse, ("row", "names"), f"{where}: parse")
+    return form
+
+
+_BUILT_IN = {
     "messages": RowFormat((("messages",),), _parse_messages, SHARED),
     "prompt": _pair("prompt", "completion"),
     "instruction": _pair("instruction", "output"),
@@ -280,3 +315,7 @@ FORMATS: Mapping[str, RowFormat] = {
     "chosen": RowFormat((("chosen",),), _parse_chosen, ("prompt", "rejected", *_SYSTEM, "tools")),
     "text": RowFormat((("text",),), lambda row, _: Parsed((), text_of(row, "text"))),
 }
+
+FORMATS: Registry[RowFormat] = Registry(
+    "row format", "sources.NAME.format", "mixgym.row_formats", as_format, _BUILT_IN, (AUTO,)
+)

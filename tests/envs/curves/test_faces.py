@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode, VectorEnv
+from pydantic import ValidationError
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -92,6 +93,7 @@ def singles(count: int, first: int, actions: Any, **options: Any) -> list[list[A
     "options",
     [
         {"environment": {"tasks": "train"}},
+        {"environment": {"tasks": "world-train"}, "training": UNEVEN},
         {"environment": {"tasks": "test", "observation": "dict", "prior": "proportional"}},
         {"environment": {"tasks": "train", "action": "weights", "observation": "dict"}},
         {"environment": {}, "seed": 5, "data": {"strata": 3}},
@@ -127,18 +129,28 @@ def test_a_batch_does_what_single_environments_do(count: int, options: dict[str,
 
 
 def compare_records(batched: Any, single: dict[str, Any]) -> None:
-    assert batched["decision"] == single["decision"]
-    assert batched["supervised_tokens"] == single["supervised_tokens"]
-    assert batched["mixture"] == pytest.approx(single["mixture"])
-    assert batched["reward"]["local"] == pytest.approx(single["reward"]["local"], abs=1e-9)
-    assert batched["reward"]["components"] == pytest.approx(single["reward"]["components"])
-    assert batched["loss"]["reward"] == pytest.approx(single["loss"]["reward"])
-    assert batched.get("probes", {}).keys() == single.get("probes", {}).keys()
-    for probe, sources in single.get("probes", {}).items():
-        for name, value in sources.items():
-            assert batched["probes"][probe][name] == pytest.approx(value), (probe, name)
-    for name, row in single["strata"].items():
-        assert batched["strata"][name] == pytest.approx(row)
+    """Key by key and value by value; what is read first is made without the rest."""
+    for key in ("decision", "mixture", "reward"):
+        compare_parts(batched[key], single[key], key)
+    assert list(batched) == list(single)
+    assert len(batched) == len(single)
+    for key, value in single.items():
+        compare_parts(batched[key], value, key)
+
+
+def compare_parts(batched: Any, single: Any, where: str) -> None:
+    if isinstance(single, dict):
+        assert batched.keys() == single.keys(), where
+        for key, value in single.items():
+            compare_parts(batched[key], value, f"{where}.{key}")
+    elif isinstance(single, list):
+        assert len(batched) == len(single), where
+        for one, other in zip(batched, single, strict=True):
+            compare_parts(one, other, where)
+    else:
+        assert type(batched) is type(single), where
+        near = 1e-6 if where == "observation" else 1e-9  # that is in single precision
+        assert single is None or batched == pytest.approx(single, rel=1e-6, abs=near), where
 
 
 def test_both_batches_do_the_same() -> None:
@@ -277,8 +289,7 @@ def test_records_stay_as_they_were() -> None:
     assert [[dict(i["decision"]) for i in infos] for infos in lazy] == eager
     assert [observation.tolist() for observation in seen] == kept
     record = lazy[0][0]["decision"]
-    assert set(record) == set(record._KEYS)
-    assert len(record) == len(record._KEYS)
+    assert len(record) == len(set(record)) > 10
     assert list(record["mixture"]) == ["source0", "source1", "source2"]
     assert sum(record["mixture"].values()) == pytest.approx(1)
     assert [len(row) for row in record["strata"].values()] == [2, 2, 2]
@@ -356,9 +367,12 @@ def test_a_nan_names_its_index_and_infinite_entries_are_clipped() -> None:
     ],
 )
 def test_what_a_batch_does_not_have_is_refused(environment: dict[str, Any], word: str) -> None:
-    options = EnvironmentOptions.model_validate({"learner": "curves", **environment})
-    with pytest.raises(ConfigError, match=f"environment.{word}"):
-        CurvesCore(2, [sample_task(0, sources=3)], options)
+    def core() -> CurvesCore:
+        options = EnvironmentOptions.model_validate({"learner": "curves", **environment})
+        return CurvesCore(2, [sample_task(0, sources=3)], options)
+
+    with pytest.raises((ConfigError, ValidationError), match=f"environment.{word}"):
+        core()
 
 
 # the contract of Gymnasium's face

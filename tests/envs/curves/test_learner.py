@@ -1,5 +1,6 @@
 """The closed-form learner and its data plane."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from mixgym.envs.build import build_environment
 from mixgym.envs.curves.learner import CurveLearner, TokenPlane
-from mixgym.envs.curves.task import tokens_per_step
+from mixgym.envs.curves.task import LINEAR, tokens_per_step
+from mixgym.envs.curves.task_tables import Clock
 from mixgym.envs.curves.tasks.prior import sample_task
 from mixgym.envs.errors import ConfigError
 from mixgym.envs.interval_plan import Budget
@@ -84,6 +86,25 @@ def test_only_the_reward_split_is_measured_with_noise() -> None:
         assert CurveLearner(task).evaluate(split).nll.tolist() == truth.tolist()
     learner = CurveLearner(task, 3)
     assert (learner.evaluate("reward").nll == learner.evaluate("reward").nll).all(), "idempotent"
+
+
+def test_learning_rates_are_reported_relative_to_the_fit() -> None:
+    task = replace(hand_task(), rate=np.array(2.0), schedule=np.array(LINEAR))
+    learner, plane = CurveLearner(task, steps=4), TokenPlane(task, 4)
+    mixture = Mixture.of([0.5, 0.5], [[1.0], [1.0]])
+    # from 2 to 0 in four steps, each with the mean of its ends
+    for steps, rates, last in ((1, 1.75, 1.75), (2, 2.0, 0.75), (1, 0.25, 0.25)):
+        report = learner.train(plane.plan(mixture, Budget(steps)), PlainStep(), 0.0)
+        assert report.rates == pytest.approx(rates)
+        assert report.learning_rate == pytest.approx(last)
+
+
+def test_a_clock_stands_still_after_the_last_decision() -> None:
+    clock = Clock(decisions=3, interval=4, steps=10)
+    assert clock.used.tolist() == [0, 4, 8, 10]
+    assert clock.steps.tolist() == [4, 4, 2, 0]
+    assert clock.done.tolist() == [0, 0.4, 0.8, 1]
+    assert clock.steps[clock.at(np.array([0, 2, 3, 9]))].tolist() == [4, 2, 0, 0]
 
 
 def test_a_count_below_one_is_still_a_mean() -> None:

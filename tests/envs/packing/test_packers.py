@@ -164,7 +164,7 @@ def test_every_packer_refuses_what_no_pack_holds(name: str) -> None:
 
 
 def test_an_unknown_packer_is_told_the_names() -> None:
-    with pytest.raises(ConfigError, match=r"'bdf' is unknown.*best_fit_decreasing"):
+    with pytest.raises(ConfigError, match=r"packer=bdf: unknown packer.*best_fit_decreasing"):
         find_packer("bdf")
 
 

@@ -5,18 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixgym.envs.errors import SourceError
+from mixgym.envs.errors import ConfigError, SourceError
 from mixgym.envs.options import SPLITS
 from mixgym.envs.sources.difficulty import (
     LengthScorer,
     bin_rows,
     cap_rows,
     equal_groups,
+    plugin_scorers,
     scorer_for,
     stratify,
 )
 from mixgym.envs.sources.encoding import Encoding
 from mixgym.envs.sources.reading import Row
+from mixgym.envs.sources.scorers import SCORERS, check_word
 from mixgym.envs.sources.source import EncodedRows
 
 SCORES = st.lists(st.integers(0, 12).map(float), max_size=40).map(lambda x: np.array(x, np.float64))
@@ -136,8 +138,10 @@ def test_too_many_labels_and_unknown_words():
         SourceError, match=r"3 labels .first: a.jsonl line 1, 'a'. for 2 strata; raise"
     ):
         scorer_for("column:level", [rows.raw], 2, "s")
-    with pytest.raises(SourceError, match="'perplexity'; give length, column:NAME, or one of"):
-        scorer_for("perplexity", [rows.raw], 2, "s")
+    with pytest.raises(ConfigError, match=r"strata_by=lenght: unknown scorer; did you mean length"):
+        scorer_for("lenght", [rows.raw], 2, "s")
+    with pytest.raises(ConfigError, match=r"strata_by=ifd: a model grades, not the rows alone"):
+        scorer_for("ifd", [rows.raw], 2, "s")
 
 
 @given(
@@ -180,3 +184,34 @@ def test_held_out_rows_are_binned_by_the_rows_that_stay():
     found = stratify(parts(train=[1, 2, 3, 4, 9], reward=[9, 1]), LengthScorer(), 2, drop=True)
     assert found["train"].tolist() == [0, 0, 1, 1, -1]
     assert found["reward"].tolist() == [1, 0]
+
+
+def test_a_plugin_grades_and_its_cost_is_counted(monkeypatch):
+    monkeypatch.setitem(SCORERS._found, "lunar:odd", SCORERS._adopt("x", lambda r: r.lengths % 2))
+    check_word("lunar:odd")
+    rows = encoding([1, 2, 3, 5])
+    scorer = scorer_for("lunar:odd", rows.raw, 2, "s")
+    assert (scorer.score(rows).tolist(), scorer.cost, scorer.name) == ([1, 0, 1, 1], 0, "lunar:odd")
+    dear = SCORERS._adopt("x", lambda r: r.lengths % 2, passes=2)
+    monkeypatch.setitem(SCORERS._found, "lunar:dear", dear)
+    both = plugin_scorers("lunar:dear", ["a", "b"])
+    assert list(both) == ["a", "b"]
+    assert both["a"].score(rows).tolist() == [1, 0, 1, 1]
+    assert (both["a"].cost, both["b"].cost) == (2 * 11, 0)
+    dry = plugin_scorers("lunar:dear", ["a"], dry=True)["a"]
+    assert (dry.score(rows).tolist(), dry.cost) == ([1, 2, 3, 5], 22)
+    assert plugin_scorers("length", ["a"]) == plugin_scorers("column:x", ["a"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("score", "sentence"),
+    [
+        (lambda rows: rows.lengths[:1], r"gave an array \(1,\) for 3 rows"),
+        (lambda rows: [1.0, np.nan, 2.0], r"a\.jsonl line 2: scorer lunar:bad gave nan"),
+    ],
+)
+def test_wrong_grades_of_a_plugin_are_placed(monkeypatch, score, sentence):
+    monkeypatch.setitem(SCORERS._found, "lunar:bad", SCORERS._adopt("x", score))
+    rows = encoding([1, 2, 3])
+    with pytest.raises(SourceError, match=sentence):
+        scorer_for("lunar:bad", rows.raw, 2, "s").score(rows)

@@ -158,8 +158,9 @@ def test_lists_show_names_and_meanings(what: str) -> None:
     assert result.exit_code == 0
     names = json.loads(run("list", what, "--json").stdout)
     assert names
-    for line, (name, summary) in zip(result.stdout.splitlines(), names.items(), strict=True):
-        assert line.split() == [name, *summary.split()]
+    for line, (name, said) in zip(result.stdout.splitlines(), names.items(), strict=True):
+        assert said["origin"] == "built in"
+        assert line.split() == [name, "built", "in", *said["summary"].split()]
 
 
 def loaded_after(*arguments: str) -> tuple[set[str], str]:

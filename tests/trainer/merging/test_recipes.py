@@ -284,7 +284,7 @@ def test_broken_yaml(tmp_path):
         ("a: [", "r.yaml:1: not valid YAML"),
         ("- a", "a mapping of options is needed"),
         ("", "no keys"),
-        ("method: x\nmodels: [a]", "r.yaml:1: unknown method 'x'"),
+        ("method: x\nmodels: [a]", "r.yaml:1: method=x: unknown merge method"),
     ):
         file.write_text(text)
         with pytest.raises(MergeError, match=word):

@@ -4,10 +4,17 @@ Plain data that imports nothing heavy, so that ``mixgym list merge-methods`` ans
 arithmetic stands in the kernel modules.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-Family = Literal["linear", "geometric", "staged", "select", "nearswap", "passthrough", "adapters"]
+from mixgym.envs.errors import ConfigError
+from mixgym.envs.plugins.outside import check_signature, summary_of
+from mixgym.envs.plugins.registry import Registry
+
+Family = Literal[
+    "linear", "geometric", "staged", "select", "nearswap", "passthrough", "adapters", "function"
+]
 
 SPARSIFIERS: dict[str, str] = {
     "none": "keep every delta",
@@ -96,6 +103,9 @@ class MethodSpec:
         combine: Default second stage.
         accepts: Parameters beyond those of the stages.
         defaults: Where this method departs from the general defaults.
+        compute: Of family ``function``, the plug-ins: ``(values, base, settings) -> array[n]`` for
+            n elements of a tensor, each by itself; see
+            :class:`~mixgym.trainer.merging.methods.function_kernel.FunctionKernel`.
     """
 
     name: str
@@ -107,6 +117,7 @@ class MethodSpec:
     combine: str = "sum"
     accepts: tuple[str, ...] = ()
     defaults: dict[str, float | int | str | bool] = field(default_factory=dict)
+    compute: Callable[..., Any] | None = None
 
     @property
     def is_staged(self) -> bool:
@@ -230,7 +241,35 @@ _SPECS = (
     ),
 )
 
-METHODS: dict[str, MethodSpec] = {spec.name: spec for spec in _SPECS}
+
+def as_method(where: str, thing: Any, **declared: Any) -> MethodSpec:
+    """Return the method that a plug-in is: a :class:`MethodSpec`, or a function as its ``compute``.
+
+    Raises:
+        ConfigError: For anything else, beginning with ``where``.
+    """
+    if isinstance(thing, MethodSpec):
+        spec = replace(thing, **declared)
+    else:
+        name = getattr(thing, "__name__", "plug-in")
+        own = {"name": name, "summary": summary_of(thing), "base": "optional", "compute": thing}
+        spec = MethodSpec(**{"family": "function", **own, **declared})
+    if spec.family != "function" or spec.compute is None:
+        raise ConfigError(
+            f"{where}: family is {spec.family!r}; a plug-in has family='function' and compute=..."
+        )
+    unknown = [key for key in (*spec.accepts, *spec.defaults) if key not in PARAMETERS]
+    if unknown:
+        raise ConfigError(
+            f"{where}: accepts {', '.join(unknown)}; parameters are {', '.join(PARAMETERS)}"
+        )
+    check_signature(spec.compute, ("values", "base", "settings"), where)
+    return spec
+
+
+METHODS: Registry[MethodSpec] = Registry(
+    "merge method", "method", "mixgym.merge_methods", as_method, {s.name: s for s in _SPECS}
+)
 MERGE_METHODS: dict[str, str] = {spec.name: spec.summary for spec in _SPECS}
 
 
@@ -249,6 +288,6 @@ def default_of(spec: MethodSpec, parameter: str) -> float | int | str | bool:
 
 def options_of_method(name: str) -> list[tuple[str, float | int | str | bool, str]]:
     """Name, default and meaning of every parameter of a method with its own stages."""
-    spec = METHODS[name]
+    spec = METHODS.find(name)
     names = sorted(accepted_parameters(spec, spec.sparsify, spec.combine))
     return [(key, default_of(spec, key), PARAMETERS[key]) for key in names]

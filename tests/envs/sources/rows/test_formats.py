@@ -276,3 +276,44 @@ def test_a_weight_of_a_row_that_is_neither_is_told_of(write, value):
 def test_a_column_that_may_hold_a_figure_leaves_no_row_out(write):
     found = read(write("a.jsonl", [{"text": "a", "loss": 0}, {"text": "b", "loss": "0"}]))
     assert (found.left_out, dict(found.unused)) == (0, {"loss": 2})
+
+
+# --- plug-ins ---
+
+
+def title_and_body(row, names):
+    from mixgym.envs.sources.rows.formats import Parsed
+    from mixgym.envs.sources.rows.turns import text_of
+
+    turns = (("user", text_of(row, names[0])), ("assistant", text_of(row, names[1])))
+    return Parsed(turns, None)
+
+
+def test_a_format_is_taken_by_its_word(write, monkeypatch):
+    from mixgym.envs.sources.rows.formats import FORMATS, as_format
+
+    form = as_format("x", title_and_body, required=(("title",), ("text",)))
+    monkeypatch.setitem(FORMATS._found, "lunar:article", form)
+    path = write("a.jsonl", [{"title": "t", "text": "b"}])
+    assert read(path).row_format == "text", "auto takes what fits of the known ones"
+    found = read_rows({"train": path}, "s", row_format="lunar:article")
+    assert found.rows["train"][0].messages == (("user", "t"), ("assistant", "b"))
+    assert found.row_format == "lunar:article"
+    with pytest.raises(SourceError, match=r"no 'title'.*are in the format 'lunar:article'"):
+        read_rows({"train": write("b.jsonl", [{"text": "b"}])}, "s", row_format="lunar:article")
+
+
+@pytest.mark.parametrize(
+    ("thing", "declared", "sentence"),
+    [
+        (title_and_body, {}, r"give a RowFormat\(required, parse\)"),
+        (title_and_body, {"required": ("title",)}, "give for each part of a row the columns"),
+        (lambda row: row, {"required": (("title",),)}, r"parse: takes \(row\), and is called with"),
+    ],
+)
+def test_what_is_no_format_is_refused(thing, declared, sentence):
+    from mixgym.envs.errors import ConfigError
+    from mixgym.envs.sources.rows.formats import as_format
+
+    with pytest.raises(ConfigError, match=sentence):
+        as_format("sources.NAME.format=x", thing, **declared)

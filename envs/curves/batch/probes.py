@@ -6,10 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixgym.envs.arrays import BoolArray, FloatArray
-from mixgym.envs.curves.probes import Seen, constant_probe, probe, probe_noise, probe_tokens
+from mixgym.envs.curves.probes import (
+    Seen,
+    baseline_tokens,
+    check_measurable,
+    constant_probe,
+    probe,
+    probe_noise,
+    probe_tokens,
+)
 from mixgym.envs.measuring.probe_book import ProbeBook, training_loss_ratio, wanted_probes
 from mixgym.envs.options import EnvironmentOptions
-from mixgym.envs.probes import BILEVEL_GAIN, PROBES
+from mixgym.envs.probes import BILEVEL_GAIN, PROBES, need_baseline
 
 
 class BatchProbes:
@@ -31,6 +39,7 @@ class BatchProbes:
     ) -> None:
         self.book = ProbeBook(wanted_probes(options), shape, (count,))
         self.names = list(self.book.periods)
+        check_measurable(self.names)
         self._early = options.probe_at_start
         self._rows = options.probe_rows
         self._count = count
@@ -106,6 +115,15 @@ class BatchProbes:
         noise = self._noise[name]
         # an episode that has ended may be moved on, into nothing
         return noise[np.arange(self._count), np.minimum(decision, noise.shape[1] - 1)]
+
+    def spent(self, decision: int, cells: int) -> int:
+        """Tokens that an episode's probes take by a decision, in a task with so many cells."""
+        began = baseline_tokens(need_baseline(self.names), cells, self._rows)
+        taken = {
+            name: decision // period + (self._early and PROBES[name].passes > 0)
+            for name, period in self.book.periods.items()
+        }
+        return began + sum(n * probe_tokens(name, cells, self._rows) for name, n in taken.items())
 
     def fresh(self) -> dict[str, tuple[FloatArray, BoolArray]]:
         """By name the values, and bool[n] where they were measured after the last decision."""

@@ -1,0 +1,1 @@
+"""What many environments side by side have beyond one: probes, records, bilevel weights."""
