@@ -21,10 +21,10 @@ from mixgym.envs.random_streams import stream
 from mixgym.envs.sources.cached.keys import folder_of
 from mixgym.envs.sources.difficulty import DROPPED, Scorer, Scores, scorer_for, strata_of
 from mixgym.envs.sources.duplicates import Policy, handle_duplicates
-from mixgym.envs.sources.embedded import TASKS, default_sources, generate
 from mixgym.envs.sources.encoded.outcome import UNANSWERED, Encoding
 from mixgym.envs.sources.encoded.splits import encode_splits
 from mixgym.envs.sources.files import SourceFiles, find_files
+from mixgym.envs.sources.generated.embedded import TASKS, default_sources, generate
 from mixgym.envs.sources.held_out import Chosen, choose_rows, contents, given_back, others
 from mixgym.envs.sources.reading import Reading, ReadRows, read_rows
 from mixgym.envs.sources.rendering.plain import PlainTemplate
@@ -238,8 +238,8 @@ def _reading(source: SourceOptions, names: Mapping[Path, str], data: DataOptions
     column = column_of(data.strata_by)
     return Reading(
         malformed=data.malformed,
-        columns=source.columns,
         row_format=source.format,
+        columns=source.columns,
         names=names,
         cells=(column,) if column else (),
         cache=folder_of(data.cache),

@@ -13,7 +13,6 @@ Every row is looked at once, and then left where it is: it is made anew when it 
 was seen of the rows of large files is kept in the cache.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import Any
 
 from mixgym.envs.sources.cached.keys import file_digest, key_of, shelf_for
 from mixgym.envs.sources.cached.shelf import Entry, Shelf
-from mixgym.envs.sources.rows.formats import AUTO, FORMATS
+from mixgym.envs.sources.rows.formats import AUTO, BUILT_IN
 from mixgym.envs.sources.rows.row import Messages as Messages  # where it was before
 from mixgym.envs.sources.rows.row import Row as Row
 from mixgym.envs.sources.tables.opening import SUFFIXES as SUFFIXES
@@ -58,7 +57,7 @@ class Reading:
 
     Attributes:
         malformed: what to do with a row that cannot be used.
-        row_format: the format that the rows are in; ``auto``: the one that most fit.
+        row_format: that the rows are in; ``auto``: the one that most fit.
         columns: the source's own names of columns -> those that formats know.
         cells: columns whose values are needed for every row.
         cache: folder of what is kept between starts; None: nothing is.
@@ -77,7 +76,6 @@ def read_rows(
     files: Mapping[str, Path | Sequence[Path]],
     source: str,
     malformed: Policy = "error",
-    row_format: str = AUTO,
     how: Reading | None = None,
 ) -> ReadRows:
     """Read the files of a source.
@@ -86,14 +84,13 @@ def read_rows(
         files: for each role (``train``, ``valid``, ...) the file that plays it, or its shards.
         source: the source's name, for errors.
         malformed: what to do with a row that cannot be used.
-        row_format: the format that the rows are in; ``auto``: the one that most fit.
-        how: more on how to read, ``malformed`` and ``row_format`` included.
+        how: more on how to read, ``malformed`` included.
 
     Raises:
         SourceError: a file is missing or empty, no row is in a known format, a row is malformed
             (under the policy ``error``), or nothing is left after skipping.
     """
-    how = how or Reading(malformed, row_format)
+    how = how or Reading(malformed)
     shards = {role: [p] if isinstance(p, Path) else list(p) for role, p in files.items()}
     opening = Opening(source, how.cache, dict(how.names))
     parts = {role: [opening.records(path) for path in paths] for role, paths in shards.items()}
@@ -102,6 +99,8 @@ def read_rows(
     key = None if shelf is None else _key(shards, how)
     found = None if shelf is None or key is None else shelf.find(key)
     indices = _look(parts, source, how) if found is None else _kept(found)
+    if next(iter(indices.values())).row_format not in BUILT_IN:
+        key = None  # what a plug-in makes of rows may change while the files do not
     if shelf is not None and key is not None and found is None:
         _keep(shelf, key, indices)
     counts: Counter[str] = Counter()
@@ -115,8 +114,8 @@ def read_rows(
             names = ", ".join(map(str, shards[role]))
             fail(source, f"every row of {names} is {fate}; correct the file")
         rows[role] = FileTable(parts[role], Columns(how.columns), index, _of_role(key, role)).all()
-    found_format = next(iter(indices.values())).row_format
-    return ReadRows(rows, found_format, counts["skipped"], counts["left out"], unused)
+    row_format = next(iter(indices.values())).row_format
+    return ReadRows(rows, row_format, counts["skipped"], counts["left out"], unused)
 
 
 def _of_role(key: str | None, role: str) -> str | None:
@@ -134,33 +133,14 @@ def _look(parts: Mapping[str, list[Records]], source: str, how: Reading) -> dict
     }
 
 
-def _key(files: Mapping[str, list[Path]], how: Reading) -> str | None:
-    """What the cache calls what is seen of the rows; None if that is not known."""
+def _key(files: Mapping[str, list[Path]], how: Reading) -> str:
     contents = {
         role: [(suffix_of(path), file_digest(path)) for path in paths]
         for role, paths in files.items()
     }
     order = list(files)
-    outside = _outside(how.row_format)
-    if outside is None:
-        return None
-    options = [how.malformed, how.row_format, dict(how.columns), how.cells]
-    return key_of("read", [contents, order, options, outside])
-
-
-def _outside(wanted: str) -> list[tuple[str, str]] | None:
-    """Names and modules of the formats that are not ours; None if such a module is no file."""
-    forms = [*FORMATS.values(), *([] if wanted == AUTO else [FORMATS[wanted]])]
-    found = set()
-    for parse in (form.parse for form in forms):
-        module = str(getattr(parse, "__module__", ""))
-        if module.startswith("mixgym."):
-            continue
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if file is None or not Path(file).is_file():
-            return None
-        found.add((str(getattr(parse, "__qualname__", "")), file_digest(Path(file))))
-    return sorted(found)
+    about = [how.malformed, how.row_format, dict(how.columns), how.cells]
+    return key_of("read", [contents, order, *about])
 
 
 def _keep(shelf: Shelf, key: str, indices: Mapping[str, RowIndex]) -> None:

@@ -10,7 +10,7 @@ import typer
 from mixgym.trainer.cli import listing, merging, packing, plugins, runs, starting, tasks, worlds
 from mixgym.trainer.cli.common import app
 
-COMMANDS = (runs, tasks, worlds, listing, starting, plugins, merging, packing)
+COMMANDS = (runs, tasks, worlds, listing, plugins, starting, merging, packing)
 """Modules of commands, imported because that registers them."""
 
 

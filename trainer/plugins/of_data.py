@@ -41,8 +41,8 @@ def _rows(which: Any) -> Any:
     """Rows of a generated source, encoded."""
     from mixgym.envs.learners.models.loading import load_tokenizer
     from mixgym.envs.options import DataOptions, ModelOptions
-    from mixgym.envs.sources.embedded import generate
     from mixgym.envs.sources.encoding import encode_rows
+    from mixgym.envs.sources.generated.embedded import generate
 
     rows = generate("addition", 60, 0)
     texts = [text for row in rows for _, text in row.messages]

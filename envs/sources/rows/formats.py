@@ -306,7 +306,7 @@ def as_format(where: str, thing: Any, **declared: Any) -> RowFormat:
     return form
 
 
-_BUILT_IN = {
+BUILT_IN = {
     "messages": RowFormat((("messages",),), _parse_messages, SHARED),
     "prompt": _pair("prompt", "completion"),
     "instruction": _pair("instruction", "output"),
@@ -317,5 +317,5 @@ _BUILT_IN = {
 }
 
 FORMATS: Registry[RowFormat] = Registry(
-    "row format", "sources.NAME.format", "mixgym.row_formats", as_format, _BUILT_IN, (AUTO,)
+    "row format", "sources.NAME.format", "mixgym.row_formats", as_format, BUILT_IN, (AUTO,)
 )

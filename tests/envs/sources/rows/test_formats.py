@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixgym.envs.errors import SourceError
-from mixgym.envs.sources.reading import read_rows
+from mixgym.envs.sources.reading import Reading, read_rows
 
 PAIRS = [("instruction", "output"), ("prompt", "completion"), ("question", "answer")]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
@@ -296,11 +296,15 @@ def test_a_format_is_taken_by_its_word(write, monkeypatch):
     monkeypatch.setitem(FORMATS._found, "lunar:article", form)
     path = write("a.jsonl", [{"title": "t", "text": "b"}])
     assert read(path).row_format == "text", "auto takes what fits of the known ones"
-    found = read_rows({"train": path}, "s", row_format="lunar:article")
+    found = read_rows({"train": path}, "s", how=Reading(row_format="lunar:article"))
     assert found.rows["train"][0].messages == (("user", "t"), ("assistant", "b"))
     assert found.row_format == "lunar:article"
     with pytest.raises(SourceError, match=r"no 'title'.*are in the format 'lunar:article'"):
-        read_rows({"train": write("b.jsonl", [{"text": "b"}])}, "s", row_format="lunar:article")
+        read_rows(
+            {"train": write("b.jsonl", [{"text": "b"}])},
+            "s",
+            how=Reading(row_format="lunar:article"),
+        )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from mixgym.envs.errors import SourceError
-from mixgym.envs.sources.embedded import TASKS, default_sources, generate
-from mixgym.envs.sources.number_words import number_words
+from mixgym.envs.sources.generated.embedded import TASKS, default_sources, generate
+from mixgym.envs.sources.generated.number_words import number_words
 
 SMALL = {
     "en": {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,

@@ -27,7 +27,7 @@ import numpy as np
 from mixgym.envs.errors import SourceError, did_you_mean
 from mixgym.envs.options import SourceOptions
 from mixgym.envs.random_streams import stream
-from mixgym.envs.sources.number_words import LANGUAGES, listed, number_words
+from mixgym.envs.sources.generated.number_words import LANGUAGES, listed, number_words
 from mixgym.envs.sources.rows.row import Row
 
 _GRADES = 4

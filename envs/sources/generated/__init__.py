@@ -1,0 +1,1 @@
+"""Sources of generated tasks: no file is needed."""
