@@ -30,6 +30,7 @@ from mixgym.envs.sources.reading import Reading, ReadRows, read_rows
 from mixgym.envs.sources.rendering.plain import PlainTemplate
 from mixgym.envs.sources.rendering.rendered import RefusedRowError
 from mixgym.envs.sources.rows.row import Row
+from mixgym.envs.sources.scorers import column_of
 from mixgym.envs.sources.source import EncodedRows, Source, SourceReport
 from mixgym.envs.sources.splits import VALIDATION, cut_splits, split_rows
 
@@ -234,7 +235,7 @@ def _read(
 
 def _reading(source: SourceOptions, names: Mapping[Path, str], data: DataOptions) -> Reading:
     """How files are read under the options."""
-    _, _, column = data.strata_by.partition("column:")
+    column = column_of(data.strata_by)
     return Reading(
         malformed=data.malformed,
         row_format=source.format,

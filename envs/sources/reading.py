@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from mixgym.envs.sources.cached.keys import file_digest, key_of, shelf_for
 from mixgym.envs.sources.cached.shelf import Entry, Shelf
 from mixgym.envs.sources.rows.formats import AUTO, BUILT_IN
@@ -127,9 +125,8 @@ def _of_role(key: str | None, role: str) -> str | None:
 def _look(parts: Mapping[str, list[Records]], source: str, how: Reading) -> dict[str, RowIndex]:
     """Read every row."""
     columns = Columns(how.columns)
-    row_format = how.row_format
-    if row_format == AUTO:
-        row_format = detect([part for role in parts.values() for part in role], columns, source)
+    every = [part for role in parts.values() for part in role]
+    row_format = detect(every, columns, source, how.row_format)
     return {
         role: index_rows(mine, row_format, columns, source, how.malformed, how.cells)
         for role, mine in parts.items()
@@ -147,8 +144,8 @@ def _key(files: Mapping[str, list[Path]], how: Reading) -> str:
 
 
 def _keep(shelf: Shelf, key: str, indices: Mapping[str, RowIndex]) -> None:
-    arrays: dict[str, NDArray[Any]] = {}
-    note = {}
+    arrays: dict[str, Any] = {}
+    note: dict[str, Any] = {}
     for role, index in indices.items():
         arrays[f"{role}-records"], arrays[f"{role}-digests"] = index.records, index.digests
         note[role] = {

@@ -21,10 +21,11 @@ import numpy as np
 
 from mixgym.envs.errors import MixgymError
 from mixgym.envs.options import DataOptions
+from mixgym.envs.plugins.registry import import_plugins, modules_behind
 from mixgym.envs.sources.cached.shelf import Shelf, Writer
 from mixgym.envs.sources.encoded.outcome import ARRAYS, Encoded, join_encoded
 from mixgym.envs.sources.encoding import BATCH_ROWS, Encoder
-from mixgym.envs.sources.tables.table import Rows
+from mixgym.envs.sources.tables.table import FileTable, Rows
 
 LEAST_ROWS = 10_000
 """Rows that are worth a process: it takes seconds to start."""
@@ -115,7 +116,10 @@ class _Helper:
         folder.mkdir()
         self._folder = folder
         self._job = job
-        (folder / "job").write_bytes(pickle.dumps(job))
+        table = job.rows.table
+        words = [table.index.row_format] if isinstance(table, FileTable) else []
+        data = {"plugins": modules_behind(words), "job": pickle.dumps(job)}
+        (folder / "job").write_bytes(pickle.dumps(data))
         program = f"from {__name__} import run; run({str(folder)!r})"
         path = os.pathsep.join(part or os.getcwd() for part in sys.path)  # noqa: PTH109
         own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
@@ -148,7 +152,9 @@ class _Helper:
 def run(folder: str) -> None:
     """What a helper's process does."""
     home = Path(folder)
-    job: Job = pickle.loads((home / "job").read_bytes())
+    data = pickle.loads((home / "job").read_bytes())
+    import_plugins(data["plugins"])
+    job: Job = pickle.loads(data["job"])
     try:
         with Shelf(home).filling(_RESULT) as writer:
             job.write(writer)

@@ -137,17 +137,19 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        words: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
         try:
-            texts, places = render_jinja_template(
+            found: Any = render_jinja_template(
                 [row.turns()],
                 tools=row.tools(),
                 chat_template=self._source(row),
                 return_assistant_tokens_mask=True,
-                **self._tokenizer.special_tokens_map,
+                **words,
             )
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             self.refuse(row, f"refuses the row ({error})", error)
-        return texts[0], [(int(begin), int(end)) for begin, end in places[0] if begin < end]
+        (text,), (places,) = found
+        return str(text), [(int(begin), int(end)) for begin, end in places if begin < end]
 
     def prompts_after(self, role: str, ask: Callable[[], bool]) -> bool:
         """Whether the template prompts the assistant behind a turn of ``role``; asked once."""

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from mixgym.envs.errors import did_you_mean
-from mixgym.envs.sources.rows.formats import FORMATS, is_left_out, parse_row
+from mixgym.envs.sources.rows.formats import AUTO, FORMATS, is_left_out, parse_row
 from mixgym.envs.sources.rows.row import Row
 from mixgym.envs.sources.rows.turns import MalformedError
 from mixgym.envs.sources.tables.records import Record, Records, batches, fail
@@ -54,8 +54,10 @@ class Columns:
                 fail(source, f"columns: no row has a column {own!r}; {did_you_mean(own, seen)}")
 
 
-def detect(parts: Sequence[Records], columns: Columns, source: str) -> str:
-    """The format that most rows are in (ties: the earlier in the table of formats)."""
+def detect(parts: Sequence[Records], columns: Columns, source: str, wanted: str = AUTO) -> str:
+    """The format that is wanted, or that most rows are in (ties: the earlier in the table)."""
+    if wanted != AUTO and not columns.names:
+        return wanted
     found: Counter[str | None] = Counter()
     seen: Counter[str] = Counter()
     first: Record | None = None
@@ -67,6 +69,8 @@ def detect(parts: Sequence[Records], columns: Columns, source: str) -> str:
         if renamed.flaw is None:
             found[_format_of(renamed.value)] += 1
     columns.check(seen, source)
+    if wanted != AUTO:
+        return wanted
     best = max(FORMATS, key=lambda name: found[name])
     if not found[best]:
         assert first is not None  # a file without records is refused when it is opened

@@ -211,3 +211,28 @@ def test_rows_are_parsed_only_where_they_are_asked_for(small, write, tmp_path, m
     assert again.rows["train"][500] == first.rows["train"][500]
     assert json.loads(path.read_text().splitlines()[again.rows["train"][3].line - 1])["id"] >= 3
     assert parsed.calls <= 3
+
+
+PLUGIN = """
+from mixgym.envs.sources.rows.formats import Parsed, RowFormat
+
+def parse(row, names):
+    return Parsed(((("user", row["ask"]), ("assistant", row["reply"]{more}))), None)
+
+FORM = RowFormat((("ask",), ("reply",)), parse)
+"""
+
+
+def test_what_others_make_of_rows_is_not_kept(small, tmp_path, write, monkeypatch, bytes_tokenizer):
+    """It may change while the files do not."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write("a.jsonl", [{"ask": f"q{i}", "reply": f"a{i}"} for i in range(40)])
+    encoded = Counted(monkeypatch, Encoder, "encode")
+    for number, more, calls in ((1, "", 1), (1, "", 2), (2, " + '!'", 3)):
+        (tmp_path / f"own_format{number}.py").write_text(PLUGIN.format(more=more))
+        word = {"format": f"own_format{number}:FORM"}
+        source = load(path, bytes_tokenizer, tmp_path / "cache", source=word)
+        assert source.report.row_format == word["format"]
+        assert encoded.calls == calls
+    text = bytes_tokenizer.decode(source.splits["train"].row(0)[0])
+    assert text.endswith("!<eos>")
