@@ -311,8 +311,18 @@ BUILT_IN = {
     "prompt": _pair("prompt", "completion"),
     "instruction": _pair("instruction", "output"),
     "question": _pair("question", "answer"),
-    "conversations": RowFormat((("conversations",),), _parse_sharegpt, SHARED),
-    "chosen": RowFormat((("chosen",),), _parse_chosen, ("prompt", "rejected", *_SYSTEM, "tools")),
+    "conversations": RowFormat(
+        (("conversations",),),
+        _parse_sharegpt,
+        SHARED,
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    ),
+    "chosen": RowFormat(
+        (("chosen",),),
+        _parse_chosen,
+        ("prompt", "rejected", *_SYSTEM, "tools"),
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ),
     "text": RowFormat((("text",),), lambda row, _: Parsed((), text_of(row, "text"))),
 }
 

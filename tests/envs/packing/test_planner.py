@@ -242,5 +242,5 @@ def test_other_options_are_checked() -> None:
         config(warm_up=-1)
     with pytest.raises(ConfigError, match="window=0"):
         config(balance=Balance(window=0))
-    with pytest.raises(ConfigError, match="packer 'best' is unknown"):
+    with pytest.raises(ConfigError, match="packer=best: unknown packer"):
         config(packer="best")

@@ -401,7 +401,7 @@ def test_a_test_split_that_is_not_finite_names_the_checkpoint(
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"agent": {"name": "unifrom"}}, "agent.name=unifrom: unknown; did you mean uniform?"),
+        ({"agent": {"name": "unifrom"}}, "agent.name=unifrom: unknown algorithm; did you mean uniform?"),
         (
             {"agent": {"name": "uniform", "options": {"tua": 1}}},
             "agent.options.tua: uniform has no such option",
@@ -413,7 +413,6 @@ def test_a_test_split_that_is_not_finite_names_the_checkpoint(
         ),
         ({"sources": {"a": {"embedded": "addition", "rows": 60, "target": 0}}}, "target"),
         ({"sources": {"a": {"path": "/nowhere/rows.jsonl"}}}, "/nowhere/rows.jsonl"),
-        ({"environment": {"reward": "progres"}}, "progres"),
         ({"model": {"name": "./not/there"}}, "model.name=./not/there: cannot be loaded"),
     ],
 )
