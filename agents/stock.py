@@ -299,7 +299,7 @@ def _policy(
     if not (inspect.isclass(kind) and issubclass(kind, BasePolicy)):
         raise ConfigError(f"{card.path}: {card.policy} is no policy; {advice}")
     known = inspect.signature(kind).parameters
-    rate = {"lr_schedule": lambda _: 0.0} if "lr_schedule" in known else {}
+    rate: dict[str, Any] = {"lr_schedule": lambda _: 0.0} if "lr_schedule" in known else {}
     try:
         with zipfile.ZipFile(card.path) as archive, archive.open(_POLICY) as file:
             weights = torch.load(file, map_location="cpu", weights_only=True)

@@ -139,8 +139,9 @@ def test_yaml_words_mean_what_they_say(tmp_path: Path) -> None:
         ),
         (
             "\nenvironment: {prior: balanced}\n",
-            "c.yaml:2: environment.prior: \"balanced\" will not do: must be 'uniform' or "
-            "'proportional'",
+            "c.yaml:2: environment.prior: \"balanced\" will not do: must be 'uniform', "
+            "'proportional' or 'cost_power' (mixture of a zero action: uniform, proportional, "
+            "cost_power (the agent corrects that rule), or a weight for every source)",
         ),
         (
             "environment: {prior: {a: -1}}\n",

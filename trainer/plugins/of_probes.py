@@ -151,7 +151,7 @@ def _fingerprint(learner: Any) -> tuple[Any, ...]:
 
     module = learner.trained.module
     sums = [(float(p.detach().double().sum()), p.grad is None) for p in module.parameters()]
-    drawn = (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    drawn = (torch.get_rng_state().tolist(), str(np.random.get_state()))  # noqa: NPY002
     return (*sums, module.training, *drawn)
 
 

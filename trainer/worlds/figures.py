@@ -18,6 +18,8 @@ from mixgym.trainer.worlds.fitting import fit, predict
 from mixgym.trainer.worlds.parameters import Parameters
 from mixgym.trainer.worlds.trajectories import Corpus, Trajectories, mean_known
 
+_CHANCE = 0.02  # share of a null's error that a fit to random losses may be better by
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -135,6 +137,7 @@ def _rank(predicted: FloatArray, seen: FloatArray) -> float:
 
 
 def is_useful(report: dict[str, Any]) -> bool:
-    """Whether the world predicts better than both nulls."""
+    """Whether the world predicts clearly better than both nulls."""
     error, late = report["error"], report["second_half"]
-    return bool(error["world"] < error["mean"] and late["world"] < late["stay"])
+    least = 1.0 - _CHANCE
+    return bool(error["world"] < least * error["mean"] and late["world"] < least * late["stay"])
