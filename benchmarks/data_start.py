@@ -14,6 +14,7 @@ command, memory the largest that one of them ever held (pages of mapped files in
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -154,7 +155,14 @@ def main() -> None:
     arguments = parse(parser, rows=2000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, arguments.rows)
+        # in a process of its own: what it takes would count as memory of all that are started later
+        ready = multiprocessing.get_context("spawn").Process(
+            target=prepare, args=(folder, arguments.rows)
+        )
+        ready.start()
+        ready.join()
+        if ready.exitcode:
+            raise RuntimeError("the files could not be written")
         rows = [*own_rows(folder), *their_rows(folder)]
     if arguments.json:
         print(json.dumps({"rows": arguments.rows, "measured": rows}, indent=2))

@@ -43,7 +43,7 @@ def write_table(path, separator, rows=ROWS):
 WRITERS = {
     "a.jsonl": lambda path: path.write_bytes(LINES),
     "a.json": lambda path: path.write_text(json.dumps(ROWS)),
-    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES)),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES, mtime=0)),
     "a.jsonl.zst": lambda path: path.write_bytes(zstandard.compress(LINES)),
     "a.parquet": write_parquet,
     "a.csv": lambda path: write_table(path, ","),
@@ -79,7 +79,7 @@ def broken(name):
     rows[2]["completion"] = ""
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     return {
-        "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(lines)),
+        "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(lines, mtime=0)),
         "a.jsonl.zst": lambda path: path.write_bytes(zstandard.compress(lines)),
         "a.parquet": lambda path: write_parquet(path, rows),
         "a.csv": lambda path: write_table(path, ",", rows),
@@ -119,9 +119,9 @@ def test_texts_of_tables_stay_texts(tmp_path):
     ("name", "data", "reason"),
     [
         ("a.jsonl.gz", b"no gzip", "cannot be unpacked .*of the type that its name says"),
-        ("a.jsonl.gz", gzip.compress(LINES)[:-12], "cannot be unpacked"),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-12], "cannot be unpacked"),
         ("a.jsonl.zst", b"no zstd", "cannot be unpacked"),
-        ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz is empty"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), "a.jsonl.gz is empty"),
         ("a.parquet", b"no parquet", "cannot be read as parquet"),
         ("a.csv", b"a,b\n1,2\n1,2,3,4\n", r"cannot be read as csv \(.*line 3"),
         ("a.csv", b"a,a\n1,2\n", "line 1: two columns are called 'a'"),
