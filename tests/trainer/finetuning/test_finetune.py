@@ -401,7 +401,10 @@ def test_a_test_split_that_is_not_finite_names_the_checkpoint(
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"agent": {"name": "unifrom"}}, "agent.name=unifrom: unknown algorithm; did you mean uniform?"),
+        (
+            {"agent": {"name": "unifrom"}},
+            "agent.name=unifrom: unknown algorithm; did you mean uniform?",
+        ),
         (
             {"agent": {"name": "uniform", "options": {"tua": 1}}},
             "agent.options.tua: uniform has no such option",
